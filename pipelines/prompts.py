@@ -1,0 +1,390 @@
+"""A prompt file -> rows -> jobs or rejects. Plain functions that stream; no Beam.
+
+A row is whatever asks for a picture: a line of text, a record of a table, an object. A blank line is no row,
+in any format. What is wrong with one row is that row's problem, and what is wrong with the whole file (no
+such format, no rows, columns that no job has, a gzip that breaks off) is a `PromptFileError`.
+"""
+
+import collections
+import contextlib
+import csv
+import gzip
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sdjax.images.metadata import NO_TEXT
+from sdjax.job import FIELDS, Job, job_from_text, repeated, unknown_fields
+
+OpenBinary = Callable[[], BinaryIO]
+
+# The longest line, and the longest record of several lines. Two prompts of the greatest length
+# (`job.MAX_PROMPT`), with each letter as JSON's 12-byte escape, take 2.4 MB.
+MAX_LINE_BYTES = 4 * 2**20
+# What is shown of a line that is longer, and of a reason.
+_SHOWN_LETTERS = 500
+_PARQUET_BATCH = 256
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_UTF8_MARK = b"\xef\xbb\xbf"
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class PromptFileError(ValueError):
+    """A prompt file that can't be used as a whole; the message names the file and says what to do."""
+
+
+class Row(NamedTuple):
+    """One row of a prompt file.
+
+    source: the file's name.
+    line: where it begins: the physical line, or in parquet the row, counted from 1.
+    values: by job field, text as in the file or typed as in JSON and parquet; None if there is a problem.
+    text: the row as it stands, for the report of rejects (unreadable bytes as U+FFFD, very long ones cut).
+    problem: why it can't be read, or None.
+    """
+
+    source: str
+    line: int
+    values: dict[str, Any] | None
+    text: str
+    problem: str | None
+
+
+class Reject(NamedTuple):
+    """A row of which no picture is made, and why."""
+
+    source: str
+    line: int
+    text: str
+    reason: str
+
+
+# --- From bytes to lines ---
+
+
+class _Line(NamedTuple):
+    number: int
+    raw: bytes
+    problem: str | None
+
+    def shown(self) -> str:
+        text = self.raw.rstrip(b"\r\n").decode("utf-8", "replace")
+        return text if self.problem is None else _shortened(text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}… ({len(text)} letters)"
+
+
+def _lines(stream: BinaryIO) -> Iterator[_Line]:
+    """The physical lines with their ends, without the mark of UTF-8; bounded in memory."""
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES):
+        number += 1
+        problem = None
+        if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
+            problem = f"the line is longer than {MAX_LINE_BYTES} bytes; is a line break missing?"
+            while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        if number == 1:
+            raw = raw.removeprefix(_UTF8_MARK)
+        yield _Line(number, raw, problem)
+
+
+def _bad_utf8(error: UnicodeDecodeError, raw: bytes) -> str:
+    return f"byte {error.start + 1} of the row, 0x{raw[error.start]:02x}, is not UTF-8; save the file so"
+
+
+# --- The formats ---
+
+
+def _read_txt(stream: BinaryIO, name: str) -> Iterator[Row]:
+    """A prompt a line, taken whole."""
+    for line in _lines(stream):
+        text, problem = line.shown(), line.problem
+        if not problem:
+            try:
+                text = line.raw.rstrip(b"\r\n").decode()
+            except UnicodeDecodeError as error:
+                problem = _bad_utf8(error, line.raw)
+        if problem:
+            yield Row(name, line.number, None, text, problem)
+        elif text.strip():
+            yield Row(name, line.number, {"prompt": text}, text, None)
+
+
+def _read_jsonl(stream: BinaryIO, name: str) -> Iterator[Row]:
+    """An object a line."""
+    for line in _lines(stream):
+        if not line.raw.strip():
+            continue
+        try:
+            if line.problem:
+                raise ValueError(line.problem)
+            values = _json_object(line.raw.decode())
+        except UnicodeDecodeError as error:
+            yield Row(name, line.number, None, line.shown(), _bad_utf8(error, line.raw))
+        except ValueError as error:
+            yield Row(name, line.number, None, line.shown(), str(error))
+        else:
+            yield Row(name, line.number, values, line.shown(), None)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = [name for name, count in collections.Counter(names).items() if count > 1]
+        if twice:
+            raise ValueError(f"the key {twice[0]!r} is there twice; keep one")
+        return dict(pairs)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON; leave the key out where there is no value")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not valid JSON: {error.msg} at letter {error.pos + 1}; expected an object"
+        ) from None
+    except RecursionError:
+        raise ValueError("nested too deep; expected a flat object") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}; expected an object with the key 'prompt'")
+    return value
+
+
+class _Record(NamedTuple):
+    """A record of a table: its fields, or a problem and the line that is given up for it."""
+
+    lines: list[_Line]
+    fields: list[str]
+    problem: str | None
+
+    def shown(self) -> str:
+        return "\n".join(line.shown() for line in self.lines)
+
+
+def _records(lines: Iterator[_Line], delimiter: str) -> Iterator[_Record]:
+    """Records as Excel writes them (RFC 4180), each of one physical line or of several within quotes.
+
+    A record that breaks the rules, such as by a quote that is never closed, costs its first line only: the
+    reading goes on with the second.
+    """
+    waiting: collections.deque[_Line] = collections.deque()
+
+    def taken(into: list[_Line]) -> Iterator[str]:
+        size = 0
+        while size < MAX_LINE_BYTES:
+            line = waiting.popleft() if waiting else next(lines, None)
+            if line is None:
+                return
+            into.append(line)
+            if line.problem:
+                return
+            size += len(line.raw)
+            yield line.raw.decode("utf-8", "surrogateescape")
+
+    while True:
+        record: list[_Line] = []
+        try:
+            fields = next(csv.reader(taken(record), delimiter=delimiter, strict=True))
+            problem = None
+        except StopIteration:
+            fields, problem = [], None
+        except csv.Error as error:
+            fields, problem = [], f"not a record: {error}; is a quote not closed or not doubled?"
+        if not record:
+            return
+        if record[-1].problem and len(record) == 1:
+            problem = record[0].problem
+        if problem:
+            waiting.extendleft(reversed(record[1:]))
+            yield _Record(record[:1], [], problem)
+        elif any(field.strip() for field in fields) or len(fields) > 1:
+            yield _Record(record, fields, _undecodable(record))
+
+
+def _undecodable(record: list[_Line]) -> str | None:
+    raw = b"".join(line.raw for line in record)
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return _bad_utf8(error, raw)
+    return None
+
+
+def _table(delimiter: str) -> Callable[[BinaryIO, str], Iterator[Row]]:
+    def read(stream: BinaryIO, name: str) -> Iterator[Row]:
+        records = _records(_lines(stream), delimiter)
+        header = next(records, None)
+        if header is None:
+            return
+        if header.problem:
+            raise PromptFileError(f"{name}, line {header.lines[0].number}: the header: {header.problem}")
+        columns = [column.strip() for column in header.fields]
+        _check_columns(columns, name)
+        for record in records:
+            fields, problem = record.fields, record.problem
+            if not problem and len(fields) != len(columns):
+                problem = f"{len(fields)} values for {len(columns)} columns; is a quote missing?"
+            values = None if problem else dict(zip(columns, fields, strict=True))
+            yield Row(name, record.lines[0].number, values, record.shown(), problem)
+
+    return read
+
+
+def _check_columns(columns: Sequence[str], name: str) -> None:
+    problem = unknown_fields(columns)
+    if problem:
+        raise PromptFileError(f"{name}: {problem}. Rename or remove it: nothing in a prompt file is ignored.")
+    twice = [column for column, count in collections.Counter(columns).items() if count > 1]
+    if twice:
+        raise PromptFileError(f"{name}: the column {twice[0]!r} is there twice; keep one")
+    if "prompt" not in columns:
+        raise PromptFileError(f"{name}: no column 'prompt' in the header, which is {', '.join(columns)}")
+
+
+def _read_parquet(stream: BinaryIO, name: str) -> Iterator[Row]:
+    """A column per job field; lines are rows, counted from 1."""
+    with contextlib.ExitStack() as stack:
+        if not isinstance(stream, gzip.GzipFile):
+            file = stream
+        else:  # which can't be read from its end, where parquet keeps its table of contents
+            file = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(stream, file)
+        try:
+            table = pq.ParquetFile(file)
+            _check_columns(table.schema_arrow.names, name)
+            number = 0
+            for batch in table.iter_batches(_PARQUET_BATCH):
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _parquet_row(batch.slice(index, 1), name, number)
+        except (pa.ArrowException, OSError) as error:
+            raise PromptFileError(f"{name}: not a whole parquet file: {error}. Write it again.") from error
+
+
+def _parquet_row(row: pa.RecordBatch, name: str, number: int) -> Row:
+    try:
+        [values] = row.to_pylist()
+    except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates out of Python's range
+        return Row(name, number, None, "", f"a value can't be read: {error}")
+    return Row(name, number, values, json.dumps(values, default=str, ensure_ascii=False), None)
+
+
+class _Format(NamedTuple):
+    read: Callable[[BinaryIO, str], Iterator[Row]]
+    holds: str  # what is expected in such a file
+
+
+FORMATS: dict[str, _Format] = {
+    ".txt": _Format(_read_txt, "a prompt a line"),
+    ".csv": _Format(_table(","), "a header with the column 'prompt', and rows under it"),
+    ".tsv": _Format(_table("\t"), "a header with the column 'prompt', and rows under it"),
+    ".jsonl": _Format(_read_jsonl, "an object with the key 'prompt' a line"),
+    ".ndjson": _Format(_read_jsonl, "an object with the key 'prompt' a line"),
+    ".parquet": _Format(_read_parquet, "a column 'prompt', and rows"),
+}
+
+
+# --- The file as a whole ---
+
+
+def read_rows(open_binary: OpenBinary, name: str) -> Iterator[Row]:
+    """The rows of a prompt file, one after the other, never all in memory.
+
+    Args:
+      open_binary: opens the file for its bytes as they are (gzip not undone); called twice.
+      name: the file's name; its extension, with or without `.gz`, tells the format.
+
+    Raises:
+      PromptFileError: while iterating; for an extension that is not known, a file that can't be opened or
+      holds
+        no rows, a header with unknown or without needed columns, and damaged gzip or parquet data.
+    """
+    format_, gzipped = _format(name)
+    count, line = 0, 0
+    try:
+        with open_binary() as stream:
+            head = stream.read(len(_UTF8_MARK))
+        _check_head(head, gzipped, name)
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(open_binary())
+            if gzipped:
+                stream = stack.enter_context(gzip.GzipFile(fileobj=stream))  # type: ignore[assignment]
+            for row in format_.read(stream, name):
+                count, line = count + 1, row.line
+                yield row
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise PromptFileError(
+            f"{name}: the gzip data are damaged or break off after line {line}: {error}. Compress it again."
+        ) from error
+    except OSError as error:
+        raise PromptFileError(f"{name}: can't be read: {error}") from error
+    if not count:
+        raise PromptFileError(f"{name}: no prompts in it; expected {format_.holds}")
+
+
+def _format(name: str) -> tuple[_Format, bool]:
+    path = PurePosixPath(name.lower())
+    gzipped = path.suffix == ".gz"
+    extension = PurePosixPath(path.stem).suffix if gzipped else path.suffix
+    if extension not in FORMATS:
+        raise PromptFileError(
+            f"{name}: the extension {extension!r} tells no format of prompts; expected {', '.join(FORMATS)}, "
+            "each also with .gz"
+        )
+    return FORMATS[extension], gzipped
+
+
+def _check_head(head: bytes, gzipped: bool, name: str) -> None:
+    if head and gzipped != head.startswith(_GZIP_MAGIC):
+        found = "not gzipped; take .gz off" if gzipped else "gzipped; add .gz to"
+        raise PromptFileError(f"{name}: the data are {found} the name")
+    if head.startswith(_UTF16_MARKS):
+        raise PromptFileError(f"{name}: the text is UTF-16; save it as UTF-8")
+
+
+# --- From rows to jobs ---
+
+
+def parse(row: Row, defaults: Mapping[str, Any], repeats: int, run_seed: int) -> list[Job] | Reject:
+    """The jobs that a row asks for, or why there are none.
+
+    Args:
+      row: from `read_rows`.
+      defaults: job fields for what the row leaves open: its missing, null and blank values.
+      repeats: pictures of each row, at least 1.
+      run_seed: from which seeds are derived for rows without one.
+    """
+    if row.values is None:
+        return Reject(row.source, row.line, row.text, row.problem or "unreadable")
+    given = {name: value for name, value in row.values.items() if not _is_blank(value)}
+    try:
+        for name, value in given.items():
+            _check_text(name, value)
+        return list(repeated(job_from_text({**defaults, **given}), repeats, run_seed))
+    except OverflowError:
+        return Reject(row.source, row.line, row.text, "a number in it is far too large; make it smaller")
+    except ValueError as error:  # JobError, or one of Python's own about numbers of too many digits
+        return Reject(row.source, row.line, row.text, _shortened(str(error)))
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _check_text(name: str, value: Any) -> None:
+    found = NO_TEXT.search(value) if isinstance(value, str) else None
+    if found:
+        what = "a NUL character" if found[0] == "\0" else f"half of a surrogate pair (\\u{ord(found[0]):04x})"
+        raise ValueError(f"{name}: letter {found.start() + 1} is {what}, which no text file holds; remove it")

@@ -1,0 +1,339 @@
+"""Files that are there whole or not at all, on local disks and on whatever Beam's filesystems reach.
+
+A path without a scheme is local; any other (`gs://`, `s3://`, `hdfs://`) goes through Beam. There are three
+ways to write, and in each the file's own name never holds less than the whole:
+
+- a local disk: a temporary file beside the target, flushed to the disk, then renamed over it;
+- an object store: one put of the whole object, which is atomic there (renaming is copying);
+- other remote folders (HDFS), and long streams to an object store: a temporary name, then renamed.
+
+Temporary files begin with `TEMPORARY`. A killed run leaves them behind, and a run beside this one may be
+writing one just now. A local writer therefore holds a lock (`flock`) on its file, which the kernel drops when
+the process dies: `remove_leftovers` deletes what it can lock, and so nothing that anyone still writes, on
+whatever machine or in whatever container. Where there are no locks it deletes what nobody has touched for a
+day.
+"""
+
+import contextlib
+import errno
+import fcntl
+import glob
+import json
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from sdjax.images import encode
+
+# With a dot, so that readers of data sets pass over it.
+TEMPORARY = ".sdjax-tmp-"
+IMAGES = "images"
+# After this long without a change a file that can't be locked is nobody's any more. Writing one takes
+# seconds.
+ABANDONED_SECONDS = 24 * 3600
+
+_EXTENSIONS = "|".join(known.extension for known in encode.FORMATS.values())
+_IMAGE_NAME = re.compile(rf"([0-9a-f]{{32}})\.({_EXTENSIONS})")
+
+_NO_ROOM = "there is no room left: free some or choose another output, then run the same command again"
+_NOT_ALLOWED = "writing is not allowed there: change the permissions or choose another output"
+_IN_THE_WAY = "a file is where a folder should be, or a folder where a file: choose another output"
+_ADVICE = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: _NO_ROOM,
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: _NOT_ALLOWED,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOENT: "there is no such file: check the path",
+}
+
+
+class StorageError(OSError):
+    """A file can't be written or read; the message names its path and says what to do."""
+
+
+class Done(NamedTuple):
+    """A picture that is there: its id, its path and its size in bytes."""
+
+    id: str
+    path: str
+    size: int
+
+
+def join(folder: str, *names: str) -> str:
+    """A path below a folder."""
+    return os.path.join(folder, *names) if _is_local(folder) else str(FileSystems.join(folder, *names))
+
+
+def image_path(out: str, image_id: str, extension: str) -> str:
+    """Where a picture belongs: `images/ab/<id>.png`, so that no folder gets more than a 256th of them."""
+    return join(out, IMAGES, image_id[:2], f"{image_id}.{extension}")
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Opens a file for reading its bytes as they are: gzip is not undone.
+
+    Raises:
+      StorageError: if it can't be opened.
+    """
+    with _clear_errors(path):
+        if _is_local(path):
+            return open(path, "rb")
+        stream: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        return stream
+
+
+def read_whole(path: str) -> bytes:
+    """The bytes of a file; raises `StorageError`."""
+    with open_binary(path) as stream, _clear_errors(path):
+        return stream.read()
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Writes a file that is there whole or not at all; one that is there already is replaced.
+
+    Folders are made. If it fails, no temporary file stays behind.
+
+    Raises:
+      StorageError: if there is no room, no permission, or something in the way.
+    """
+    if _is_local(path) or _has_folders(path):
+        with _replacing(path) as stream, _clear_errors(path):
+            stream.write(data)
+    else:
+        _put(path, data)
+
+
+def write_jsonl(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes an object a line, streaming; the file is there whole or not at all.
+
+    Raises:
+      StorageError: as `write_whole`.
+      ValueError: for NaN or infinity. What `rows` raises goes through, and nothing is written.
+    """
+    with _replacing(path) as stream:
+        for row in rows:
+            text = json.dumps(dict(row), ensure_ascii=False, allow_nan=False)
+            with _clear_errors(path):
+                # Half of a surrogate pair is no UTF-8; with a backslash it is JSON's own escape.
+                stream.write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def read_jsonl(path: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one a line, streaming.
+
+    Raises:
+      StorageError: if the file can't be read; names the line that is no whole object.
+    """
+    with open_binary(path) as stream, _clear_errors(path):
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise StorageError(f"{path}, line {number}: not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise StorageError(f"{path}, line {number}: a {type(row).__name__}; expected an object")
+            yield row
+
+
+def list_done(out: str) -> Iterator[Done]:
+    """The pictures below an output, found by one listing; other files are passed over.
+
+    Raises:
+      StorageError: if a folder can't be listed.
+    """
+    for path, size, _ in _listed(join(out, IMAGES)):
+        found = _IMAGE_NAME.fullmatch(os.path.basename(path))
+        if found and os.path.basename(os.path.dirname(path)) == found[1][:2]:
+            yield Done(found[1], path, size)
+
+
+def remove_leftovers(out: str) -> list[str]:
+    """Deletes the temporary files of killed runs below an output, and tells which.
+
+    Safe beside runs that go on: see the top of this module.
+
+    Raises:
+      StorageError: if a folder can't be listed.
+    """
+    remove = _remove_if_unlocked if _is_local(out) else _remove_if_abandoned
+    temporaries = [
+        (path, changed) for path, _, changed in _listed(out) if os.path.basename(path).startswith(TEMPORARY)
+    ]
+    return [path for path, changed in temporaries if remove(path, changed)]
+
+
+# --- What local disks and Beam's filesystems do differently ---
+
+
+def _is_local(path: str) -> bool:
+    return FileSystems.get_scheme(path) is None
+
+
+def _has_folders(path: str) -> bool:
+    """Whether a remote path is in folders that can be renamed in, rather than in an object store."""
+    with _clear_errors(path):
+        return bool(FileSystems.get_filesystem(path).has_dirs())
+
+
+def _delete(path: str) -> None:
+    if _is_local(path):
+        os.unlink(path)
+    else:
+        FileSystems.delete([glob.escape(path)])
+
+
+def _listed(folder: str) -> Iterator[tuple[str, int, float]]:
+    """Path, size and time of last change of each file at any depth; nothing if the folder is not there."""
+    with _clear_errors(folder):
+        if not _is_local(folder):
+            [found] = FileSystems.match([join(glob.escape(folder), "**")])
+            for file in found.metadata_list:
+                yield file.path, file.size_in_bytes, file.last_updated_in_seconds or time.time()
+            return
+        if not os.path.exists(folder):
+            return
+        folders = [folder]
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                        continue
+                    with contextlib.suppress(FileNotFoundError):  # another run has renamed it meanwhile
+                        status = entry.stat(follow_symlinks=False)
+                        yield entry.path, status.st_size, status.st_mtime
+
+
+def _put(path: str, data: bytes) -> None:
+    """One whole object. If it fails, whatever there may be of it is taken away, for it may be a part."""
+    with _clear_errors(path):
+        try:
+            with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+                stream.write(data)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                _delete(path)
+            raise
+
+
+def _replacing(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    """A stream to a temporary file, which takes the name `path` when all went well and else is deleted."""
+    return _replacing_locally(path) if _is_local(path) else _replacing_remotely(path)
+
+
+@contextlib.contextmanager
+def _replacing_locally(path: str) -> Iterator[BinaryIO]:
+    folder = os.path.dirname(path)
+    with _clear_errors(path):
+        os.makedirs(folder or ".", exist_ok=True)
+        temporary, stream = _new_locked(folder)
+    try:
+        with stream:
+            yield stream
+            with _clear_errors(path):
+                stream.flush()
+                # Else a loss of power can leave an empty file under the final name. That the name itself gets
+                # to the disk is not waited for: without it the picture is made once more.
+                os.fsync(stream.fileno())
+                os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _replacing_remotely(path: str) -> Iterator[BinaryIO]:
+    with _clear_errors(path):
+        temporary = join(FileSystems.split(path)[0], TEMPORARY + uuid.uuid4().hex)
+        stream = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
+    try:
+        with stream:
+            yield stream
+        with _clear_errors(path):
+            try:
+                FileSystems.rename([temporary], [path])
+            except OSError:
+                # HDFS does not rename over a file. Killed here, a rerun makes it again.
+                if not FileSystems.exists(path):
+                    raise
+                _delete(path)
+                FileSystems.rename([temporary], [path])
+    except BaseException:
+        with contextlib.suppress(Exception):
+            _delete(temporary)
+        raise
+
+
+def _new_locked(folder: str) -> tuple[str, BinaryIO]:
+    """A new temporary file, locked until it is closed (where the disk has locks)."""
+    while True:
+        path = os.path.join(folder, TEMPORARY + uuid.uuid4().hex)
+        stream = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
+        if _lock(stream.fileno()) is not False and os.fstat(stream.fileno()).st_nlink:
+            return path, stream
+        # Another run came between the making and the locking, and takes it for a leftover.
+        stream.close()
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Locks an open file: True if it could, False if another has it, None on a disk without locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return True
+
+
+def _remove_if_unlocked(path: str, changed: float) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:  # renamed meanwhile, or not ours to touch
+        return False
+    try:
+        locked = _lock(descriptor)
+        # Deleted with the lock held, so that its writer can tell.
+        return _remove_if_abandoned(path, changed) if locked is None else locked and _removed(path)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(path: str, changed: float) -> bool:
+    return time.time() - changed > ABANDONED_SECONDS and _removed(path)
+
+
+def _removed(path: str) -> bool:
+    try:
+        _delete(path)
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _clear_errors(path: str) -> Iterator[None]:
+    """Turns what goes wrong with a path into a `StorageError` that names it."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "check the path and the access to it")
+        raise StorageError(f"{path}: {error.strerror or error}: {advice}") from error
+    except Exception as error:  # the clients of object stores have exceptions of their own
+        if _is_local(path):
+            raise
+        raise StorageError(f"{path}: {error}: check the path and the access to it") from error

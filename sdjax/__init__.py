@@ -1,0 +1,22 @@
+"""Image data sets made with Stable Diffusion in JAX."""
+
+from sdjax.api import generate
+from sdjax.checkpoints.tensors import CheckpointError
+from sdjax.engine import Engine, Result
+from sdjax.job import Job, JobError
+from sdjax.model import Model, load
+from sdjax.models import ConfigError
+from sdjax.version import __version__
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Engine",
+    "Job",
+    "JobError",
+    "Model",
+    "Result",
+    "__version__",
+    "generate",
+    "load",
+]

@@ -1,0 +1,43 @@
+"""The Python interface: a model, jobs, results."""
+
+from collections.abc import Sequence
+
+import jax
+
+from sdjax.engine import Engine, Result
+from sdjax.job import Job
+from sdjax.model import Model
+
+
+def generate(
+    model: Model, jobs: Sequence[Job], *, batch_size: int = 4, devices: Sequence[jax.Device] | None = None
+) -> list[Result]:
+    """Makes one image for each job, in the order of the jobs.
+
+    Args:
+      model: from `load`.
+      jobs: each with a seed.
+      batch_size: images per device in a compiled program; the bits of an image depend on it, and on nothing else
+        about the other jobs.
+      devices: all local ones if None.
+
+    Raises:
+      JobError: naming the position of a job that the model can't do, before anything is computed.
+      FloatingPointError: if an image is not finite.
+    """
+    engine = Engine(model, batch_size=batch_size, devices=devices)
+    tasks = []
+    for index, job in enumerate(jobs):
+        try:
+            tasks.append(engine.prepare(job))
+        except ValueError as error:
+            raise type(error)(f"job {index}: {error}") from error
+    unique = {task.id: task for task in tasks}
+    results = {result.metadata["id"]: result for result in engine.run(unique.values())}
+    for index, task in enumerate(tasks):
+        if not results[task.id].finite:
+            raise FloatingPointError(
+                f"job {index} ({task.job.prompt!r}): the network gave NaN or infinity; "
+                f"dtype {model.dtype} may be too narrow for this checkpoint, try float32"
+            )
+    return [results[task.id] for task in tasks]

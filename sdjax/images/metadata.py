@@ -1,0 +1,142 @@
+"""What a picture says of itself, as text: no pixels and no file formats here.
+
+Two forms of the same dict go into every picture. The JSON is complete and is what sdjax reads back; it is
+pure ASCII, so that any container holds it and even half of a surrogate pair comes back as it was. The text in
+the words of AUTOMATIC1111's web UI is for the tools that read those: it can't tell a prompt whose line begins
+with "Negative prompt:" from a negative prompt, and U+FFFD stands in it for what text chunks can't hold.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from xml.sax import saxutils
+
+# https://cv.iptc.org/newscodes/digitalsourcetype: made by a model, by prompting.
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+# A1111's names of what a job names in `sampler` and `schedule`. The spacings have no A1111 name; ours are
+# kept.
+A1111_SAMPLERS = {
+    "ddim": "DDIM",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "dpmpp_2m": "DPM++ 2M",
+}
+A1111_SCHEDULES = {
+    "uniform": "Uniform",
+    "karras": "Karras",
+    "leading": "Leading",
+    "linspace": "Linspace",
+    "trailing": "Trailing",
+}
+# Without an entry of RNG readers take the seed for one of the GPU's generator.
+A1111_RNGS = {"torch": "CPU", "threefry": "threefry"}
+# The digits of a model's digest that A1111 shows.
+_HASH_DIGITS = 10
+
+# EXIF 2.32, section 4.6.5: the first 8 bytes of a UserComment name its character code.
+_UNICODE, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
+
+# NUL ends a text chunk in many readers, and a lone surrogate is no character of UTF-8.
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_IN_XMP = re.compile(rb"<sdjax:metadata>(.*?)</sdjax:metadata>", re.DOTALL)
+_XMP = """\
+<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" \
+xmlns:sdjax="urn:sdjax:metadata#">
+<Iptc4xmpExt:DigitalSourceType>{source_type}</Iptc4xmpExt:DigitalSourceType>{more}
+</rdf:Description>
+</rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"""
+
+
+def to_json(metadata: Mapping[str, Any]) -> str:
+    """The complete metadata: ASCII, keys sorted.
+
+    Raises:
+      ValueError: for NaN or infinity, which JSON has no words for.
+    """
+    return json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """Reads what `to_json` wrote.
+
+    Raises:
+      ValueError: if it is no JSON object.
+    """
+    try:
+        metadata = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"it is a {type(metadata).__name__}, not an object")
+    return metadata
+
+
+def a1111_text(metadata: Mapping[str, Any]) -> str:
+    """The generation parameters as AUTOMATIC1111's web UI writes them (`create_infotext`).
+
+    Args:
+      metadata: at least `prompt`, `negative_prompt`, `steps`, `sampler`, `schedule`, `guidance_scale`,
+      `seed`,
+        `width`, `height`, `model`, `model_digest`, `noise_source` and `sdjax` (the version).
+    """
+    settings = {
+        "Steps": metadata["steps"],
+        "Sampler": A1111_SAMPLERS[metadata["sampler"]],
+        "Schedule type": A1111_SCHEDULES[metadata["schedule"]],
+        "CFG scale": _plain_number(metadata["guidance_scale"]),
+        "Seed": metadata["seed"],
+        "Size": f"{metadata['width']}x{metadata['height']}",
+        "Model hash": metadata["model_digest"][:_HASH_DIGITS],
+        "Model": metadata["model"],
+        "RNG": A1111_RNGS[metadata["noise_source"]],
+        "Version": f"sdjax {metadata['sdjax']}",
+    }
+    negative = f"\nNegative prompt: {metadata['negative_prompt']}" if metadata["negative_prompt"] else ""
+    last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items())
+    return NO_TEXT.sub("\ufffd", f"{metadata['prompt']}{negative}\n{last}".strip())
+
+
+def _plain_number(value: float) -> float:
+    """7 rather than 7.0, as A1111 shows it."""
+    return int(value) if float(value).is_integer() else value
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+def xmp_packet(metadata_json: str = "") -> bytes:
+    """The label of IPTC's `DigitalSourceType`, and the metadata where a format has no place for it."""
+    inside = f"\n<sdjax:metadata>{saxutils.escape(metadata_json)}</sdjax:metadata>" if metadata_json else ""
+    return _XMP.format(source_type=SOURCE_TYPE, more=inside).encode()
+
+
+def json_in_xmp(packet: bytes) -> str | None:
+    """The metadata in a packet of `xmp_packet`; None if there is none.
+
+    Found by its element's name and not by an XML parser, which a stranger's packet could keep busy for ever.
+    """
+    found = _IN_XMP.search(packet)
+    return saxutils.unescape(found[1].decode("utf-8", "replace")) if found else None
+
+
+def user_comment(text: str) -> bytes:
+    """The value of EXIF's UserComment, big-endian as A1111 (by piexif) writes it."""
+    return _UNICODE + text.encode("utf-16-be")
+
+
+def text_of_user_comment(value: bytes) -> str:
+    """The text of a UserComment by any tool: these disagree on the byte order of UNICODE."""
+    code, rest = value[: len(_UNICODE)], value[len(_UNICODE) :]
+    if code == _UNICODE:
+        big, little = (rest.decode(codec, "replace") for codec in ("utf-16-be", "utf-16-le"))
+        # Generation parameters are mostly ASCII, which the wrong order turns into other scripts.
+        return max(big, little, key=lambda text: sum(letter.isascii() for letter in text)).strip("\ufeff")
+    return (rest if code == _ASCII else value).decode("utf-8", "replace").strip("\0")

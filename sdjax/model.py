@@ -1,0 +1,138 @@
+"""A model: networks, parameters, tokenizer and scheduler config, from a bundled name or a folder."""
+
+import dataclasses
+import importlib.resources
+from pathlib import Path
+
+import jax.numpy as jnp
+from jaxtyping import DTypeLike
+
+from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, Steps, default_schedule, lay_steps
+from sdjax.job import Job, JobError
+from sdjax.models import VAE, TextEncoder, UNet
+from sdjax.text.tokenizer import Tokenizer
+
+BUNDLED = ("emoji",)
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """What `load` gives.
+
+    Attributes:
+      name: as it was asked for.
+      digest: sha256 of the checkpoint's files.
+      dtype: of parameters and network arithmetic.
+      params: {"text_encoder", "unet", "vae"} -> nested dicts of arrays.
+    """
+
+    name: str
+    digest: str
+    dtype: str
+    text_encoder: TextEncoder
+    unet: UNet
+    vae: VAE
+    tokenizer: Tokenizer
+    scheduler: SchedulerConfig
+    scheduler_class: str
+    sampler: str | None
+    params: Params
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (height, width) in pixels for which the UNet was trained."""
+        side = self.unet.config.sample_size
+        latents = side if isinstance(side, tuple) else (side or 64,) * 2
+        return latents[0] * self.vae.config.factor, latents[1] * self.vae.config.factor
+
+    def resolve(self, job: Job) -> Job:
+        """The job with everything said that it left to the model.
+
+        Raises:
+          JobError: if this model can't do what the job asks, or the job has no seed.
+        """
+        height, width = job.height or self.size[0], job.width or self.size[1]
+        factor = self.vae.config.factor
+        for name, side in (("height", height), ("width", width)):
+            if side % factor:
+                near = max(factor, round(side / factor) * factor)
+                raise JobError(f"{name} = {side}: expected a multiple of {factor}, the VAE's factor; {near} is near")
+        sampler = job.sampler or self.sampler
+        if sampler is None:
+            raise JobError(
+                f"the checkpoint's own scheduler, {self.scheduler_class}, is not among the samplers; "
+                f"set sampler to one of {', '.join(SAMPLERS)}"
+            )
+        if job.seed is None:
+            raise JobError("the job has no seed; give one from 0 on")
+        schedule = job.schedule or default_schedule(self.scheduler)
+        resolved = dataclasses.replace(job, height=height, width=width, sampler=sampler, schedule=schedule)
+        self.steps(resolved)
+        return resolved
+
+    def steps(self, job: Job) -> Steps:
+        """The levels which a resolved job's sampler visits.
+
+        Raises:
+          JobError: if the schedule has not so many.
+        """
+        assert job.sampler is not None and job.schedule is not None, "the job is not resolved"
+        try:
+            return lay_steps(self.scheduler, SAMPLERS[job.sampler].rules, job.schedule, job.steps)
+        except ScheduleError as error:
+            raise JobError(str(error)) from error
+
+
+def load(name: str | Path, *, variant: str | None = None, dtype: DTypeLike | str = "float32") -> Model:
+    """Loads a model.
+
+    Args:
+      name: a bundled model ("emoji"), or the path of a diffusers folder.
+      variant: which files of a folder to take, for example "fp16".
+      dtype: "float32", "bfloat16" or "float16": parameters are cast to it once.
+
+    Raises:
+      CheckpointError: if there is no such model, or its files are not whole.
+      ConfigError: if its config asks for what is not implemented.
+      TokenizerError: if its tokenizer can't be read.
+    """
+    kind = jnp.dtype(dtype).name
+    if kind not in DTYPES:
+        raise ValueError(f"dtype {kind} is not one of {', '.join(DTYPES)}")
+    root = _folder_of(str(name))
+    checkpoint = read_folder(root, variant, DTYPES[kind])
+    tokenizer = Tokenizer(checkpoint.tokenizer_folder, checkpoint.text_encoder.max_position_embeddings)
+    if tokenizer.size > checkpoint.text_encoder.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.tokenizer_folder} has {tokenizer.size} tokens, "
+            f"the text encoder only {checkpoint.text_encoder.vocab_size}"
+        )
+    return Model(
+        name=Path(name).name,
+        digest=checkpoint.digest,
+        dtype=kind,
+        text_encoder=TextEncoder(checkpoint.text_encoder),
+        unet=UNet(checkpoint.unet),
+        vae=VAE(checkpoint.vae),
+        tokenizer=tokenizer,
+        scheduler=checkpoint.scheduler,
+        scheduler_class=checkpoint.scheduler_class,
+        sampler=checkpoint.sampler,
+        params=checkpoint.params,
+    )
+
+
+def _folder_of(name: str) -> Path:
+    if name in BUNDLED:
+        return Path(str(importlib.resources.files("sdjax.assets"))) / name
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_file():
+        raise CheckpointError(f"{name} is a single file; only diffusers folders can be loaded: convert it first")
+    raise CheckpointError(
+        f"there is no model {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder on this machine"
+    )

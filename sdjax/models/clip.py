@@ -1,0 +1,136 @@
+"""The CLIP text encoder: OpenAI's ViT-L/14 (SD1) and OpenCLIP's ViT-H/14 (SD2).
+
+Radford et al. 2021, arXiv:2103.00020. Numbers match transformers' `CLIPTextModel`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sdjax.models.attention import dot_product_attention
+from sdjax.models.config import read_config, require
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+# Keys of transformers' configs that do not change the numbers of a forward pass.
+_INFORMATIVE = frozenset(
+    {
+        "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dropout", "dtype",
+        "eos_token_id", "id2label", "initializer_factor", "initializer_range", "label2id", "model_type",
+        "pad_token_id", "projection_dim", "torch_dtype", "transformers_version", "problem_type",
+        "return_dict", "tokenizer_class", "use_cache",
+    }
+)  # fmt: skip
+_FIXED = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "is_encoder_decoder": False,
+    "tie_word_embeddings": frozenset({True, False}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoderConfig:
+    """`text_encoder/config.json`."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(
+            self.hidden_act in ACTIVATIONS,
+            f"hidden_act = {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}",
+        )
+        require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "text_encoder/config.json") -> "TextEncoderConfig":
+        """Reads transformers' config; raises `ConfigError` for what is not implemented."""
+        return read_config(cls, data, fixed=_FIXED, informative=_INFORMATIVE, where=where)
+
+
+class TextEncoding(NamedTuple):
+    """What the encoder gives.
+
+    last_hidden_state: after the final layer norm.
+    hidden_states: the embeddings, then the output of each layer, before the final layer norm.
+    """
+
+    last_hidden_state: Float[Array, "b n c"]
+    hidden_states: tuple[Float[Array, "b n c"], ...]
+
+
+class _SelfAttention(nn.Module):
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        length, channels = x.shape[1:]
+
+        def project(name: str) -> Array:
+            y = nn.Dense(channels, name=name)(x)
+            return y.reshape(*y.shape[:2], self.heads, channels // self.heads)
+
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        out = dot_product_attention(project("q_proj"), project("k_proj"), project("v_proj"), causal)
+        return nn.Dense(channels, name="out_proj")(out.reshape(x.shape))
+
+
+class _MLP(nn.Module):
+    width: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        hidden = ACTIVATIONS[self.activation](nn.Dense(self.width, name="fc1")(x))
+        return nn.Dense(x.shape[-1], name="fc2")(hidden)
+
+
+class _Layer(nn.Module):
+    config: TextEncoderConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        cfg = self.config
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(epsilon=cfg.layer_norm_eps, use_fast_variance=False, name=name)
+
+        x = x + _SelfAttention(cfg.num_attention_heads, name="self_attn")(norm("layer_norm1")(x))
+        return x + _MLP(cfg.intermediate_size, cfg.hidden_act, name="mlp")(norm("layer_norm2")(x))
+
+
+class TextEncoder(nn.Module):
+    """Token ids to hidden states."""
+
+    config: TextEncoderConfig
+
+    @nn.compact
+    def __call__(self, input_ids: Int[Array, "b n"]) -> TextEncoding:
+        cfg = self.config
+        tokens = nn.Embed(cfg.vocab_size, cfg.hidden_size, name="token_embedding")
+        positions = nn.Embed(cfg.max_position_embeddings, cfg.hidden_size, name="position_embedding")
+        x = tokens(input_ids) + positions(jnp.arange(input_ids.shape[1]))[None]
+        hidden_states = [x]
+        for index in range(cfg.num_hidden_layers):
+            x = _Layer(cfg, name=f"layers_{index}")(x)
+            hidden_states.append(x)
+        final = nn.LayerNorm(epsilon=cfg.layer_norm_eps, use_fast_variance=False, name="final_layer_norm")
+        return TextEncoding(final(x), tuple(hidden_states))

@@ -1,0 +1,3 @@
+"""The version, which is part of every image's fingerprint."""
+
+__version__ = "0.1.0"
