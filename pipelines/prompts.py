@@ -9,21 +9,22 @@ import collections
 import contextlib
 import csv
 import gzip
+import io
 import json
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import FIELDS, Job, job_from_text, repeated, unknown_fields
+from sdjax.job import Job, job_from_text, repeated, unknown_fields
 
-OpenBinary = Callable[[], BinaryIO]
+OpenBinary = Callable[[], io.BufferedIOBase]
 
 # The longest line, and the longest record of several lines. Two prompts of the greatest length
 # (`job.MAX_PROMPT`), with each letter as JSON's 12-byte escape, take 2.4 MB.
@@ -84,7 +85,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}… ({len(text)} letters)"
 
 
-def _lines(stream: BinaryIO) -> Iterator[_Line]:
+def _lines(stream: io.BufferedIOBase) -> Iterator[_Line]:
     """The physical lines with their ends, without the mark of UTF-8; bounded in memory."""
     number = 0
     while raw := stream.readline(MAX_LINE_BYTES):
@@ -106,7 +107,7 @@ def _bad_utf8(error: UnicodeDecodeError, raw: bytes) -> str:
 # --- The formats ---
 
 
-def _read_txt(stream: BinaryIO, name: str) -> Iterator[Row]:
+def _read_txt(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
     """A prompt a line, taken whole."""
     for line in _lines(stream):
         text, problem = line.shown(), line.problem
@@ -121,7 +122,7 @@ def _read_txt(stream: BinaryIO, name: str) -> Iterator[Row]:
             yield Row(name, line.number, {"prompt": text}, text, None)
 
 
-def _read_jsonl(stream: BinaryIO, name: str) -> Iterator[Row]:
+def _read_jsonl(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
     """An object a line."""
     for line in _lines(stream):
         if not line.raw.strip():
@@ -152,9 +153,7 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"not valid JSON: {error.msg} at letter {error.pos + 1}; expected an object"
-        ) from None
+        raise ValueError(f"not valid JSON: {error.msg} at letter {error.pos + 1}; expected an object") from None
     except RecursionError:
         raise ValueError("nested too deep; expected a flat object") from None
     if not isinstance(value, dict):
@@ -222,8 +221,8 @@ def _undecodable(record: list[_Line]) -> str | None:
     return None
 
 
-def _table(delimiter: str) -> Callable[[BinaryIO, str], Iterator[Row]]:
-    def read(stream: BinaryIO, name: str) -> Iterator[Row]:
+def _table(delimiter: str) -> Callable[[io.BufferedIOBase, str], Iterator[Row]]:
+    def read(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
         records = _records(_lines(stream), delimiter)
         header = next(records, None)
         if header is None:
@@ -253,11 +252,11 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
         raise PromptFileError(f"{name}: no column 'prompt' in the header, which is {', '.join(columns)}")
 
 
-def _read_parquet(stream: BinaryIO, name: str) -> Iterator[Row]:
+def _read_parquet(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
     """A column per job field; lines are rows, counted from 1."""
     with contextlib.ExitStack() as stack:
         if not isinstance(stream, gzip.GzipFile):
-            file = stream
+            file: Any = stream
         else:  # which can't be read from its end, where parquet keeps its table of contents
             file = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(stream, file)
@@ -282,7 +281,7 @@ def _parquet_row(row: pa.RecordBatch, name: str, number: int) -> Row:
 
 
 class _Format(NamedTuple):
-    read: Callable[[BinaryIO, str], Iterator[Row]]
+    read: Callable[[io.BufferedIOBase, str], Iterator[Row]]
     holds: str  # what is expected in such a file
 
 
@@ -320,7 +319,7 @@ def read_rows(open_binary: OpenBinary, name: str) -> Iterator[Row]:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(open_binary())
             if gzipped:
-                stream = stack.enter_context(gzip.GzipFile(fileobj=stream))  # type: ignore[assignment]
+                stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
             for row in format_.read(stream, name):
                 count, line = count + 1, row.line
                 yield row
@@ -329,7 +328,9 @@ def read_rows(open_binary: OpenBinary, name: str) -> Iterator[Row]:
             f"{name}: the gzip data are damaged or break off after line {line}: {error}. Compress it again."
         ) from error
     except OSError as error:
-        raise PromptFileError(f"{name}: can't be read: {error}") from error
+        # An error of storage names the file already.
+        named = str(error).startswith(name)
+        raise PromptFileError(str(error) if named else f"{name}: can't be read: {error}") from error
     if not count:
         raise PromptFileError(f"{name}: no prompts in it; expected {format_.holds}")
 

@@ -17,14 +17,14 @@ day.
 import contextlib
 import errno
 import fcntl
-import glob
+import io
 import json
 import os
 import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -80,7 +80,7 @@ def image_path(out: str, image_id: str, extension: str) -> str:
     return join(out, IMAGES, image_id[:2], f"{image_id}.{extension}")
 
 
-def open_binary(path: str) -> BinaryIO:
+def open_binary(path: str) -> io.BufferedIOBase:
     """Opens a file for reading its bytes as they are: gzip is not undone.
 
     Raises:
@@ -89,8 +89,8 @@ def open_binary(path: str) -> BinaryIO:
     with _clear_errors(path):
         if _is_local(path):
             return open(path, "rb")
-        stream: BinaryIO = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-        return stream
+        stream: Any = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        return stream  # a `BufferedReader`, whatever Beam's annotation says
 
 
 def read_whole(path: str) -> bytes:
@@ -158,6 +158,27 @@ def list_done(out: str) -> Iterator[Done]:
             yield Done(found[1], path, size)
 
 
+@contextlib.contextmanager
+def only_run(out: str) -> Iterator[None]:
+    """Holds an output for one run, where it is on a local disk: two would overwrite each other's manifest.
+
+    Raises:
+      StorageError: if another run is at work there, or the folder can't be made.
+    """
+    if not _is_local(out):
+        yield
+        return
+    with _clear_errors(out):
+        os.makedirs(out, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+    try:
+        if _lock(descriptor) is False:
+            raise StorageError(f"{out}: another run is writing there: wait for its end or choose another output")
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(out: str) -> list[str]:
     """Deletes the temporary files of killed runs below an output, and tells which.
 
@@ -167,9 +188,7 @@ def remove_leftovers(out: str) -> list[str]:
       StorageError: if a folder can't be listed.
     """
     remove = _remove_if_unlocked if _is_local(out) else _remove_if_abandoned
-    temporaries = [
-        (path, changed) for path, _, changed in _listed(out) if os.path.basename(path).startswith(TEMPORARY)
-    ]
+    temporaries = [(path, changed) for path, _, changed in _listed(out) if os.path.basename(path).startswith(TEMPORARY)]
     return [path for path, changed in temporaries if remove(path, changed)]
 
 
@@ -186,18 +205,41 @@ def _has_folders(path: str) -> bool:
         return bool(FileSystems.get_filesystem(path).has_dirs())
 
 
+def _as_pattern(path: str) -> str:
+    """A pattern of Beam's that only this path matches."""
+    # The backslash, in no path of ours, keeps `re` from warning of a set that begins with a bracket.
+    return re.sub(r"[*?[]", lambda mark: r"[\[]" if mark[0] == "[" else f"[{mark[0]}]", path)
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file; raises `StorageError` if that can't be told."""
+    with _clear_errors(path):
+        return os.path.exists(path) if _is_local(path) else FileSystems.exists(path)
+
+
+def delete(path: str, missing_ok: bool = False) -> None:
+    """Deletes a file.
+
+    Raises:
+      StorageError: if it can't be deleted, or is not there while `missing_ok` is false.
+    """
+    if not missing_ok or exists(path):
+        with _clear_errors(path):
+            _delete(path)
+
+
 def _delete(path: str) -> None:
     if _is_local(path):
         os.unlink(path)
     else:
-        FileSystems.delete([glob.escape(path)])
+        FileSystems.delete([_as_pattern(path)])
 
 
 def _listed(folder: str) -> Iterator[tuple[str, int, float]]:
     """Path, size and time of last change of each file at any depth; nothing if the folder is not there."""
     with _clear_errors(folder):
         if not _is_local(folder):
-            [found] = FileSystems.match([join(glob.escape(folder), "**")])
+            [found] = FileSystems.match([join(_as_pattern(folder), "**")])
             for file in found.metadata_list:
                 yield file.path, file.size_in_bytes, file.last_updated_in_seconds or time.time()
             return
@@ -227,41 +269,44 @@ def _put(path: str, data: bytes) -> None:
             raise
 
 
-def _replacing(path: str) -> contextlib.AbstractContextManager[BinaryIO]:
+def _replacing(path: str) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
     """A stream to a temporary file, which takes the name `path` when all went well and else is deleted."""
     return _replacing_locally(path) if _is_local(path) else _replacing_remotely(path)
 
 
 @contextlib.contextmanager
-def _replacing_locally(path: str) -> Iterator[BinaryIO]:
+def _replacing_locally(path: str) -> Iterator[io.BufferedIOBase]:
     folder = os.path.dirname(path)
     with _clear_errors(path):
         os.makedirs(folder or ".", exist_ok=True)
         temporary, stream = _new_locked(folder)
     try:
-        with stream:
-            yield stream
-            with _clear_errors(path):
-                stream.flush()
-                # Else a loss of power can leave an empty file under the final name. That the name itself gets
-                # to the disk is not waited for: without it the picture is made once more.
-                os.fsync(stream.fileno())
-                os.replace(temporary, path)
+        yield stream
+        with _clear_errors(path):
+            stream.flush()
+            # Else a loss of power can leave an empty file under the final name. That the name itself gets to
+            # the disk is not waited for: without it the picture is made once more.
+            os.fsync(stream.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    finally:
+        # What did not fit is in the buffer still, and closing tries it again.
+        with contextlib.suppress(OSError):
+            stream.close()
 
 
 @contextlib.contextmanager
-def _replacing_remotely(path: str) -> Iterator[BinaryIO]:
+def _replacing_remotely(path: str) -> Iterator[io.BufferedIOBase]:
     with _clear_errors(path):
         temporary = join(FileSystems.split(path)[0], TEMPORARY + uuid.uuid4().hex)
-        stream = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
+        stream: Any = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
     try:
-        with stream:
-            yield stream
+        yield stream
         with _clear_errors(path):
+            stream.close()
             try:
                 FileSystems.rename([temporary], [path])
             except OSError:
@@ -272,11 +317,13 @@ def _replacing_remotely(path: str) -> Iterator[BinaryIO]:
                 FileSystems.rename([temporary], [path])
     except BaseException:
         with contextlib.suppress(Exception):
+            stream.close()
+        with contextlib.suppress(Exception):
             _delete(temporary)
         raise
 
 
-def _new_locked(folder: str) -> tuple[str, BinaryIO]:
+def _new_locked(folder: str) -> tuple[str, io.BufferedIOBase]:
     """A new temporary file, locked until it is closed (where the disk has locks)."""
     while True:
         path = os.path.join(folder, TEMPORARY + uuid.uuid4().hex)

@@ -147,7 +147,7 @@ class Engine:
             "model": self.model.name,
             "model_digest": self.model.digest,
             **self.fingerprint,
-            "prompt_tokens": conditional.count,
+            "prompt_tokens": conditional.total,
             "prompt_cut": conditional.cut,
             "negative_prompt_cut": unconditional.cut,
         }

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -58,17 +57,20 @@ class Job:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name))
-        # 7 and 7.0 are the same job.
-        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
         for name in ("prompt", "negative_prompt"):
             _require(
-                len(getattr(self, name)) <= MAX_PROMPT, name, f"{len(getattr(self, name))} letters", f"up to {MAX_PROMPT}"
+                len(getattr(self, name)) <= MAX_PROMPT,
+                name,
+                f"{len(getattr(self, name))} letters",
+                f"up to {MAX_PROMPT}",
             )
         _within("seed", self.seed, 0, MAX_SEED)
         _within("steps", self.steps, 1, MAX_STEPS)
         _within("width", self.width, 1, MAX_SIDE)
         _within("height", self.height, 1, MAX_SIDE)
         _within("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
+        # 7 and 7.0 are the same job.
+        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("noise_source", self.noise_source, SOURCES)
@@ -95,8 +97,8 @@ def _check_type(name: str, value: Any) -> None:
 
 
 def _within(name: str, value: float | None, least: float, most: float) -> None:
-    if value is not None:
-        _require(math.isfinite(value) and least <= value <= most, name, value, f"a number from {least} to {most}")
+    if value is not None:  # NaN is not within anything
+        _require(least <= value <= most, name, value, f"a number from {least} to {most}")
 
 
 def _one_of(name: str, value: str | None, known: typing.Iterable[str]) -> None:
@@ -151,7 +153,7 @@ def _from_text(name: str, text: str) -> Any:
 def derived_seed(run_seed: int, job: Job, repeat: int) -> int:
     """The seed of a job that names none: from the run's seed, what the job asks, and its repeat number."""
     text = f"{run_seed}\n{job.to_json()}\n{repeat}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4])
 
 
 def repeated(job: Job, repeats: int, run_seed: int) -> tuple[Job, ...]:
@@ -161,9 +163,7 @@ def repeated(job: Job, repeats: int, run_seed: int) -> tuple[Job, ...]:
       JobError: if the last seed would be too large.
     """
     if job.seed is None:
-        return tuple(
-            dataclasses.replace(job, seed=derived_seed(run_seed, job, repeat)) for repeat in range(repeats)
-        )
+        return tuple(dataclasses.replace(job, seed=derived_seed(run_seed, job, repeat)) for repeat in range(repeats))
     return tuple(dataclasses.replace(job, seed=job.seed + repeat) for repeat in range(repeats))
 
 

@@ -103,7 +103,7 @@ def load(name: str | Path, *, variant: str | None = None, dtype: DTypeLike | str
     kind = jnp.dtype(dtype).name
     if kind not in DTYPES:
         raise ValueError(f"dtype {kind} is not one of {', '.join(DTYPES)}")
-    root = _folder_of(str(name))
+    root = folder_of(str(name))
     checkpoint = read_folder(root, variant, DTYPES[kind])
     tokenizer = Tokenizer(checkpoint.tokenizer_folder, checkpoint.text_encoder.max_position_embeddings)
     if tokenizer.size > checkpoint.text_encoder.vocab_size:
@@ -126,7 +126,8 @@ def load(name: str | Path, *, variant: str | None = None, dtype: DTypeLike | str
     )
 
 
-def _folder_of(name: str) -> Path:
+def folder_of(name: str) -> Path:
+    """Where the files of a model are; raises `CheckpointError` if there is no such model."""
     if name in BUNDLED:
         return Path(str(importlib.resources.files("sdjax.assets"))) / name
     if Path(name).is_dir():

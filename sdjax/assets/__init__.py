@@ -1,0 +1,1 @@
+"""The embedded model and CLIP's vocabulary."""

@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import names
-from sdjax.checkpoints.tensors import CheckpointError, Params, list_tensors, read_params, weight_files, write_params
+from sdjax.checkpoints.tensors import (
+    CheckpointError,
+    Params,
+    check_tensors,
+    list_tensors,
+    read_params,
+    weight_files,
+    write_params,
+)
 from sdjax.diffusion.samplers import CLASSES
 from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
@@ -51,6 +60,11 @@ class _Part(NamedTuple):
     table: names.NameTable
 
 
+CONFIGS: dict[str, type[TextEncoderConfig] | type[UNetConfig] | type[VAEConfig]] = {
+    "text_encoder": TextEncoderConfig,
+    "unet": UNetConfig,
+    "vae": VAEConfig,
+}
 PARTS = {
     "text_encoder": _Part("text_encoder", "model", names.TEXT_ENCODER),
     "unet": _Part("unet", "diffusion_pytorch_model", names.UNET),
@@ -175,6 +189,30 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike = jnp.f
             params,
             digest.result(),
         )
+
+
+def describe_folder(root: Path) -> Iterator[tuple[str, str]]:
+    """What a checkpoint is, as (name, value) lines, without loading its weights.
+
+    Raises:
+      CheckpointError, ConfigError: if it is not a whole diffusers folder.
+    """
+    index = read_json(root / "model_index.json")
+    yield "model", str(root)
+    yield "pipeline", str(index.get("_class_name"))
+    scheduler = read_json(root / "scheduler" / "scheduler_config.json")
+    yield (
+        "scheduler",
+        f"{scheduler.get('_class_name')}, predicts {SchedulerConfig.from_json(scheduler).prediction_type}",
+    )
+    for name, part in PARTS.items():
+        config_file = root / part.folder / "config.json"
+        config = CONFIGS[name].from_json(read_json(config_file), str(config_file))
+        tensors = list_tensors(weight_files(root / part.folder, part.stem, None))
+        check_tensors(tensors, param_shapes(config), part.table, str(root / part.folder))
+        count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        kinds = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
+        yield name, f"{count / 1e6:.2f} M parameters in {len(tensors)} tensors of {kinds}"
 
 
 def _check_fit(root: Path, text_encoder: TextEncoderConfig, unet: UNetConfig, vae: VAEConfig) -> None:

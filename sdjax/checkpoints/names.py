@@ -14,9 +14,7 @@ from jaxtyping import Shaped
 Path = tuple[str, ...]
 
 # Modules whose children torch numbers.
-_LISTS = (
-    "attentions|down_blocks|downsamplers|layers|net|resnets|to_out|transformer_blocks|up_blocks|upsamplers"
-)
+_LISTS = "attentions|down_blocks|downsamplers|layers|net|resnets|to_out|transformer_blocks|up_blocks|upsamplers"
 _NUMBERED = re.compile(rf"^({_LISTS})_(\d+)$")
 # Leaves: ours -> theirs.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}

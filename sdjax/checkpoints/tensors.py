@@ -56,29 +56,30 @@ def list_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
             raise CheckpointError(f"{file} is missing; copy it beside the other files of the checkpoint") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{file} can't be read as safetensors ({error}); it may be truncated: fetch it again and compare its size"
+                f"{file} can't be read as safetensors ({error}); it may be truncated: fetch it again, compare its size"
             ) from error
     return found
 
 
-def read_params(tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str, dtype: DTypeLike) -> Params:
-    """Reads a network's parameters, each straight to its place, cast once.
+Chosen = list[tuple[names.Path, Tensor]]
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str) -> Chosen:
+    """Finds the tensor of each parameter, in the order of the tree's leaves.
 
     Args:
       tensors: what the files hold.
       shapes: the network's tree, of anything with a `shape` (`jax.eval_shape`).
       table: how the network's tensors are called.
       where: names the checkpoint's part in errors.
-      dtype: of the parameters in memory.
 
     Raises:
       CheckpointError: if tensors are missing, left over, of another shape, or no floating-point numbers.
     """
-    leaves, tree = jax.tree.flatten_with_path(shapes)
-    chosen: list[tuple[names.Path, Tensor]] = []
+    chosen: Chosen = []
     missing, misshapen = [], []
     used = set()
-    for keys, leaf in leaves:
+    for keys, leaf in jax.tree.leaves_with_path(shapes):
         path = tuple(key.key for key in keys)
         candidates = names.file_names(path, table)
         tensor = next((tensors[name] for name in candidates if name in tensors), None)
@@ -100,14 +101,25 @@ def read_params(tensors: Mapping[str, Tensor], shapes: Params, table: names.Name
     ]
     if problems:
         raise CheckpointError(f"{where}: the tensors are not those its config describes. " + "; ".join(problems))
-    return jax.tree.unflatten(tree, _load(chosen, dtype))
+    return chosen
+
+
+def read_params(
+    tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str, dtype: DTypeLike
+) -> Params:
+    """Reads a network's parameters, each straight to its place, cast once to `dtype`.
+
+    Other arguments and errors are those of `check_tensors`.
+    """
+    chosen = check_tensors(tensors, shapes, table, where)
+    return jax.tree.unflatten(jax.tree.structure(shapes), _load(chosen, dtype))
 
 
 def _ignored(name: str, table: names.NameTable) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in table.ignored)
 
 
-def _load(chosen: list[tuple[names.Path, Tensor]], dtype: DTypeLike) -> list[Shaped[np.ndarray, "..."]]:
+def _load(chosen: Chosen, dtype: DTypeLike) -> list[Shaped[np.ndarray, "..."]]:
     """Reads file by file; only one tensor is in memory twice at any moment."""
     opened: dict[Path, Any] = {}
     result = []

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion: schedules, samplers, guidance, noise. No weights."""

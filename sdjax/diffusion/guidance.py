@@ -11,9 +11,7 @@ def classifier_free(
     return unconditional + scale * (conditional - unconditional)
 
 
-def network_input(
-    latents: Float[Array, "b h w c"], sigma: Float[Array, "b 1 1 1"]
-) -> Float[Array, "b h w c"]:
+def network_input(latents: Float[Array, "b h w c"], sigma: Float[Array, "b 1 1 1"]) -> Float[Array, "b h w c"]:
     """Latents at level sigma, brought to the variance at which the network was trained."""
     return latents / jnp.sqrt(sigma**2 + 1)
 

@@ -65,6 +65,8 @@ def _levels(steps: Steps) -> Level:
 
 
 class EulerCoefficients(NamedTuple):
+    """Of one step."""
+
     level: Level
     ratio: Any  # sigma of the next level over sigma
 
@@ -84,6 +86,8 @@ def _euler_step(
 
 
 class EulerAncestralCoefficients(NamedTuple):
+    """Of one step."""
+
     level: Level
     ratio: Any  # of the level to which it goes down, over sigma
     up: Any  # the noise put back
@@ -108,6 +112,8 @@ def _euler_ancestral_step(
 
 
 class DDIMCoefficients(NamedTuple):
+    """Of one step."""
+
     level: Level
     signal: Any
     direction: Any  # of the noise found, (latents - denoised) / sigma
@@ -144,11 +150,15 @@ def _ddim_step(
 
 
 class DPMpp2MState(NamedTuple):
+    """Two steps' worth."""
+
     latents: Latents
     before: Latents  # the clean latents found one step before
 
 
 class DPMpp2MCoefficients(NamedTuple):
+    """Of one step."""
+
     level: Level
     ratio: Any  # sigma of the next level over sigma
     slope: Any  # how far the last two results are followed; 0 in first-order steps

@@ -28,7 +28,7 @@ _FIXED = {
     "clip_sample": False,
     "dynamic_thresholding_ratio": frozenset({0.995}),
     "euler_at_final": False,
-    "flow_shift": frozenset({1, 1.0, None}),
+    "flow_shift": frozenset({1, None}),
     "interpolation_type": "linear",
     "lambda_min_clipped": -math.inf,
     "lower_order_final": True,
@@ -99,9 +99,7 @@ class SchedulerConfig:
         )
 
     @classmethod
-    def from_json(
-        cls, data: Mapping[str, Any], where: str = "scheduler/scheduler_config.json"
-    ) -> "SchedulerConfig":
+    def from_json(cls, data: Mapping[str, Any], where: str = "scheduler/scheduler_config.json") -> "SchedulerConfig":
         """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
         return read_config(cls, data, fixed=_FIXED, informative=_INFORMATIVE, where=where)
 
@@ -226,7 +224,7 @@ def lay_steps(config: SchedulerConfig, rules: StepRules, schedule: str, count: i
     spacing = wanted or config.timestep_spacing or rules.spacing
     levels = training_sigmas(config)
     timesteps = np.clip(_laid_timesteps(config, rules, spacing, count), 0, config.num_train_timesteps - 1)
-    sigmas = np.interp(timesteps, np.arange(len(levels)), levels)
+    sigmas: Float64[np.ndarray, " n"] = np.interp(timesteps, np.arange(len(levels)), levels)
     if kind == "karras":
         ends = (sigmas[-1], sigmas[0]) if rules.karras_over == "steps" else (levels[0], levels[-1])
         sigmas = _karras(*ends, len(timesteps))

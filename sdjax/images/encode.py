@@ -217,6 +217,4 @@ def _opened(data: bytes | Path, name: str) -> Iterator[Image.Image]:
 
 def _check_size(picture: Image.Image, name: str) -> None:
     if picture.width * picture.height > MAX_PIXELS:
-        raise PictureError(
-            f"{name}: {picture.width}x{picture.height} pixels, more than {MAX_PIXELS}; make it smaller"
-        )
+        raise PictureError(f"{name}: {picture.width}x{picture.height} pixels, more than {MAX_PIXELS}; make it smaller")

@@ -83,8 +83,7 @@ def a1111_text(metadata: Mapping[str, Any]) -> str:
 
     Args:
       metadata: at least `prompt`, `negative_prompt`, `steps`, `sampler`, `schedule`, `guidance_scale`,
-      `seed`,
-        `width`, `height`, `model`, `model_digest`, `noise_source` and `sdjax` (the version).
+        `seed`, `width`, `height`, `model`, `model_digest`, `noise_source` and `sdjax` (the version).
     """
     settings = {
         "Steps": metadata["steps"],
@@ -103,7 +102,7 @@ def a1111_text(metadata: Mapping[str, Any]) -> str:
     return NO_TEXT.sub("\ufffd", f"{metadata['prompt']}{negative}\n{last}".strip())
 
 
-def _plain_number(value: float) -> float:
+def _plain_number(value: float) -> int | float:
     """7 rather than 7.0, as A1111 shows it."""
     return int(value) if float(value).is_integer() else value
 

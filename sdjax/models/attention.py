@@ -33,7 +33,7 @@ def _chunked(
     query: Float[Array, "b q h d"], key: Float[Array, "b k h d"], value: Float[Array, "b k h d"]
 ) -> Float[Array, "b q h d"]:
     """The same, one head and `_QUERY_CHUNK` queries at a time."""
-    batch, length, heads, width = query.shape
+    batch, length, _, width = query.shape
     chunks = length // _QUERY_CHUNK
 
     def one_head(arrays: tuple[Array, Array, Array]) -> Array:
@@ -76,9 +76,7 @@ class Attention(nn.Module):
     qkv_bias: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m e"] | None = None
-    ) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m e"] | None = None) -> Float[Array, "b n c"]:
         channels = x.shape[-1]
         source = x if context is None else context
 
@@ -122,9 +120,7 @@ class TransformerBlock(nn.Module):
     only_cross_attention: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b n c"], context: Float[Array, "b m e"]
-    ) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m e"]) -> Float[Array, "b n c"]:
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
@@ -147,9 +143,7 @@ class SpatialTransformer(nn.Module):
     only_cross_attention: bool = False
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], context: Float[Array, "b m e"]
-    ) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m e"]) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
         y = nn.GroupNorm(self.groups, epsilon=1e-6, use_fast_variance=False, name="norm")(x)
         if self.use_linear_projection:

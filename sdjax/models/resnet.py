@@ -22,9 +22,7 @@ class ResnetBlock(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], time: Float[Array, "b t"] | None = None
-    ) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[Array, "b h w c"], time: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
         def norm(name: str) -> nn.GroupNorm:
             return nn.GroupNorm(self.groups, epsilon=self.eps, use_fast_variance=False, name=name)
 

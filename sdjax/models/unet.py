@@ -108,8 +108,7 @@ class UNetConfig:
         )
         require(
             all(channels % self.norm_num_groups == 0 for channels in self.block_out_channels),
-            f"block_out_channels {self.block_out_channels} are not multiples of "
-            f"norm_num_groups {self.norm_num_groups}",
+            f"block_out_channels {self.block_out_channels} are not multiples of norm_num_groups {self.norm_num_groups}",
         )
         require(
             all(c % h == 0 for c, h in zip(self.block_out_channels, self.per_level("attention_head_dim"), strict=True)),

@@ -57,8 +57,7 @@ class VAEConfig:
         )
         require(
             all(channels % self.norm_num_groups == 0 for channels in self.block_out_channels),
-            f"block_out_channels {self.block_out_channels} are not multiples of "
-            f"norm_num_groups {self.norm_num_groups}",
+            f"block_out_channels {self.block_out_channels} are not multiples of norm_num_groups {self.norm_num_groups}",
         )
 
     @property

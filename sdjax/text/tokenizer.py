@@ -14,12 +14,12 @@ class Tokens(NamedTuple):
     """One prompt, ready for the text encoder.
 
     ids: start, prompt, end, and padding up to the encoder's length.
-    count: tokens of the whole prompt, start and end not counted.
+    total: how many the whole prompt has, start and end not counted.
     cut: the text of the tokens that did not fit; empty if all did.
     """
 
     ids: tuple[int, ...]
-    count: int
+    total: int
     cut: str
 
 

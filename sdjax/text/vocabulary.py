@@ -6,6 +6,7 @@ The rules are those of OpenAI's CLIP (`simple_tokenizer.py`): 256 byte symbols, 
 
 import gzip
 import importlib.resources
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,7 +51,7 @@ def _merges_of(word: str, ranks: dict[tuple[str, str], int]) -> set[tuple[str, s
     symbols = [*word[:-1], word[-1] + _WORD_END]
     used: set[tuple[str, str]] = set()
     while len(symbols) > 1:
-        pair = min(zip(symbols, symbols[1:], strict=False), key=lambda pair: ranks.get(pair, len(ranks)))
+        pair = min(itertools.pairwise(symbols), key=lambda pair: ranks.get(pair, len(ranks)))
         if pair not in ranks:
             break
         used.add(pair)

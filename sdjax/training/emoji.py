@@ -3,23 +3,33 @@
     python -m sdjax.training.emoji [--state DIR] [--font FILE] [STAGE ...]
 
 The stages: `vae` trains the autoencoder, `latents` encodes scenes with it, `unet` trains the UNet and the text
-encoder together on those. Each goes on from what DIR holds.
+encoder together on those, `export` writes the model folder. Each goes on from what DIR holds.
 """
 
 import argparse
+import dataclasses
+import itertools
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from PIL import Image
+from tqdm import tqdm
 
-from sdjax.models import VAE, VAEConfig
+from sdjax.checkpoints.diffusers_folder import write_folder
+from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
+from sdjax.text.tokenizer import Tokenizer
+from sdjax.text.vocabulary import END, START, Vocabulary, clip_vocabulary, cut_down, write_tokenizer
 from sdjax.training import scenes, state
-from sdjax.training.autoencoder import vae_loss
+from sdjax.training.autoencoder import latent_scale, vae_loss
+from sdjax.training.latent_diffusion import LatentSet, diffusion_loss
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -32,9 +42,35 @@ VAE_CONFIG = VAEConfig(
     sample_size=scenes.SIZE,
     force_upcast=False,
 )
-VAE_RECIPE = state.Recipe(steps=6000, learning_rate=1e-3)
+VAE_RECIPE = state.Recipe(steps=4600, learning_rate=1e-3)
 VAE_BATCH = 8
 KL_WEIGHT = 1e-3
+
+UNET_CONFIG = UNetConfig(
+    sample_size=scenes.SIZE // VAE_CONFIG.factor,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(64, 128, 192),
+    layers_per_block=1,
+    norm_num_groups=16,
+    cross_attention_dim=160,
+    attention_head_dim=4,
+    use_linear_projection=True,
+)
+TEXT_LENGTH = 77
+TEXT_LAYERS = 3
+SCHEDULER = SchedulerConfig(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    prediction_type="v_prediction",
+    timestep_spacing="trailing",
+)
+SCHEDULER_CLASS = "DPMSolverMultistepScheduler"
+LATENTS = 60_000
+UNET_RECIPE = state.Recipe(steps=30_000, learning_rate=6e-4, average=0.9995)
+UNET_BATCH = 32
+UNCONDITIONAL = 0.1
 # Seeds of the data: training and pictures that no training has seen.
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
@@ -99,17 +135,141 @@ def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> state.Params:
     return trained.average
 
 
+def vocabulary() -> Vocabulary:
+    """The part of CLIP's vocabulary that captions use."""
+    said = [concept.name for concept in scenes.concepts()]
+    said += [*scenes.COLORS, "a an the and next to on of emoji small large left right background picture"]
+    return cut_down(clip_vocabulary(), re.findall("[a-z]+", " ".join(said)))
+
+
+def text_config(words: Vocabulary) -> TextEncoderConfig:
+    """The text encoder's sizes."""
+    width = UNET_CONFIG.per_level("cross_attention_dim")[0]
+    return TextEncoderConfig(
+        vocab_size=len(words.tokens),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+    )
+
+
+def encode_scenes(folder: Path, pictures: tuple[Image.Image, ...], vae_params: state.Params) -> None:
+    """Encodes the first `LATENTS` scenes; writes `latents.npz`."""
+    vae = VAE(VAE_CONFIG)
+    size = 100
+
+    @jax.jit
+    def encode(pixels: Array) -> tuple[Array, Array]:
+        posterior = vae.apply({"params": vae_params}, pixels.astype(jnp.float32) / 127.5 - 1, method="encode")
+        return posterior.mean.astype(jnp.float16), jnp.exp(0.5 * posterior.logvar).astype(jnp.float16)
+
+    means, deviations, captions = [], [], []
+    source = scene_batches(TRAIN_SEED, pictures, size, 0)
+    for _ in tqdm(range(LATENTS // size), desc="latents"):
+        pixels, texts = next(source)
+        mean, deviation = encode(jnp.asarray(pixels))
+        means.append(np.asarray(mean))
+        deviations.append(np.asarray(deviation))
+        captions.extend(texts)
+    write_tokenizer(folder / "tokenizer", vocabulary(), TEXT_LENGTH)
+    tokenizer = Tokenizer(folder / "tokenizer", TEXT_LENGTH)
+    ids = np.array([tokenizer(text).ids for text in captions], np.int16)
+    np.savez(folder / "latents.npz", means=np.concatenate(means), deviations=np.concatenate(deviations), ids=ids)
+
+
+def load_latents(folder: Path) -> LatentSet:
+    """What `encode_scenes` wrote."""
+    with np.load(folder / "latents.npz") as stored:
+        means, deviations, ids = stored["means"], stored["deviations"], stored["ids"]
+    tokenizer = Tokenizer(folder / "tokenizer", TEXT_LENGTH)
+    scale = latent_scale(means.astype(np.float32))
+    return LatentSet(means, deviations, ids, np.array(tokenizer("").ids), scale)
+
+
+def train_unet(folder: Path) -> None:
+    """Trains UNet and text encoder to their last step."""
+    text_encoder, unet = TextEncoder(text_config(vocabulary())), UNet(UNET_CONFIG)
+    data = load_latents(folder)
+    for_text, for_unet = jax.random.split(jax.random.key(20))
+    side = UNET_CONFIG.sample_size
+    context = jnp.zeros((1, TEXT_LENGTH, text_encoder.config.hidden_size))
+    params = {
+        "text_encoder": text_encoder.init(for_text, jnp.zeros((1, TEXT_LENGTH), jnp.int32))["params"],
+        "unet": unet.init(for_unet, jnp.zeros((1, side, side, 4)), jnp.zeros(1), context)["params"],
+    }
+    # From a prediction of nothing rather than of noise: the first thousand steps go faster.
+    params["unet"]["conv_out"]["kernel"] = jnp.zeros_like(params["unet"]["conv_out"]["kernel"])
+
+    def loss(params: state.Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+        return diffusion_loss(text_encoder, unet, SCHEDULER, params, *batch, key)
+
+    def batches(first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for step in itertools.count(first):
+            yield data.batch(TRAIN_SEED, step, UNET_BATCH, UNCONDITIONAL)
+
+    init, update = state.make_update(loss, UNET_RECIPE, seed=21)
+    state.run(
+        update,
+        state.restore(folder / "unet.msgpack", init(params)),
+        batches,
+        steps=UNET_RECIPE.steps,
+        path=folder / "unet.msgpack",
+        title="unet",
+    )
+
+
+def export(folder: Path, target: Path) -> None:
+    """Writes what the runs in `folder` have reached as a diffusers folder, in float16."""
+    words = vocabulary()
+    stored = flax.serialization.msgpack_restore((folder / "unet.msgpack").read_bytes())["average"]
+    vae_params = flax.serialization.msgpack_restore((folder / "vae.msgpack").read_bytes())["average"]
+    scale = load_latents(folder).scale
+    write_folder(
+        target,
+        text_encoder=text_config(words),
+        unet=UNET_CONFIG,
+        vae=dataclasses.replace(VAE_CONFIG, scaling_factor=scale),
+        scheduler=SCHEDULER,
+        scheduler_class=SCHEDULER_CLASS,
+        special_tokens={
+            "bos_token_id": words.tokens[START],
+            "eos_token_id": words.tokens[END],
+            "pad_token_id": words.tokens[END],
+        },
+        params={**stored, "vae": vae_params},
+        dtype=jnp.float16,
+    )
+    write_tokenizer(target / "tokenizer", words, TEXT_LENGTH)
+
+
+STAGES = ("vae", "latents", "unet", "export")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", default=["vae"], metavar="STAGE")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all if none is named")
     parser.add_argument("--state", type=Path, default=Path("training-state/emoji"), help="where the runs are kept")
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf with bitmaps")
+    parser.add_argument("--out", type=Path, default=Path("sdjax/assets/emoji"), help="where the model is exported to")
     options = parser.parse_args()
+    strange = set(options.stages) - set(STAGES)
+    if strange:
+        parser.error(f"unknown stage {', '.join(sorted(strange))}; the stages are {', '.join(STAGES)}")
+    stages = options.stages or STAGES
     options.state.mkdir(parents=True, exist_ok=True)
-    pictures = scenes.sprites(options.font)
-    if "vae" in options.stages:
+    pictures = scenes.sprites(options.font) if {"vae", "latents"} & set(stages) else ()
+    if "vae" in stages:
         train_vae(options.state, pictures)
+    if "latents" in stages:
+        vae_params = flax.serialization.msgpack_restore((options.state / "vae.msgpack").read_bytes())["average"]
+        encode_scenes(options.state, pictures, vae_params)
+    if "unet" in stages:
+        train_unet(options.state)
+    if "export" in stages:
+        export(options.state, options.out)
 
 
 if __name__ == "__main__":

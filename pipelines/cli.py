@@ -1,0 +1,186 @@
+"""The command line: `sdjax generate | verify | sheet | inspect | env`."""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+_USAGE_ERROR, _FAILED = 2, 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sdjax", description="Image data sets made with Stable Diffusion in JAX, reproducibly."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    generate = commands.add_parser(
+        "generate",
+        help="prompt files -> pictures and metadata",
+        epilog="What stands after -- are Beam's own flags, for example: "
+        "-- --direct_running_mode=multi_processing --direct_num_workers=2",
+    )
+    generate.add_argument("prompts", nargs="+", metavar="PROMPTS", help="txt, csv, tsv, jsonl or parquet, plain or .gz")
+    generate.add_argument("out", metavar="OUT", help="folder for pictures, metadata.jsonl and rejects.jsonl")
+    generate.add_argument("--model", help="a bundled model or a diffusers folder (default: emoji)")
+    generate.add_argument("--config", type=Path, metavar="FILE", help="YAML with keys of the run and of jobs")
+    generate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one key; goes before FILE")
+    generate.add_argument("--repeat", type=int, metavar="N", help="images per row, each of its own seed")
+    generate.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    verify = commands.add_parser("verify", help="make pictures again and compare")
+    verify.add_argument("out", metavar="OUT", help="an output of generate")
+    verify.add_argument("--sample", type=_share, default=1.0, metavar="SHARE", help="of the pictures, 0 to 1 (all)")
+    verify.add_argument("--model", help="where the model is now, if it has moved")
+
+    sheet = commands.add_parser("sheet", help="a contact sheet of an output")
+    sheet.add_argument("out", metavar="OUT", help="an output of generate")
+    sheet.add_argument("--file", type=Path, help="where to write it (default: OUT/sheet.png)")
+    sheet.add_argument("--columns", type=int, default=8, help="pictures in a row (default: 8)")
+    sheet.add_argument("--limit", type=int, default=200, help="pictures at most (default: 200)")
+
+    inspect = commands.add_parser("inspect", help="what a model or a picture is")
+    inspect.add_argument("path", metavar="PATH", help="a bundled model, a diffusers folder, or a picture")
+
+    commands.add_parser("env", help="versions and devices")
+    return parser
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 to 1")
+    return share
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit status: 0, 1 if something failed, 2 for bad usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags: list[str] = []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, flags = arguments[:cut], arguments[cut + 1 :]
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if flags and options.command != "generate":
+        parser.error("only generate takes Beam's flags")
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    # The tokenizer's library says on import that there is no torch, which is as it should be.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    console = Console(stderr=True)
+    try:
+        if options.command == "generate":
+            return _generate(options, flags, console)
+        if options.command == "verify":
+            return _verify(options, console)
+        if options.command == "sheet":
+            return _sheet(options)
+        return _inspect(options.path) if options.command == "inspect" else _env()
+    except (ValueError, OSError) as error:
+        # Every error of ours is one of these and says what to do.
+        console.print(f"[red]error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+        return _FAILED
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from here")
+        return 130
+
+
+def _generate(options: argparse.Namespace, flags: list[str], console: Console) -> int:
+    from pipelines import config, generate, progress, storage
+
+    keys = config.read_file(options.config) if options.config else {}
+    keys |= config.read_settings(options.set)
+    keys |= {name: getattr(options, name) for name in ("model", "repeat") if getattr(options, name) is not None}
+    run_config = config.make(keys)
+    folder = tempfile.mkdtemp(prefix="sdjax-progress-")
+    try:
+        if options.quiet:
+            counts = generate.run_pipeline(options.prompts, options.out, run_config, flags, folder)
+        else:
+            with progress.Bar(folder, console):
+                counts = generate.run_pipeline(options.prompts, options.out, run_config, flags, folder)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # what a runner makes of an error in a worker
+        told = progress.read(folder)[2]
+        if not told:
+            raise
+        raise OSError(f"{told[0]}. Nothing is lost: the same command goes on from here.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    rejected = counts.rejected_rows + counts.failed
+    print(f"rows     {counts.rows:>8}  {counts.rows - counts.rejected_rows} good, {counts.rejected_rows} rejected")
+    print(
+        f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
+        f"{counts.duplicates} the same as others, {counts.failed} failed"
+    )
+    print(f"written  {storage.join(options.out, generate.METADATA)}")
+    if rejected:
+        print(f"rejects  {storage.join(options.out, generate.REJECTS)}")
+    for problem in counts.problems():
+        print(f"BUG: {problem}")
+    return _FAILED if counts.problems() else 0
+
+
+def _verify(options: argparse.Namespace, console: Console) -> int:
+    from rich.progress import Progress
+
+    from pipelines import compiled, storage, verify
+    from sdjax.engine import Engine
+    from sdjax.model import load
+
+    name, variant = verify.model_of(options.out)
+    name = options.model or name
+    compiled.use_cache()
+
+    def engine_for(batch_size: int, dtype: str) -> Engine:
+        return Engine(load(name, variant=variant, dtype=dtype), batch_size=batch_size)
+
+    total = sum(verify.sampled(done.id, options.sample) for done in storage.list_done(options.out))
+    with Progress(console=console) as bar:
+        task = bar.add_task("making again", total=total)
+        report = verify.remake(options.out, engine_for, options.sample, lambda: bar.advance(task))
+    for finding in report.findings:
+        print(f"{finding.file}: {finding.problem}")
+    print(
+        f"{report.pictures} pictures, {report.remade} made again, {report.exact} the same to the last byte, "
+        f"{len(report.findings)} problems"
+    )
+    return _FAILED if report.findings else 0
+
+
+def _sheet(options: argparse.Namespace) -> int:
+    from pipelines import sheet
+
+    target = options.file or Path(options.out) / "sheet.png"
+    count = sheet.write(options.out, target, columns=options.columns, limit=options.limit)
+    print(f"{count} pictures in {target}")
+    return 0
+
+
+def _inspect(path: str) -> int:
+    from pipelines import inspect
+
+    for name, value in inspect.describe(path):
+        print(f"{name:<22}{value}")
+    return 0
+
+
+def _env() -> int:
+    from pipelines import inspect
+
+    for name, value in inspect.environment():
+        print(f"{name:<22}{value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

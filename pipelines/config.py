@@ -1,0 +1,112 @@
+"""What a run is told besides its prompts: from a YAML file and from `--set KEY=VALUE`."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdjax.images.encode import FORMATS
+from sdjax.job import FIELDS, Job
+from sdjax.model import DTYPES
+
+
+class RunConfigError(ValueError):
+    """A config file or a `--set` that can't be used; the message names the key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a run is done.
+
+    Attributes:
+      model: a bundled name or a diffusers folder.
+      variant: which files of the folder, for example "fp16"; None takes the plain ones.
+      dtype: of the network's arithmetic: "float32", "bfloat16" or "float16".
+      batch_size: images per device in a compiled program; part of the fingerprint.
+      host_batch: images handed to the engine at once; has no say in any image.
+      format: of the picture files: "png", "webp" (lossless) or "jpeg".
+      repeat: images per row.
+      run_seed: from which the seeds of rows without one are derived.
+      job: fields for what rows leave open.
+    """
+
+    model: str = "emoji"
+    variant: str | None = None
+    dtype: str = "float32"
+    batch_size: int = 4
+    host_batch: int = 64
+    format: str = "png"
+    repeat: int = 1
+    run_seed: int = 0
+    job: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("host_batch", 1), ("repeat", 1), ("run_seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise RunConfigError(f"{name} = {value!r}: expected a whole number from {least} on")
+        for name, known in (("format", FORMATS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(known)}")
+        for name in ("model", "variant"):
+            if not isinstance(getattr(self, name), str | None):
+                raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected text")
+        try:
+            Job(**{"prompt": "any", **dict(self.job)})
+        except ValueError as error:
+            raise RunConfigError(str(error)) from error
+
+
+_RUN_KEYS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "job")
+# A prompt belongs into the prompt file.
+_JOB_KEYS = tuple(name for name in FIELDS if name != "prompt")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file; raises `RunConfigError`."""
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RunConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunConfigError(f"{path}: can't be read as YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RunConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    return data
+
+
+def read_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """`KEY=VALUE` texts, values read as YAML does (1 is a number, "1" a text); raises `RunConfigError`."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise RunConfigError(f"--set {setting}: expected KEY=VALUE")
+        key = key.strip()
+        is_text = str in (typing.get_args(FIELDS.get(key)) or (FIELDS.get(key),))
+        try:
+            found[key] = text if is_text else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RunConfigError(f"--set {setting}: the value can't be read: {error}") from error
+    return found
+
+
+def make(keys: Mapping[str, Any]) -> RunConfig:
+    """A run config from keys of the run and of jobs together.
+
+    Raises:
+      RunConfigError: for an unknown key or a value out of its range.
+    """
+    known = (*_RUN_KEYS, *_JOB_KEYS)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1, 0.5)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise RunConfigError(f"unknown key {key!r}{hint}; known: {', '.join(known)}")
+    run = {key: value for key, value in keys.items() if key in _RUN_KEYS}
+    job = tuple(sorted((key, value) for key, value in keys.items() if key in _JOB_KEYS and value is not None))
+    return RunConfig(**run, job=job)

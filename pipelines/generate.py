@@ -1,0 +1,384 @@
+"""The main pipeline: prompt files -> rows -> jobs -> batches -> pictures -> metadata.
+
+One direction. Each transform wraps a plain function of this module or of its neighbours; pictures are written
+in the stage that makes them, and only metadata goes on.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from pipelines import compiled, storage
+from pipelines.config import RunConfig
+from pipelines.progress import Reporter
+from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows
+from sdjax.engine import Bucket, Engine, Result
+from sdjax.images.encode import FORMATS, EncodeError, encode, read_metadata
+from sdjax.job import Job, JobError
+from sdjax.model import load
+
+METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
+# Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
+_GROUP_DIGITS = 2
+
+
+class Run(NamedTuple):
+    """What every worker of a run has to know.
+
+    progress: a folder of the machine that started the run.
+    name: of this run, unlike any other's.
+    shards: over how many workers the sampling is spread.
+    """
+
+    config: RunConfig
+    out: str
+    progress: str
+    name: str
+    shards: int
+
+
+class Counts(NamedTuple):
+    """What became of everything. `problems` says where these don't add up; nowhere, unless there is a bug."""
+
+    rows: int
+    rejected_rows: int
+    wanted: int
+    made: int
+    there: int
+    duplicates: int
+    failed: int
+
+    def problems(self) -> list[str]:
+        """The sums that are wrong."""
+        ended = self.made + self.there + self.duplicates + self.failed
+        return [] if self.wanted == ended else [f"{self.wanted} images wanted, but {ended} accounted for"]
+
+
+# --- What a worker process holds ---
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _reporter(folder: str) -> Reporter:
+    return Reporter(folder)
+
+
+@functools.cache
+def _engine(config: RunConfig, progress: str) -> Engine:
+    reporter = _reporter(progress)
+
+    def on_compile(bucket: Bucket) -> None:
+        reporter.doing(f"compiling {bucket.sampler} {bucket.width}x{bucket.height}")
+
+    reporter.doing(f"loading {config.model}")
+    compiled.use_cache()
+    model = load(config.model, variant=config.variant, dtype=config.dtype)
+    engine = Engine(model, batch_size=config.batch_size, on_compile=on_compile)
+    reporter.doing("")
+    return engine
+
+
+@contextlib.contextmanager
+def engine_of(run: Run) -> Iterator[Engine]:
+    """The process' engine, for one thread at a time."""
+    with _lock, _reporting_failure(run):
+        yield _engine(run.config, run.progress)
+
+
+@contextlib.contextmanager
+def _reporting_failure(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # told in plain words, then raised as it is
+        _reporter(run.progress).failed(str(error) if isinstance(error, ValueError | OSError) else repr(error))
+        raise
+
+
+# --- The plain functions ---
+
+
+def rows_of(path: str, run: Run) -> Iterator[Row]:
+    """The rows of a prompt file; one that breaks off ends with a row that says so."""
+    try:
+        for row in read_rows(lambda: storage.open_binary(path), path):
+            _reporter(run.progress).add("rows")
+            yield row
+    except PromptFileError as error:
+        yield Row(path, 0, None, "", str(error))
+
+
+def plan(row: Row, run: Run) -> list[tuple[str, Job]] | Reject:
+    """The jobs that a row asks for with the ids of their images, or why there are none."""
+    jobs = parse(row, dict(run.config.job), run.config.repeat, run.config.run_seed)
+    if isinstance(jobs, Reject):
+        return jobs
+    with engine_of(run) as engine:
+        try:
+            tasks = [engine.prepare(job) for job in jobs]
+        except JobError as error:
+            return Reject(row.source, row.line, row.text, str(error))
+    _reporter(run.progress).add("wanted", len(tasks))
+    return [(task.id, task.job) for task in tasks]
+
+
+def sample(jobs: Iterable[Job], run: Run) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    """Makes pictures and writes each as soon as it is there; gives their metadata, and what went wrong."""
+    reporter = _reporter(run.progress)
+    with engine_of(run) as engine:
+        for result in engine.run([engine.prepare(job) for job in jobs]):
+            reporter.doing("")
+            problem = _write(result, run)
+            reporter.add("failed" if problem else "made")
+            yield result.metadata, problem
+    reporter.doing("")
+
+
+def _write(result: Result, run: Run) -> str | None:
+    """Writes a picture; says why, if it can't be one."""
+    if not result.finite:
+        return f"the network gave NaN or infinity in {result.metadata['dtype']}; try --set dtype=float32"
+    try:
+        data = encode(result.image, result.metadata, run.config.format)
+    except EncodeError as error:
+        return str(error)
+    storage.write_whole(storage.image_path(run.out, result.metadata["id"], FORMATS[run.config.format].extension), data)
+    return None
+
+
+def file_name(image_id: str, extension: str) -> str:
+    """The path of a picture from the output's folder."""
+    return f"{storage.IMAGES}/{image_id[:2]}/{image_id}.{extension}"
+
+
+def manifest_row(image_id: str, metadata: Mapping[str, Any], extension: str) -> dict[str, Any]:
+    """A row of `metadata.jsonl` as Hugging Face's ImageFolder reads it."""
+    return {"file_name": file_name(image_id, extension), **metadata}
+
+
+# --- The transforms ---
+
+
+class _Plan(beam.DoFn):
+    """Rows -> (id, job); rejects aside."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def process(self, row: Row) -> Iterator[Any]:
+        planned = plan(Row(*row), self._run)
+        if isinstance(planned, Reject):
+            yield TaggedOutput("rejects", planned._asdict())
+            yield TaggedOutput("counts", ("rejected_rows", 1))
+        else:
+            yield TaggedOutput("counts", ("wanted", len(planned)))
+            yield from planned
+        yield TaggedOutput("counts", ("rows", 1))
+
+
+class _DropDone(beam.DoFn):
+    """(id, jobs and files there) -> one job for each id that has no file; files that are there aside."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def process(self, group: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
+        image_id, found = group
+        jobs, files = list(found["jobs"]), list(found["files"])
+        if files:
+            yield TaggedOutput("there", (image_id, files[0]))
+        if not jobs:
+            return
+        yield TaggedOutput("counts", ("duplicates", len(jobs) - 1))
+        if files:
+            yield TaggedOutput("counts", ("there", 1))
+            _reporter(self._run.progress).add("wanted", -len(jobs))
+        else:
+            _reporter(self._run.progress).add("wanted", 1 - len(jobs))
+            yield image_id, jobs[0]
+
+
+class _Sample(beam.DoFn):
+    """Batches of jobs -> (id, manifest row); what the network could not make aside."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def process(self, batch: tuple[str, Iterable[Job]]) -> Iterator[Any]:
+        extension = FORMATS[self._run.config.format].extension
+        for metadata, problem in sample(batch[1], self._run):
+            if problem:
+                text = json.dumps(dict(metadata), ensure_ascii=False)
+                yield TaggedOutput("counts", ("failed", 1))
+                yield TaggedOutput("rejects", Reject("", 0, text, problem)._asdict())
+            else:
+                yield TaggedOutput("counts", ("made", 1))
+                yield metadata["id"], manifest_row(metadata["id"], metadata, extension)
+
+
+def _batch_key(image_id: str, job: Job, shards: int) -> str:
+    """Jobs of one key may be batched: they share a compiled program, and a worker."""
+    guided = job.guidance_scale not in (0.0, 1.0)
+    shard = int(image_id[:8], 16) % shards
+    return f"{job.width}x{job.height} {job.sampler} {job.noise_source} {guided} {shard}"
+
+
+def whole_row(
+    image_id: str, new: Iterable[dict[str, Any]], old: Iterable[dict[str, Any]], files: Iterable[str]
+) -> dict[str, Any] | None:
+    """The manifest row of a picture: of this run, of the old manifest, or else from the picture itself.
+
+    None for an old row whose picture is gone.
+
+    Raises:
+      PictureError: if a picture made earlier is damaged.
+    """
+    for row in new:
+        return row
+    for path in files:
+        extension = path.rpartition(".")[2]
+        name = file_name(image_id, extension)
+        for row in old:
+            if row["file_name"] == name:
+                return row
+        return manifest_row(image_id, read_metadata(storage.read_whole(path), path), extension)
+    return None
+
+
+def _grouped_row(image_id: str, found: Mapping[str, Iterable[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    row = whole_row(image_id, **found)
+    if row is not None:
+        yield image_id[:_GROUP_DIGITS], row
+
+
+def old_rows(out: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of the manifest as it was left, by id; none if there is no manifest yet."""
+    path = storage.join(out, METADATA)
+    if storage.exists(path):
+        for row in storage.read_jsonl(path):
+            yield row["id"], row
+
+
+def group_path(run: Run, digits: str) -> str:
+    """Where a part of the manifest lies until the whole is written."""
+    return storage.join(run.out, f"{storage.TEMPORARY}{run.name}-{digits}")
+
+
+def write_group(group: tuple[str, Iterable[dict[str, Any]]], run: Run) -> str:
+    """Writes rows whose ids begin alike, sorted by id, to a temporary file; gives their first digits."""
+    digits, rows = group
+    by_id = {row["id"]: row for row in rows}
+    storage.write_jsonl(group_path(run, digits), (by_id[image_id] for image_id in sorted(by_id)))
+    return digits
+
+
+def write_manifest(groups: Iterable[str], run: Run) -> None:
+    """Joins the groups to `metadata.jsonl`."""
+    rows = (row for digits in sorted(groups) for row in storage.read_jsonl(group_path(run, digits)))
+    storage.write_jsonl(storage.join(run.out, METADATA), rows)
+
+
+def write_rejects(rejects: Iterable[dict[str, Any]], run: Run) -> None:
+    """Writes `rejects.jsonl` in the order of the files; an earlier run's goes if there are none."""
+    path = storage.join(run.out, REJECTS)
+    rows = sorted(rejects, key=lambda reject: (reject["source"], reject["line"], reject["text"]))
+    if rows:
+        storage.write_jsonl(path, rows)
+    elif storage.exists(path):
+        storage.delete(path)
+
+
+def write_summary(counts: Iterable[tuple[str, int]], run: Run) -> None:
+    """Writes `summary.json`: what became of everything, and how the run was configured."""
+    known = {**dict.fromkeys(Counts._fields, 0), **dict(counts)}
+    config = {**dataclasses.asdict(run.config), "job": dict(run.config.job)}
+    text = json.dumps({"counts": known, "config": config}, indent=2, sort_keys=True)
+    storage.write_whole(storage.join(run.out, SUMMARY), text.encode() + b"\n")
+
+
+def _gathered(found: Any, label: str) -> Any:
+    """All elements as one list, empty if there are none."""
+    return found | f"Gather{label}" >> beam.combiners.ToList()
+
+
+def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
+    """Adds the whole pipeline to `root`."""
+    rows = root | "Paths" >> beam.Create(sorted(paths)) | "Read" >> beam.FlatMap(rows_of, run)
+    planned = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.ParDo(_Plan(run)).with_outputs(main="jobs")
+    output = root | "Output" >> beam.Create([run.out])
+    files = output | "List" >> beam.FlatMap(lambda out: ((done.id, done.path) for done in storage.list_done(out)))
+    todo = (
+        {"jobs": planned.jobs, "files": files}
+        | "Join" >> beam.CoGroupByKey()
+        | "DropDone" >> beam.ParDo(_DropDone(run)).with_outputs(main="jobs")
+    )
+    made = (
+        todo.jobs
+        | "Bucket" >> beam.MapTuple(lambda image_id, job: (_batch_key(image_id, job, run.shards), job))
+        | "Batch" >> beam.GroupIntoBatches(run.config.host_batch)
+        | "Sample" >> beam.ParDo(_Sample(run)).with_outputs(main="rows")
+    )
+    groups = (
+        {"new": made.rows, "old": output | "OldRows" >> beam.FlatMap(old_rows), "files": todo.there}
+        | "JoinRows" >> beam.CoGroupByKey()
+        | "WholeRow" >> beam.FlatMapTuple(_grouped_row)
+        | "Group" >> beam.GroupByKey()
+        | "WriteGroup" >> beam.Map(write_group, run)
+    )
+    counts = (planned.counts, todo.counts, made.counts) | "Counts" >> beam.Flatten() | beam.CombinePerKey(sum)
+    rejects = (planned.rejects, made.rejects) | "Rejects" >> beam.Flatten()
+    _ = _gathered(groups, "Groups") | "WriteManifest" >> beam.Map(write_manifest, run)
+    _ = _gathered(rejects, "Rejects") | "WriteRejects" >> beam.Map(write_rejects, run)
+    _ = _gathered(counts, "Counts") | "WriteSummary" >> beam.Map(write_summary, run)
+
+
+def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[str], progress: str) -> Counts:
+    """Runs the pipeline to its end.
+
+    Args:
+      paths: prompt files.
+      out: folder for the pictures, the metadata, rejects and summary.
+      config: of the run.
+      flags: Beam's own; without a runner among them the local one.
+      progress: a folder on this machine for `progress.Bar`.
+
+    Raises:
+      PromptFileError: if a file can't be used, before anything is made.
+      StorageError: if the output can't be written, likewise.
+    """
+    paths = list(paths)
+    for path in paths:
+        next(read_rows(functools.partial(storage.open_binary, path), path))
+    run = Run(config, out, progress, uuid.uuid4().hex, shards=_workers(flags))
+    options = PipelineOptions(flags)
+    named = options.view_as(StandardOptions).runner
+    with storage.only_run(out):
+        storage.remove_leftovers(out)
+        # A full or read-only output is found now, not after the first hour.
+        storage.write_whole(group_path(run, "probe"), b"\n")
+        storage.delete(group_path(run, "probe"))
+        pipeline = beam.Pipeline(runner=named or FnApiRunner(), options=options)
+        try:
+            build(pipeline, paths, run)
+            pipeline.run().wait_until_finish()
+        finally:
+            for number in range(16**_GROUP_DIGITS):
+                storage.delete(group_path(run, f"{number:0{_GROUP_DIGITS}x}"), missing_ok=True)
+    summary = json.loads(storage.read_whole(storage.join(out, SUMMARY)))
+    return Counts(**summary["counts"])
+
+
+def _workers(flags: list[str]) -> int:
+    """Over how many workers the sampling is spread."""
+    return max(1, PipelineOptions(flags).view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1)

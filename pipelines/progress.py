@@ -1,0 +1,146 @@
+"""How far a run is: written by each worker process, read and drawn by the one that started it.
+
+A folder on the local disk holds a small file per process, replaced whole a few times a second. Workers on
+other machines have no such folder and write nothing. What is drawn is never what is counted: the run's
+summary comes out of the pipeline itself.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+# How often a worker tells, and how often the bar looks, in seconds.
+_TELL_EVERY, _LOOK_EVERY = 0.3, 0.25
+# How often a line is printed where there is no terminal to draw on.
+_PRINT_EVERY = 10.0
+
+
+class Reporter:
+    """One process' account: counts that only grow, what it is doing, and what stopped it."""
+
+    def __init__(self, folder: str) -> None:
+        """Tells in `folder`, if that is there."""
+        self._path = Path(folder) / f"{os.getpid()}-{uuid.uuid4().hex}.json"
+        self._counts: Counter[str] = Counter()
+        self._doing = ""
+        self._error = ""
+        self._told = 0.0
+        self._lock = threading.Lock()
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Counts something."""
+        with self._lock:
+            self._counts[name] += count
+            if time.monotonic() - self._told > _TELL_EVERY:
+                self._tell()
+
+    def doing(self, what: str) -> None:
+        """Says what takes the time just now."""
+        with self._lock:
+            self._doing = what
+            self._tell()
+
+    def failed(self, message: str) -> None:
+        """Leaves the message of what stops the run, which a runner would wrap in pages of its own."""
+        with self._lock:
+            self._error = message
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        text = json.dumps({"counts": self._counts, "doing": self._doing, "error": self._error})
+        temporary = self._path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):  # another machine, or the run is over
+            temporary.write_text(text, "utf-8")
+            temporary.replace(self._path)
+
+
+def read(folder: str) -> tuple[Counter[str], list[str], list[str]]:
+    """The sums of all processes' counts, what they are doing, and their errors."""
+    counts: Counter[str] = Counter()
+    doing, errors = [], []
+    for path in sorted(Path(folder).glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            counts.update(told["counts"])
+            doing += [told["doing"]] if told["doing"] else []
+            errors += [told["error"]] if told["error"] else []
+    return counts, doing, errors
+
+
+class _Speed(ProgressColumn):
+    """Images per second since the first one."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.2f} images/s", style="cyan")
+
+
+class Bar:
+    """A context in which a line shows the whole run, also while programs compile."""
+
+    def __init__(self, folder: str, console: Console) -> None:
+        """Watches `folder`, draws on `console`."""
+        self._folder = folder
+        self._console = console
+        self._begun = self._printed = time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Speed(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            speed_estimate_period=60,
+            refresh_per_second=4,
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Bar":
+        self._task = self._bar.add_task("reading prompts", total=None)
+        self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+        self._bar.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_LOOK_EVERY):
+            self._look()
+
+    def _look(self) -> None:
+        counts, doing, _ = read(self._folder)
+        wanted, made = counts["wanted"], counts["made"] + counts["failed"]
+        what = doing[-1] if doing else ("sampling" if wanted else f"reading prompts, {counts['rows']} rows")
+        self._bar.update(self._task, description=what, total=wanted or None, completed=min(made, wanted))
+        if not self._console.is_terminal and time.monotonic() - self._printed > _PRINT_EVERY:
+            self._printed = time.monotonic()
+            self._console.print(f"{what}: {made} of {wanted} images after {self._printed - self._begun:.0f} s")

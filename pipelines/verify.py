@@ -1,0 +1,155 @@
+"""Proves that the pictures of an output are what their metadata say: makes them again and compares."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines import storage
+from pipelines.generate import METADATA, SUMMARY, file_name
+from sdjax.engine import Engine
+from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
+from sdjax.job import FIELDS, Job
+
+# Across kinds of device and versions the promise is this, in steps of 255, for this share of the values.
+TOLERANCE, SHARE = 1, 0.999
+
+
+class Finding(NamedTuple):
+    """What is wrong with a file."""
+
+    file: str
+    problem: str
+
+
+class Report(NamedTuple):
+    """What `verify` found.
+
+    pictures: in the output.
+    remade: of these, made again and compared.
+    exact: of these, the same to the last byte of the file.
+    """
+
+    pictures: int
+    remade: int
+    exact: int
+    findings: tuple[Finding, ...]
+
+
+def sampled(image_id: str, share: float) -> bool:
+    """Whether a picture is among the share that is made again: decided by its id, the same every time."""
+    return int(image_id[-8:], 16) < share * 16**8
+
+
+def check_manifest(out: str) -> Iterator[Finding]:
+    """Compares `metadata.jsonl` with the pictures that are there."""
+    files = {file_name(done.id, done.path.rpartition(".")[2]): done.path for done in storage.list_done(out)}
+    manifest = storage.join(out, METADATA)
+    if not storage.exists(manifest):
+        yield Finding(METADATA, "is missing; run the same generate command again")
+        return
+    seen = set()
+    for row in storage.read_jsonl(manifest):
+        name = row.get("file_name")
+        if name in seen:
+            yield Finding(str(name), f"stands twice in {METADATA}")
+        elif name not in files:
+            yield Finding(str(name), f"stands in {METADATA}, but there is no such picture")
+        else:
+            yield from _check_row(row, files[name])
+        seen.add(name)
+    for name in sorted(files.keys() - seen):
+        yield Finding(name, f"is not in {METADATA}; run the same generate command again")
+
+
+def _check_row(row: dict[str, Any], path: str) -> Iterator[Finding]:
+    name = row["file_name"]
+    try:
+        inside = read_metadata(storage.read_whole(path), path)
+    except PictureError as error:
+        yield Finding(name, f"{error}; delete it and run the same generate command again")
+        return
+    if {"file_name": name, **inside} != row:
+        yield Finding(name, f"its own metadata differ from its row in {METADATA}")
+
+
+def remake(
+    out: str, engine_for: Callable[[int, str], Engine], share: float, on_made: Callable[[], None] = lambda: None
+) -> Report:
+    """Makes a share of the pictures again.
+
+    Args:
+      out: an output of `generate`.
+      engine_for: (batch size, dtype) -> an engine with the output's model.
+      share: of the pictures, 0 to 1.
+      on_made: called after each.
+
+    Raises:
+      StorageError: if the output can't be read.
+    """
+    findings = list(check_manifest(out))
+    broken = {finding.file for finding in findings}
+    groups: dict[tuple[int, str], list[tuple[str, dict[str, Any]]]] = {}
+    pictures = 0
+    for done in storage.list_done(out):
+        pictures += 1
+        name = file_name(done.id, done.path.rpartition(".")[2])
+        if sampled(done.id, share) and name not in broken:
+            metadata = read_metadata(storage.read_whole(done.path), done.path)
+            groups.setdefault((metadata["batch_size"], metadata["dtype"]), []).append((done.path, metadata))
+    remade = exact = 0
+    for (batch_size, dtype), members in sorted(groups.items()):
+        engine = engine_for(batch_size, dtype)
+        for path, problem, same in _compare(engine, members):
+            remade += 1
+            exact += same
+            if problem:
+                findings.append(Finding(path, problem))
+            on_made()
+    return Report(pictures, remade, exact, tuple(findings))
+
+
+def _compare(engine: Engine, members: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str | None, bool]]:
+    """Path, problem and whether the file is the same, for each picture."""
+    wanted = {}
+    for path, metadata in members:
+        if metadata["model_digest"] != engine.model.digest:
+            yield path, f"was made by another model, of digest {metadata['model_digest'][:10]}", False
+            continue
+        task = engine.prepare(Job(**{name: metadata[name] for name in FIELDS}))
+        wanted[task.id, path] = task, metadata
+    by_id = {task.id: (path, metadata) for (_, path), (task, metadata) in wanted.items()}
+    for result in engine.run(task for task, _ in wanted.values()):
+        path, metadata = by_id[result.metadata["id"]]
+        yield path, *_judge(result.image, result.metadata, metadata, path)
+
+
+def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> tuple[str | None, bool]:
+    stored = storage.read_whole(path)
+    kind = next(name for name, known in FORMATS.items() if known.extension == path.rpartition(".")[2])
+    if encode(image, theirs, kind) == stored:
+        same_id = ours["id"] == theirs["id"]
+        return (None if same_id or _differing(ours, theirs) else "its id is not that of its metadata"), True
+    differing = _differing(ours, theirs)
+    if not differing:
+        return "made again it is not the same", False
+    distance = np.abs(decode(stored, path).astype(int) - image.astype(int))
+    if FORMATS[kind].lossless and float((distance <= TOLERANCE).mean()) < SHARE:
+        return f"made again with another {', '.join(differing)} it differs by more than rounding", False
+    return None, False
+
+
+def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
+    """What of the fingerprint differs from that of the picture."""
+    return [name for name in ("device_kind", "jaxlib", "sdjax") if ours[name] != theirs[name]]
+
+
+def model_of(out: str) -> tuple[str, str | None]:
+    """The model (and variant) with which the last run into an output was configured.
+
+    Raises:
+      StorageError: if the output has no summary.
+    """
+    config = json.loads(storage.read_whole(storage.join(out, SUMMARY)))["config"]
+    return config["model"], config["variant"]

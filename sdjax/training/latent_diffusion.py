@@ -1,0 +1,70 @@
+"""Training of the UNet and the text encoder together, on latents that the VAE has given beforehand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sdjax.diffusion.schedule import SchedulerConfig, alphas_cumprod
+from sdjax.models import TextEncoder, UNet
+from sdjax.training.state import Params
+
+# Min-SNR weighting (Hang et al. 2023, arXiv:2303.09556): the signal-to-noise ratio above which a level counts no more.
+_SNR_LIMIT = 5.0
+
+
+def diffusion_loss(
+    text_encoder: TextEncoder,
+    unet: UNet,
+    scheduler: SchedulerConfig,
+    params: Params,
+    latents: Float[Array, "b h w c"],
+    ids: Int[Array, "b n"],
+    key: Array,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The error in v (Salimans and Ho 2022) at a random timestep of each image.
+
+    Args:
+      params: {"text_encoder": ..., "unet": ...}.
+      latents: of unit variance.
+      ids: captions; the empty one for the share of images that trains the unconditional prediction.
+    """
+    for_time, for_noise = jax.random.split(key)
+    signal = jnp.asarray(alphas_cumprod(scheduler), jnp.float32)
+    timesteps = jax.random.randint(for_time, latents.shape[:1], 0, scheduler.num_train_timesteps)
+    noise = jax.random.normal(for_noise, latents.shape)
+    share = signal[timesteps][:, None, None, None]
+    noisy = jnp.sqrt(share) * latents + jnp.sqrt(1 - share) * noise
+    target = jnp.sqrt(share) * noise - jnp.sqrt(1 - share) * latents
+    context = text_encoder.apply({"params": params["text_encoder"]}, ids).last_hidden_state
+    output = unet.apply({"params": params["unet"]}, noisy, timesteps.astype(jnp.float32), context)
+    ratio = signal[timesteps] / (1 - signal[timesteps])
+    weight = jnp.minimum(ratio, _SNR_LIMIT) / (ratio + 1)
+    errors = ((output - target) ** 2).mean((1, 2, 3))
+    return (weight * errors).mean() / weight.mean(), {"v": errors.mean()}
+
+
+class LatentSet:
+    """Encoded scenes in memory: means and deviations of their latents, and their captions' token ids."""
+
+    def __init__(
+        self,
+        means: Float[np.ndarray, "n h w c"],
+        deviations: Float[np.ndarray, "n h w c"],
+        ids: Int[np.ndarray, "n t"],
+        empty: Int[np.ndarray, " t"],
+        scale: float,
+    ) -> None:
+        """Keeps the arrays; `empty` are the ids of the empty prompt, `scale` the VAE's scaling factor."""
+        self.means, self.deviations, self.ids, self.empty, self.scale = means, deviations, ids, empty, scale
+
+    def batch(
+        self, seed: int, step: int, size: int, unconditional: float
+    ) -> tuple[Float[np.ndarray, "b h w c"], Int[np.ndarray, "b t"]]:
+        """The batch of a step: sampled latents and ids, a share `unconditional` of them without a caption."""
+        rng = np.random.default_rng([seed, step])
+        rows = rng.integers(len(self.means), size=size)
+        noise = rng.standard_normal((size, *self.means.shape[1:]), np.float32)
+        latents = (self.means[rows] + self.deviations[rows] * noise) * self.scale
+        ids = np.where(rng.random(size)[:, None] < unconditional, self.empty, self.ids[rows])
+        return latents.astype(np.float32), ids.astype(np.int32)
