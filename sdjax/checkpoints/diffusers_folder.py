@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,10 +60,11 @@ class _Part(NamedTuple):
     table: names.NameTable
 
 
-CONFIGS: dict[str, type[TextEncoderConfig] | type[UNetConfig] | type[VAEConfig]] = {
-    "text_encoder": TextEncoderConfig,
-    "unet": UNetConfig,
-    "vae": VAEConfig,
+NetworkConfig = TextEncoderConfig | UNetConfig | VAEConfig
+_READ_CONFIG: dict[str, Callable[[Mapping[str, Any], str], NetworkConfig]] = {
+    "text_encoder": TextEncoderConfig.from_json,
+    "unet": UNetConfig.from_json,
+    "vae": VAEConfig.from_json,
 }
 PARTS = {
     "text_encoder": _Part("text_encoder", "model", names.TEXT_ENCODER),
@@ -72,7 +73,7 @@ PARTS = {
 }
 
 
-def param_shapes(config: TextEncoderConfig | UNetConfig | VAEConfig) -> Params:
+def param_shapes(config: NetworkConfig) -> Params:
     """The parameter tree of a network as shapes, nothing allocated."""
     key = jax.random.key(0)
     if isinstance(config, TextEncoderConfig):
@@ -207,7 +208,7 @@ def describe_folder(root: Path) -> Iterator[tuple[str, str]]:
     )
     for name, part in PARTS.items():
         config_file = root / part.folder / "config.json"
-        config = CONFIGS[name].from_json(read_json(config_file), str(config_file))
+        config = _READ_CONFIG[name](read_json(config_file), str(config_file))
         tensors = list_tensors(weight_files(root / part.folder, part.stem, None))
         check_tensors(tensors, param_shapes(config), part.table, str(root / part.folder))
         count = sum(math.prod(tensor.shape) for tensor in tensors.values())

@@ -192,7 +192,7 @@ def _laid_timesteps(
         steps = (np.arange(points) * (total // points))[::-1] + float(config.steps_offset)
     else:
         return np.round(np.arange(total, 0, -total / count)) - 1
-    return steps[:count]
+    return np.asarray(steps[:count], np.float64)
 
 
 def _karras(low: float, high: float, count: int) -> Float64[np.ndarray, " n"]:

@@ -77,8 +77,8 @@ def cut_down(vocabulary: Vocabulary, words: Iterable[str]) -> Vocabulary:
     return _from_merges(pair for pair in vocabulary.merges if pair in used)
 
 
-def write_tokenizer(folder: Path, vocabulary: Vocabulary, max_length: int) -> None:
-    """Writes a tokenizer folder as transformers does: SD1's, padded with the end token."""
+def write_tokenizer(folder: Path, vocabulary: Vocabulary, max_length: int, padding: str = END) -> None:
+    """Writes a tokenizer folder as transformers does, padded with the end token as SD1's (SD2's has "!")."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = json.dumps(vocabulary.tokens, ensure_ascii=False)
     folder.joinpath("vocab.json").write_text(tokens + "\n", "utf-8")
@@ -90,6 +90,6 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, max_length: int) -> No
         "bos_token": START,
         "eos_token": END,
         "unk_token": END,
-        "pad_token": END,
+        "pad_token": padding,
     }
     folder.joinpath("tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -9,6 +9,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
@@ -47,6 +48,20 @@ def learning_rate(recipe: Recipe) -> optax.Schedule:
         ],
         [recipe.warmup, turn],
     )
+
+
+def quiet_branches(params: Params, last: tuple[str, ...]) -> Params:
+    """Sets the kernels of modules so named to zero: the last of each residual branch.
+
+    The network then begins as the sum of its shortcuts, and learns much faster at first (Zhang et al. 2019,
+    arXiv:1901.09321).
+    """
+
+    def quiet(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = [key.key for key in path]
+        return jnp.zeros_like(leaf) if names[-1] == "kernel" and names[-2] in last else leaf
+
+    return jax.tree.map_with_path(quiet, params)
 
 
 def make_update(
@@ -102,9 +117,15 @@ def run(
     save_every: int = 500,
     on_save: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
-    """Trains from `state` to `steps`, saving to `path`; `batches(first)` starts at a step's batch."""
+    """Trains from `state` to `steps`, saving to `path`; `batches(first)` starts at a step's batch.
+
+    Each batch is spread over all local devices, which must divide it; every device holds the whole state.
+    """
     first = int(state.step)
-    source = batches(first)
+    mesh = Mesh(jax.local_devices(), ("data",))
+    whole, spread = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    state = jax.device_put(state, whole)
+    source = (jax.device_put(batch, spread) for batch in batches(first))
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=title, mininterval=5.0)
     running: dict[str, float] = {}
     for step in bar:

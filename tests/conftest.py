@@ -1,0 +1,48 @@
+"""Strict modes for all tests, four devices on one CPU, and the small models that tests share."""
+
+import os
+
+# Before JAX starts. What a run gives must not depend on how many of these it uses.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from jaxtyping import install_import_hook
+
+import tests.typechecker
+
+install_import_hook("sdjax", "tests.typechecker.checked")
+
+from pathlib import Path
+
+import jax
+import pytest
+
+import sdjax
+from tests import toys
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def sd1_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the structure of SD1, a thousandth of its size, with random weights."""
+    return toys.write_toy(tmp_path_factory.mktemp("sd1"), toys.SD1)
+
+
+@pytest.fixture(scope="session")
+def sd2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for SD2."""
+    return toys.write_toy(tmp_path_factory.mktemp("sd2"), toys.SD2)
+
+
+@pytest.fixture(scope="session")
+def sd1(sd1_folder: Path) -> sdjax.Model:
+    """The toy of SD1, loaded."""
+    return sdjax.load(sd1_folder)
+
+
+@pytest.fixture(scope="session")
+def sd2(sd2_folder: Path) -> sdjax.Model:
+    """The toy of SD2, loaded."""
+    return sdjax.load(sd2_folder)

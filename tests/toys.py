@@ -1,0 +1,127 @@
+"""Checkpoints of the structure of Stable Diffusion 1 and 2, a thousandth of their size, with random weights.
+
+The weights come from numpy's frozen `RandomState`, so they are the same with any version of JAX, and recorded
+results of other implementations stay valid.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdjax.checkpoints.diffusers_folder import param_shapes, write_folder
+from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
+from sdjax.text.vocabulary import END, START, clip_vocabulary, cut_down, write_tokenizer
+
+WORDS = "a an the red green blue apple pear cat dog on in of and with photo picture castle sea small large".split()
+LENGTH = 77
+
+
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """What a checkpoint is made of."""
+
+    text_encoder: TextEncoderConfig
+    unet: UNetConfig
+    vae: VAEConfig
+    scheduler: SchedulerConfig
+    scheduler_class: str
+    padding: str
+    seed: int
+
+
+_WORDS = cut_down(clip_vocabulary(), WORDS)
+_VAE = VAEConfig(
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    block_out_channels=(16, 16, 32),
+    layers_per_block=1,
+    norm_num_groups=8,
+    sample_size=32,
+)
+_SCHEDULER = SchedulerConfig(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    steps_offset=1,
+    set_alpha_to_one=False,
+)
+_UNET = UNetConfig(
+    sample_size=8,
+    down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    block_out_channels=(16, 32, 32),
+    layers_per_block=1,
+    norm_num_groups=8,
+    cross_attention_dim=32,
+    attention_head_dim=2,
+)
+_TEXT = TextEncoderConfig(
+    vocab_size=len(_WORDS.tokens),
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+)
+
+# As SD1.5: epsilon, quick GELU, convolutional projections, one number of heads, padding with the end token.
+SD1 = Toy(_TEXT, _UNET, _VAE, _SCHEDULER, "PNDMScheduler", END, 1)
+# As SD2.1: v, exact GELU, linear projections, heads of one width at each level, padding with token 0.
+SD2 = Toy(
+    dataclasses.replace(_TEXT, hidden_act="gelu"),
+    dataclasses.replace(_UNET, attention_head_dim=(2, 4, 4), use_linear_projection=True),
+    _VAE,
+    dataclasses.replace(_SCHEDULER, prediction_type="v_prediction"),
+    "DDIMScheduler",
+    "!",
+    2,
+)
+
+
+def random_params(shapes: Any, rng: np.random.RandomState) -> Any:
+    """Weights that keep activations of unit size: kernels by fan-in, scales about 1, biases about 0."""
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        values = rng.standard_normal(leaf.shape)
+        kind = path[-1].key
+        if kind == "kernel":
+            values /= np.sqrt(np.prod(leaf.shape[:-1]))
+        elif kind == "scale":
+            values = 1 + 0.1 * values
+        elif kind == "bias":
+            values *= 0.1
+        return values.astype(np.float32)
+
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def toy_params(toy: Toy) -> Mapping[str, Any]:
+    """The weights of the three networks."""
+    rng = np.random.RandomState(toy.seed)
+    configs = {"text_encoder": toy.text_encoder, "unet": toy.unet, "vae": toy.vae}
+    return {name: random_params(param_shapes(config), rng) for name, config in configs.items()}
+
+
+def write_toy(folder: Path, toy: Toy) -> Path:
+    """Writes the checkpoint in diffusers' layout; gives the folder."""
+    write_folder(
+        folder,
+        text_encoder=toy.text_encoder,
+        unet=toy.unet,
+        vae=toy.vae,
+        scheduler=toy.scheduler,
+        scheduler_class=toy.scheduler_class,
+        special_tokens={
+            "bos_token_id": _WORDS.tokens[START],
+            "eos_token_id": _WORDS.tokens[END],
+            "pad_token_id": _WORDS.tokens[toy.padding],
+        },
+        params=toy_params(toy),
+        dtype=np.float32,
+    )
+    write_tokenizer(folder / "tokenizer", _WORDS, LENGTH, toy.padding)
+    return folder
