@@ -159,7 +159,7 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike = jnp.f
     scheduler_json, scheduler_file = config("scheduler", "scheduler_config.json")
     scheduler = SchedulerConfig.from_json(scheduler_json, scheduler_file)
     scheduler_class = str(scheduler_json.get("_class_name"))
-    configs = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
+    configs: dict[str, NetworkConfig] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     _check_fit(root, text_encoder, unet, vae)
 
     files = {name: weight_files(root / part.folder, part.stem, variant) for name, part in PARTS.items()}

@@ -185,6 +185,7 @@ def _laid_timesteps(
     """Lin et al. 2023, table 2, with the roundings of diffusers."""
     total = config.num_train_timesteps
     points = count + rules.drops_last
+    steps: np.ndarray
     if spacing == "linspace":
         steps = np.linspace(0, total - 1, points)[::-1]
         steps = np.round(steps) if rules.whole else steps

@@ -1,0 +1,57 @@
+# Everything needs only Python 3.11 to 3.13 and make. VENV and PYTHON can be set.
+PYTHON ?= python3
+VENV ?= .venv
+PARITY_VENV ?= .venv-parity
+# Devices on which training is spread: the CPU runs two halves of a batch faster than one whole.
+TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
+
+.PHONY: help install demo test test-slow parity golden check lock emoji benchmark clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed ## the environment in .venv
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable . --group dev
+	touch $@
+
+$(PARITY_VENV)/.installed: pyproject.toml requirements.lock
+	test -x $(PARITY_VENV)/bin/python || $(PYTHON) -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable . --group dev --group parity
+	touch $@
+
+demo: install ## pictures from configs/emoji_demo.txt and a contact sheet, in demo/
+	$(VENV)/bin/sdjax generate configs/emoji_demo.txt demo --config configs/emoji.yaml
+	$(VENV)/bin/sdjax sheet demo
+
+test: install ## the tests, without torch
+	$(VENV)/bin/python -m pytest
+
+test-slow: install ## the tests that take minutes each
+	$(VENV)/bin/python -m pytest -m slow
+
+parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers and transformers
+	$(PARITY_VENV)/bin/python -m pytest -m parity tests/parity
+
+golden: $(PARITY_VENV)/.installed ## records the references of tests/golden anew
+	$(PARITY_VENV)/bin/python -m tests.golden.record
+
+check: install ## ruff and mypy
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+lock: $(PARITY_VENV)/.installed ## pins what is installed now
+	$(PARITY_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
+
+emoji: install ## trains the embedded model from nothing (hours) and measures it; stop and go on as you like
+	$(TRAIN) sdjax.training.emoji
+	$(TRAIN) sdjax.training.recognition
+
+clean: ## removes what these made
+	rm -rf demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
