@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 _USAGE_ERROR, _FAILED = 2, 1
 
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _inspect(options.path) if options.command == "inspect" else _env()
     except (ValueError, OSError) as error:
         # Every error of ours is one of these and says what to do.
-        console.print(f"[red]error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return _FAILED
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from here")

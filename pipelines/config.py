@@ -52,8 +52,8 @@ class RunConfig:
         for name, known in (("format", FORMATS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(known)}")
-        for name in ("model", "variant"):
-            if not isinstance(getattr(self, name), str | None):
+        for name, kind in (("model", str), ("variant", str | None)):
+            if not isinstance(getattr(self, name), kind):
                 raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected text")
         try:
             Job(**{"prompt": "any", **dict(self.job)})

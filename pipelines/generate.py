@@ -24,7 +24,7 @@ from pipelines.config import RunConfig
 from pipelines.progress import Reporter
 from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows
 from sdjax.engine import Bucket, Engine, Result
-from sdjax.images.encode import FORMATS, EncodeError, encode, read_metadata
+from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
 from sdjax.job import Job, JobError
 from sdjax.model import load
 
@@ -75,17 +75,17 @@ def _reporter(folder: str) -> Reporter:
     return Reporter(folder)
 
 
-@functools.cache
-def _engine(config: RunConfig, progress: str) -> Engine:
+@functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
+def _engine(model_name: str, variant: str | None, dtype: str, batch_size: int, progress: str) -> Engine:
     reporter = _reporter(progress)
 
     def on_compile(bucket: Bucket) -> None:
         reporter.doing(f"compiling {bucket.sampler} {bucket.width}x{bucket.height}")
 
-    reporter.doing(f"loading {config.model}")
+    reporter.doing(f"loading {model_name}")
     compiled.use_cache()
-    model = load(config.model, variant=config.variant, dtype=config.dtype)
-    engine = Engine(model, batch_size=config.batch_size, on_compile=on_compile)
+    model = load(model_name, variant=variant, dtype=dtype)
+    engine = Engine(model, batch_size=batch_size, on_compile=on_compile)
     reporter.doing("")
     return engine
 
@@ -94,7 +94,8 @@ def _engine(config: RunConfig, progress: str) -> Engine:
 def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
     with _lock, _reporting_failure(run):
-        yield _engine(run.config, run.progress)
+        config = run.config
+        yield _engine(config.model, config.variant, config.dtype, config.batch_size, run.progress)
 
 
 @contextlib.contextmanager
@@ -252,21 +253,42 @@ def whole_row(
         for row in old:
             if row["file_name"] == name:
                 return row
-        return manifest_row(image_id, read_metadata(storage.read_whole(path), path), extension)
+        try:
+            return manifest_row(image_id, read_metadata(storage.read_whole(path), path), extension)
+        except PictureError as error:
+            raise PictureError(f"{error}: delete the file, and it is made again") from error
     return None
 
 
-def _grouped_row(image_id: str, found: Mapping[str, Iterable[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    row = whole_row(image_id, **found)
+def _grouped_row(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _reporting_failure(run):
+        row = whole_row(image_id, **found)
     if row is not None:
         yield image_id[:_GROUP_DIGITS], row
 
 
-def old_rows(out: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the manifest as it was left, by id; none if there is no manifest yet."""
+def files_there(out: str, run: Run) -> Iterator[tuple[str, str]]:
+    """Id and path of each picture of an output."""
+    with _reporting_failure(run):
+        for done in storage.list_done(out):
+            yield done.id, done.path
+
+
+def old_rows(out: str, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of the manifest as it was left, by id; none if there is no manifest yet.
+
+    Raises:
+      StorageError: if it is not what a run writes.
+    """
     path = storage.join(out, METADATA)
-    if storage.exists(path):
-        for row in storage.read_jsonl(path):
+    with _reporting_failure(run):
+        if not storage.exists(path):
+            return
+        for number, row in enumerate(storage.read_jsonl(path), 1):
+            if not isinstance(row.get("id"), str) or not isinstance(row.get("file_name"), str):
+                raise storage.StorageError(
+                    f"{path}, line {number}: no id or no file_name: delete the file, and it is made anew"
+                )
             yield row["id"], row
 
 
@@ -279,24 +301,27 @@ def write_group(group: tuple[str, Iterable[dict[str, Any]]], run: Run) -> str:
     """Writes rows whose ids begin alike, sorted by id, to a temporary file; gives their first digits."""
     digits, rows = group
     by_id = {row["id"]: row for row in rows}
-    storage.write_jsonl(group_path(run, digits), (by_id[image_id] for image_id in sorted(by_id)))
+    with _reporting_failure(run):
+        storage.write_jsonl(group_path(run, digits), (by_id[image_id] for image_id in sorted(by_id)))
     return digits
 
 
 def write_manifest(groups: Iterable[str], run: Run) -> None:
     """Joins the groups to `metadata.jsonl`."""
     rows = (row for digits in sorted(groups) for row in storage.read_jsonl(group_path(run, digits)))
-    storage.write_jsonl(storage.join(run.out, METADATA), rows)
+    with _reporting_failure(run):
+        storage.write_jsonl(storage.join(run.out, METADATA), rows)
 
 
 def write_rejects(rejects: Iterable[dict[str, Any]], run: Run) -> None:
     """Writes `rejects.jsonl` in the order of the files; an earlier run's goes if there are none."""
     path = storage.join(run.out, REJECTS)
     rows = sorted(rejects, key=lambda reject: (reject["source"], reject["line"], reject["text"]))
-    if rows:
-        storage.write_jsonl(path, rows)
-    elif storage.exists(path):
-        storage.delete(path)
+    with _reporting_failure(run):
+        if rows:
+            storage.write_jsonl(path, rows)
+        else:
+            storage.delete(path, missing_ok=True)
 
 
 def write_summary(counts: Iterable[tuple[str, int]], run: Run) -> None:
@@ -304,7 +329,8 @@ def write_summary(counts: Iterable[tuple[str, int]], run: Run) -> None:
     known = {**dict.fromkeys(Counts._fields, 0), **dict(counts)}
     config = {**dataclasses.asdict(run.config), "job": dict(run.config.job)}
     text = json.dumps({"counts": known, "config": config}, indent=2, sort_keys=True)
-    storage.write_whole(storage.join(run.out, SUMMARY), text.encode() + b"\n")
+    with _reporting_failure(run):
+        storage.write_whole(storage.join(run.out, SUMMARY), text.encode() + b"\n")
 
 
 def _gathered(found: Any, label: str) -> Any:
@@ -317,7 +343,7 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     rows = root | "Paths" >> beam.Create(sorted(paths)) | "Read" >> beam.FlatMap(rows_of, run)
     planned = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.ParDo(_Plan(run)).with_outputs(main="jobs")
     output = root | "Output" >> beam.Create([run.out])
-    files = output | "List" >> beam.FlatMap(lambda out: ((done.id, done.path) for done in storage.list_done(out)))
+    files = output | "List" >> beam.FlatMap(files_there, run)
     todo = (
         {"jobs": planned.jobs, "files": files}
         | "Join" >> beam.CoGroupByKey()
@@ -330,9 +356,9 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
         | "Sample" >> beam.ParDo(_Sample(run)).with_outputs(main="rows")
     )
     groups = (
-        {"new": made.rows, "old": output | "OldRows" >> beam.FlatMap(old_rows), "files": todo.there}
+        {"new": made.rows, "old": output | "OldRows" >> beam.FlatMap(old_rows, run), "files": todo.there}
         | "JoinRows" >> beam.CoGroupByKey()
-        | "WholeRow" >> beam.FlatMapTuple(_grouped_row)
+        | "WholeRow" >> beam.FlatMapTuple(_grouped_row, run)
         | "Group" >> beam.GroupByKey()
         | "WriteGroup" >> beam.Map(write_group, run)
     )

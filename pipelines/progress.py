@@ -106,7 +106,7 @@ class Bar:
         self._begun = self._printed = time.monotonic()
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # it may hold a path with brackets
             BarColumn(),
             MofNCompleteColumn(),
             _Speed(),
@@ -143,4 +143,5 @@ class Bar:
         self._bar.update(self._task, description=what, total=wanted or None, completed=min(made, wanted))
         if not self._console.is_terminal and time.monotonic() - self._printed > _PRINT_EVERY:
             self._printed = time.monotonic()
-            self._console.print(f"{what}: {made} of {wanted} images after {self._printed - self._begun:.0f} s")
+            seconds = self._printed - self._begun
+            self._console.print(f"{what}: {made} of {wanted} images after {seconds:.0f} s", markup=False)

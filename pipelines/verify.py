@@ -72,6 +72,8 @@ def _check_row(row: dict[str, Any], path: str) -> Iterator[Finding]:
         return
     if {"file_name": name, **inside} != row:
         yield Finding(name, f"its own metadata differ from its row in {METADATA}")
+    elif not name.endswith(f"/{row.get('id')}.{name.rpartition('.')[2]}"):
+        yield Finding(name, f"it is the picture of another name: its id is {row.get('id')}")
 
 
 def remake(

@@ -28,6 +28,14 @@ from sdjax.version import __version__
 
 # Lengths of compiled coefficient tables: a job's steps are rounded up to the next.
 _TABLE_ROWS = (32, 64, 128, 256, 512, 1024)
+# How programs are compiled, by platform. On the CPU sums over a picture, as in a group norm, are left out of what XLA
+# gives to YNNPACK: that splits them by the number of threads, which follows the number of devices and of cores, and so
+# the bits would. Matrix products and convolutions stay with it: Eigen, the other choice, splits these by threads too.
+_COMPILER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+    }
+}
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
 
@@ -178,7 +186,8 @@ class Engine:
         if bucket not in self._programs:
             self._on_compile(bucket)
             program = jax.jit(self._sharded(bucket))
-            self._programs[bucket] = program.lower(self._params, inputs).compile()
+            options = dict(_COMPILER_OPTIONS.get(self.devices[0].platform, {}))
+            self._programs[bucket] = program.lower(self._params, inputs).compile(options)
         return self._programs[bucket](self._params, inputs)
 
     @staticmethod

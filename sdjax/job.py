@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
@@ -69,8 +69,8 @@ class Job:
         _within("width", self.width, 1, MAX_SIDE)
         _within("height", self.height, 1, MAX_SIDE)
         _within("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
-        # 7 and 7.0 are the same job.
-        object.__setattr__(self, "guidance_scale", float(self.guidance_scale))
+        # 7 and 7.0 are the same job, and so are 0 and -0.
+        object.__setattr__(self, "guidance_scale", float(self.guidance_scale) + 0.0)
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("noise_source", self.noise_source, SOURCES)
@@ -101,14 +101,14 @@ def _within(name: str, value: float | None, least: float, most: float) -> None:
         _require(least <= value <= most, name, value, f"a number from {least} to {most}")
 
 
-def _one_of(name: str, value: str | None, known: typing.Iterable[str]) -> None:
+def _one_of(name: str, value: str | None, known: Iterable[str]) -> None:
     if value is not None and value not in known:
         near = difflib.get_close_matches(value.lower(), list(known), 1, 0.4)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise JobError(f"{name} = {value!r}: expected one of {', '.join(known)}{hint}")
 
 
-def unknown_fields(names: typing.Iterable[str]) -> str | None:
+def unknown_fields(names: Iterable[str]) -> str | None:
     """Says which names are no fields of a job, with near matches; None if all are."""
     strange = [name for name in names if name not in FIELDS]
     if not strange:
@@ -134,6 +134,7 @@ def job_from_text(row: Mapping[str, Any]) -> Job:
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
         values[name] = _from_text(name, value) if isinstance(value, str) else value
+        _check_type(name, values[name])
     if "prompt" not in values:
         raise JobError("there is no prompt in this row; fill in the column 'prompt'")
     return Job(**values)

@@ -8,7 +8,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from jaxtyping import install_import_hook
 
-import tests.typechecker
+import tests.typechecker  # noqa: F401  (named in the next line)
 
 install_import_hook("sdjax", "tests.typechecker.checked")
 

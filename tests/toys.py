@@ -17,7 +17,7 @@ from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.text.vocabulary import END, START, clip_vocabulary, cut_down, write_tokenizer
 
-WORDS = "a an the red green blue apple pear cat dog on in of and with photo picture castle sea small large".split()
+WORDS = ("a", "an", "the", "red", "green", "blue", "apple", "cat", "dog", "on", "of", "and", "photo", "castle")
 LENGTH = 77
 
 

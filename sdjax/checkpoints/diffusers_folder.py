@@ -265,7 +265,8 @@ def write_folder(
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         },
-        "scheduler/scheduler_config.json": {"_class_name": scheduler_class, **scheduler_json},
+        # Said, because diffusers' schedulers would clip by default.
+        "scheduler/scheduler_config.json": {"_class_name": scheduler_class, "clip_sample": False, **scheduler_json},
         "text_encoder/config.json": {
             "architectures": ["CLIPTextModel"],
             "model_type": "clip_text_model",

@@ -217,7 +217,7 @@ def lay_steps(config: SchedulerConfig, rules: StepRules, schedule: str, count: i
       count: from 1 to `config.num_train_timesteps`.
 
     Raises:
-      ScheduleError: if there are more steps than training timesteps.
+      ScheduleError: if there are more steps than training timesteps, or so many that two fall on one.
     """
     if not 1 <= count <= config.num_train_timesteps:
         raise ScheduleError(f"steps = {count} is not within 1 to {config.num_train_timesteps}, the model's timesteps")
@@ -232,6 +232,10 @@ def lay_steps(config: SchedulerConfig, rules: StepRules, schedule: str, count: i
         timesteps = timestep_of(sigmas, levels)
         if rules.whole and config.beta_schedule != "squaredcos_cap_v2":
             timesteps = np.round(timesteps)
+    if (np.diff(sigmas) >= 0).any():
+        raise ScheduleError(
+            f"steps = {count} is too many for the {spacing} spacing: two steps fall on one timestep; ask for fewer"
+        )
     last = 0.0 if config.final_sigmas_type == "zero" else levels[0]
     unit = rules.unit_start or spacing == "leading"
     start = math.hypot(sigmas[0], 1.0) if unit else float(sigmas[0])

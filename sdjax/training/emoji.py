@@ -18,6 +18,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 from PIL import Image
 from tqdm import tqdm
@@ -71,7 +72,7 @@ SCHEDULER = SchedulerConfig(
     timestep_spacing="trailing",
 )
 SCHEDULER_CLASS = "DPMSolverMultistepScheduler"
-LATENTS = 30_000
+LATENTS = 24_000
 UNET_RECIPE = state.Recipe(steps=4800, learning_rate=1e-3, average=0.998)
 UNET_BATCH = 32
 UNCONDITIONAL = 0.1
@@ -165,8 +166,10 @@ def encode_scenes(folder: Path, pictures: tuple[Image.Image, ...], vae_params: s
     vae = VAE(VAE_CONFIG)
     size = 100
 
+    vae_params = state.on_devices(vae_params, PartitionSpec())
+
     @jax.jit
-    def encode(pixels: Array) -> tuple[Array, Array]:
+    def encode(vae_params: state.Params, pixels: Array) -> tuple[Array, Array]:
         posterior = vae.apply({"params": vae_params}, pixels.astype(jnp.float32) / 127.5 - 1, method="encode")
         return posterior.mean.astype(jnp.float16), jnp.exp(0.5 * posterior.logvar).astype(jnp.float16)
 
@@ -174,7 +177,7 @@ def encode_scenes(folder: Path, pictures: tuple[Image.Image, ...], vae_params: s
     source = scene_batches(TRAIN_SEED, pictures, size, 0)
     for _ in tqdm(range(LATENTS // size), desc="latents"):
         pixels, texts = next(source)
-        mean, deviation = encode(jnp.asarray(pixels))
+        mean, deviation = encode(vae_params, state.on_devices(pixels, PartitionSpec("data")))
         means.append(np.asarray(mean))
         deviations.append(np.asarray(deviation))
         captions.extend(texts)

@@ -91,6 +91,11 @@ def make_update(
     return init, update
 
 
+def on_devices(arrays: Any, spec: PartitionSpec) -> Any:
+    """Arrays on all local devices, seen as a line named "data"."""
+    return jax.device_put(arrays, NamedSharding(Mesh(jax.local_devices(), ("data",)), spec))
+
+
 def save(path: Path, state: TrainState) -> None:
     """Writes the whole state; a stop in the middle leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,10 +127,8 @@ def run(
     Each batch is spread over all local devices, which must divide it; every device holds the whole state.
     """
     first = int(state.step)
-    mesh = Mesh(jax.local_devices(), ("data",))
-    whole, spread = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    state = jax.device_put(state, whole)
-    source = (jax.device_put(batch, spread) for batch in batches(first))
+    state = on_devices(state, PartitionSpec())
+    source = (on_devices(batch, PartitionSpec("data")) for batch in batches(first))
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=title, mininterval=5.0)
     running: dict[str, float] = {}
     for step in bar:

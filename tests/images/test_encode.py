@@ -251,9 +251,7 @@ def test_a_truncated_picture_is_an_error_wherever_it_ends(format_name):
                 read(data[:end], "cut")
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"]
-)
+@pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"])
 def test_what_is_no_picture_is_a_clear_error(data):
     for read in (read_metadata, read_parameters, decode):
         with pytest.raises(PictureError, match=r"^notes\.txt: "):

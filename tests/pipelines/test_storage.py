@@ -436,9 +436,7 @@ def test_files_are_written_replaced_and_read_anywhere(remote):
 def test_an_object_is_put_whole_and_a_file_in_folders_is_renamed_into_place(remote):
     write_whole(f"{remote}/x", b"1")
     [name] = ObjectStore.names
-    assert (
-        (name == f"{remote}/x") if remote.startswith("objects") else name.startswith(f"{remote}/{TEMPORARY}")
-    )
+    assert (name == f"{remote}/x") if remote.startswith("objects") else name.startswith(f"{remote}/{TEMPORARY}")
 
 
 def test_a_failed_write_is_a_clear_error_and_leaves_nothing_behind_anywhere(remote):

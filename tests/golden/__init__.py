@@ -1,0 +1,1 @@
+"""What sdjax is compared with: references recorded from diffusers and transformers, and how they were made."""

@@ -1,0 +1,169 @@
+"""The same comparisons by diffusers and transformers. Needs torch."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import jax
+import numpy as np
+import torch
+import transformers
+from diffusers.models.attention_processor import Attention as DiffusersAttention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+
+from sdjax.checkpoints import names
+from sdjax.checkpoints.diffusers_folder import NetworkConfig
+from sdjax.checkpoints.tensors import Params
+from sdjax.diffusion.schedule import SCHEDULES
+from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
+from sdjax.models.attention import Attention, SpatialTransformer
+from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
+from tests.golden.networks import Arrays, Block, Network, block_params, inputs
+from tests.golden.pictures import Picture
+
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+}
+
+
+def _to_torch(array: np.ndarray) -> torch.Tensor:
+    """Images with channels second; all else as it is."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.permute(0, 3, 1, 2).contiguous() if tensor.ndim == 4 else tensor
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def _state(params: Params, table: names.NameTable) -> dict[str, torch.Tensor]:
+    """Our weights under the names of torch's modules, without the prefix that files have."""
+    state = {}
+    for keys, leaf in jax.tree.leaves_with_path(params):
+        path = tuple(key.key for key in keys)
+        name = names.file_names(path, table)[0].removeprefix(table.prefix)
+        state[name] = torch.tensor(names.to_file(path, np.asarray(leaf)))
+    return state
+
+
+def skeleton(config: NetworkConfig) -> torch.nn.Module:
+    """The reference's network, before its weights."""
+    fields = dataclasses.asdict(config)
+    if isinstance(config, TextEncoderConfig):
+        return transformers.CLIPTextModel(transformers.CLIPTextConfig(**fields))
+    kind = diffusers.UNet2DConditionModel if isinstance(config, UNetConfig) else diffusers.AutoencoderKL
+    return kind.from_config(fields)
+
+
+_TABLES = {TextEncoderConfig: names.TEXT_ENCODER, UNetConfig: names.UNET, VAEConfig: names.VAE}
+
+
+@torch.no_grad()
+def outputs(network: Network) -> Arrays:
+    """What the reference gives for `networks.inputs`."""
+    model = skeleton(network.config).eval()
+    model.load_state_dict(_state(network.params(), _TABLES[type(network.config)]), strict=True)
+    asked = {name: _to_torch(array) for name, array in inputs(network).items()}
+    if isinstance(network.config, TextEncoderConfig):
+        encoding = model(asked["input_ids"].long(), output_hidden_states=True)
+        # The first is what goes into the first layer; the last has not been through the final norm.
+        states = {f"hidden_states_{index}": state for index, state in enumerate(encoding.hidden_states)}
+        given = {"last_hidden_state": encoding.last_hidden_state, **states}
+    elif isinstance(network.config, VAEConfig):
+        posterior = model.encode(asked["pixels"]).latent_dist
+        given = {
+            "mean": posterior.mean,
+            "logvar": posterior.logvar,
+            "decoded": model.decode(asked["latents"]).sample,
+        }
+    else:
+        labels = asked.get("class_labels")
+        labels = labels if labels is None or labels.is_floating_point() else labels.long()
+        given = {"prediction": model(asked["sample"], asked["timesteps"], asked["context"], class_labels=labels).sample}
+    return {name: _to_numpy(tensor) for name, tensor in given.items()}
+
+
+def _block_skeleton(block: Block) -> torch.nn.Module:
+    module, first = block.module, block.arguments[0]
+    channels = first.shape[-1]
+    if isinstance(module, ResnetBlock):
+        time = block.arguments[1].shape[-1] if len(block.arguments) > 1 else None
+        return ResnetBlock2D(
+            in_channels=channels, out_channels=module.channels, temb_channels=time, groups=module.groups, eps=module.eps
+        )
+    if isinstance(module, Attention):
+        context = block.arguments[1].shape[-1] if len(block.arguments) > 1 else None
+        return DiffusersAttention(
+            channels, context, heads=module.heads, dim_head=channels // module.heads, bias=module.qkv_bias
+        )
+    if isinstance(module, SpatialTransformer):
+        return Transformer2DModel(
+            module.heads,
+            channels // module.heads,
+            in_channels=channels,
+            num_layers=module.layers,
+            cross_attention_dim=block.arguments[1].shape[-1],
+            norm_num_groups=module.groups,
+            use_linear_projection=module.use_linear_projection,
+        )
+    if isinstance(module, Downsample):
+        return Downsample2D(channels, use_conv=True, padding=int(module.padding == "both"), name="op")
+    assert isinstance(module, Upsample)
+    return Upsample2D(channels, use_conv=True)
+
+
+@torch.no_grad()
+def block_output(block: Block) -> np.ndarray:
+    """What diffusers' block gives."""
+    model = _block_skeleton(block).eval()
+    model.load_state_dict(_state(block_params(block), names.NameTable()), strict=True)
+    arrays = [_to_torch(given) for given in block.arguments if isinstance(given, np.ndarray)]
+    if isinstance(block.module, ResnetBlock):
+        return _to_numpy(model(arrays[0], arrays[1] if len(arrays) > 1 else None))
+    if isinstance(block.module, SpatialTransformer):
+        return _to_numpy(model(arrays[0], encoder_hidden_states=arrays[1]).sample)
+    if isinstance(block.module, Upsample):
+        return _to_numpy(model(arrays[0], output_size=block.arguments[1:]))
+    return _to_numpy(model(*arrays))
+
+
+class Drawer:
+    """diffusers' pipeline on a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self._scheduler = dict(self.pipeline.scheduler.config)
+
+    def draw(self, picture: Picture) -> np.ndarray:
+        """What it draws: uint8, (height, width, 3)."""
+        job = picture.job
+        spacing, kind = SCHEDULES[job.schedule or "uniform"]
+        # The pipeline turns clipping off in the scheduler it is loaded with; so it must be in others.
+        changes: dict[str, Any] = {**dict(picture.scheduler), "clip_sample": False}
+        if spacing:
+            changes["timestep_spacing"] = spacing
+        if kind == "karras":
+            changes["use_karras_sigmas"] = True
+        self.pipeline.scheduler = SCHEDULERS[job.sampler].from_config(self._scheduler, **changes)
+        # diffusers has no unconditional pictures: they are those of the negative prompt without guidance.
+        prompt = job.prompt if job.guidance_scale else job.negative_prompt
+        image = self.pipeline(
+            prompt,
+            negative_prompt=job.negative_prompt,
+            height=job.height,
+            width=job.width,
+            num_inference_steps=job.steps,
+            guidance_scale=job.guidance_scale or 1.0,
+            generator=torch.Generator("cpu").manual_seed(job.seed),
+            output_type="pil",
+        ).images[0]
+        return np.asarray(image)

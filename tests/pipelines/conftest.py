@@ -1,0 +1,72 @@
+"""What the tests of whole runs share: a cache of compiled programs, and one model that stays loaded."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import compiled, config, generate
+from pipelines.generate import Counts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this process and those that it starts find each other's compiled programs."""
+    folder = tmp_path_factory.mktemp("compiled", numbered=False)
+    folder.chmod(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDJAX_CACHE", str(folder))
+        compiled.use_cache()
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def progress_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all runs in this process, which thereby share one engine."""
+    return tmp_path_factory.mktemp("progress")
+
+
+@pytest.fixture(scope="session")
+def run_here(sd1_folder: Path, progress_folder: Path) -> Callable[..., Counts]:
+    """Runs the pipeline in this process on the toy: prompt file, output, keys of the run, Beam's flags."""
+
+    def run(prompts: Path, out: Path, flags: Sequence[str] = (), **keys: Any) -> Counts:
+        run_config = config.make({"model": str(sd1_folder), "batch_size": 1, "steps": 2, "sampler": "euler", **keys})
+        return generate.run_pipeline([str(prompts)], str(out), run_config, list(flags), str(progress_folder))
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit status, and what it printed on both streams."""
+
+    status: int
+    out: str
+    err: str
+
+
+def start(arguments: Sequence[str | Path], devices: int | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Starts the command line as a process of its own."""
+    environment = dict(os.environ)
+    if devices:
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Finished:
+    """Waits for the end of a process."""
+    out, err = process.communicate()
+    return Finished(process.returncode, out, err)

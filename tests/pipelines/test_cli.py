@@ -1,0 +1,229 @@
+"""The command line: exit statuses, and messages that say what to do, without a traceback."""
+
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import sdjax
+from pipelines import cli
+from pipelines.storage import read_jsonl
+from tests.pipelines.conftest import Finished, finish, start
+
+# Of the runs in this process, so that the command finds their pictures.
+SETTINGS = ["--set", "batch_size=1", "--set", "steps=2", "--set", "sampler=euler"]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("a red apple\nthe cat\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(prompts, run_here, tmp_path_factory) -> Path:
+    """An output of two pictures; only to be read."""
+    out = tmp_path_factory.mktemp("made")
+    run_here(prompts, out)
+    return out
+
+
+@pytest.fixture
+def out(made, tmp_path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copytree(made, tmp_path / "out")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], sd1_folder: Path) -> Callable[..., Finished]:
+    """Runs a command in this process."""
+
+    def run(*arguments: object) -> Finished:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            status = exit.code
+        return Finished(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def generate(run, sd1_folder) -> Callable[..., Finished]:
+    """Runs `sdjax generate` on the toy, without a bar."""
+
+    def generate(prompts: Path, out: Path, *more: object) -> Finished:
+        return run("generate", prompts, out, "--quiet", "--model", sd1_folder, *SETTINGS, *more)
+
+    return generate
+
+
+def assert_clear(done: Finished, *words: object) -> None:
+    """One line of an error that has these words in it."""
+    assert done.status == 1 and done.err.startswith("error: ") and "Traceback" not in done.err, done
+    assert all(str(word) in done.err for word in words), done.err
+
+
+# --- generate ---
+
+
+def test_a_run_shows_its_progress_and_its_counts_add_up(prompts, made, sd1_folder, tmp_path):
+    """As a user runs it: with a config file, what is set before what is in the file, and Beam's flags."""
+    (tmp_path / "run.yaml").write_text("batch_size: 1\nsampler: euler\nsteps: 9\nrun_seed: 0\n")
+    more = ["--config", tmp_path / "run.yaml", "--set", "steps=2", "--repeat", "2", "--", "--direct_num_workers=1"]
+    done = finish(start(["generate", prompts, tmp_path / "out", "--model", sd1_folder, *more]))
+    assert done.status == 0, done.err
+    assert [line.split() for line in done.out.splitlines()] == [
+        "rows 2 2 good, 0 rejected".split(),
+        "images 4 4 made, 0 there already, 0 the same as others, 0 failed".split(),
+        ["written", str(tmp_path / "out" / "metadata.jsonl")],
+    ]
+    assert "4/4" in done.err and "images/s" in done.err and "Traceback" not in done.err
+    old, new = ({row["id"] for row in read_jsonl(str(each / "metadata.jsonl"))} for each in (made, tmp_path / "out"))
+    assert old < new
+
+
+def test_a_second_run_says_that_all_is_there_and_names_the_rejects(generate, out, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "the cat"}\n{"steps": 5}\n')
+    done = generate(path, out)
+    assert done.status == 0 and "1 good, 1 rejected" in done.out and "0 made, 1 there already" in done.out
+    assert f"rejects  {out / 'rejects.jsonl'}" in done.out
+    [reject] = read_jsonl(str(out / "rejects.jsonl"))
+    assert reject["line"] == 2 and "there is no prompt" in reject["reason"]
+
+
+def test_prompt_files_that_can_not_be_used_are_named(generate, tmp_path):
+    assert_clear(generate(tmp_path / "gone.txt", tmp_path / "out"), tmp_path / "gone.txt", "check the path")
+    (tmp_path / "a[b].txt").write_text("")
+    assert_clear(generate(tmp_path / "a[b].txt", tmp_path / "out"), tmp_path / "a[b].txt", "no prompts in it")
+    (tmp_path / "x.csv").write_text("prompt,colour\na,b\n")
+    assert_clear(generate(tmp_path / "x.csv", tmp_path / "out"), "unknown column 'colour'", "Rename or remove it")
+
+
+def test_an_output_that_can_not_be_written_is_named(generate, prompts):
+    assert_clear(generate(prompts, prompts / "out"), prompts / "out", "choose another output")
+    assert_clear(generate(prompts, "/proc/self/out"), "/proc/self/out")
+
+
+def test_a_config_that_can_not_be_is_told_with_what_is_near(generate, prompts, tmp_path):
+    for setting, words in (
+        ("samper=euler", "unknown key 'samper' (did you mean 'sampler'?)"),
+        ("sampler=eular", "(did you mean 'euler'?)"),
+        ("steps=.nan", "steps = nan: expected"),
+        ("steps", "expected KEY=VALUE"),
+    ):
+        assert_clear(generate(prompts, tmp_path / "out", "--set", setting), words)
+    assert_clear(generate(prompts, tmp_path / "out", "--config", tmp_path / "gone.yaml"), "there is no such file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_there_is_told_in_one_line(run, prompts, tmp_path):
+    done = run("generate", prompts, tmp_path / "out", "--quiet", "--model", tmp_path / "none")
+    assert_clear(done, f"there is no model '{tmp_path / 'none'}'", "emoji")
+
+
+def test_a_damaged_picture_without_its_row_is_told_and_made_again_when_deleted(generate, prompts, made, out):
+    row = next(read_jsonl(str(out / "metadata.jsonl")))
+    (out / "metadata.jsonl").unlink()
+    picture = out / row["file_name"]
+    picture.write_bytes(picture.read_bytes()[:100])
+    assert_clear(generate(prompts, out), picture, "delete the file, and it is made again")
+    picture.unlink()
+    assert generate(prompts, out).status == 0
+    assert picture.read_bytes() == (made / row["file_name"]).read_bytes()
+
+
+def test_damaged_metadata_are_told_and_made_anew_when_deleted(generate, prompts, made, out):
+    manifest = out / "metadata.jsonl"
+    for damaged in (manifest.read_bytes()[:-30], b"{}\n"):
+        manifest.write_bytes(damaged)
+        assert_clear(generate(prompts, out), f"{manifest}, line ", "delete")
+    manifest.unlink()
+    assert generate(prompts, out).status == 0
+    assert manifest.read_bytes() == (made / "metadata.jsonl").read_bytes()
+
+
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit_and_nothing_is_lost(prompts, made, sd1_folder, tmp_path):
+    def small_files_only() -> None:
+        # What the kernel does at this limit is what it does on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
+
+    arguments = ["generate", prompts, tmp_path, "--quiet", "--model", sd1_folder, *SETTINGS]
+    done = finish(start(arguments, preexec_fn=small_files_only))
+    assert done.status == 1 and "Traceback" not in done.err, done.err
+    [line] = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/images/" in line and "no room left: free some" in line and "Nothing is lost" in line
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# --- The other commands ---
+
+
+def test_verify_says_what_it_found_and_fails_if_something_is_wrong(run, out):
+    done = run("verify", out)
+    assert done.status == 0 and "2 pictures, 2 made again, 2 the same to the last byte, 0 problems" in done.out
+    row = next(read_jsonl(str(out / "metadata.jsonl")))
+    (out / row["file_name"]).unlink()
+    done = run("verify", out, "--sample", "0")
+    assert done.status == 1 and f"{row['file_name']}: stands in metadata.jsonl" in done.out
+    assert "1 pictures, 0 made again" in done.out
+
+
+def test_verify_of_what_is_no_output_or_no_share_is_an_error(run, tmp_path):
+    assert_clear(run("verify", tmp_path), tmp_path / "summary.json", "check the path")
+    assert run("verify", tmp_path, "--sample", "2").status == 2
+
+
+def test_a_sheet_shows_the_pictures(run, made, tmp_path):
+    done = run("sheet", made, "--file", tmp_path / "new" / "sheet.png", "--columns", "1")
+    assert done.status == 0 and done.out == f"2 pictures in {tmp_path / 'new' / 'sheet.png'}\n"
+    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+        assert sheet.height > 2 * sheet.width > 200
+    done = run("sheet", made, "--file", tmp_path / "one.png", "--limit", "1")
+    assert done.out.startswith("1 pictures")
+    assert_clear(run("sheet", made, "--columns", "0"), "columns = 0", "expected at least 1")
+    assert_clear(run("sheet", tmp_path), tmp_path / "metadata.jsonl", "check the path")
+
+
+def test_inspect_tells_of_a_picture_and_of_a_model(run, made, sd1_folder, tmp_path):
+    row = next(read_jsonl(str(made / "metadata.jsonl")))
+    done = run("inspect", made / row["file_name"])
+    told = dict(line.split(None, 1) for line in done.out.splitlines() if len(line.split(None, 1)) == 2)
+    assert done.status == 0 and told["size"] == "32x32" and told["prompt"] == row["prompt"] and told["id"] == row["id"]
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    assert "made by something else" in run("inspect", tmp_path / "other.png").out
+    done = run("inspect", sd1_folder)
+    assert done.status == 0 and "PNDMScheduler" in done.out
+    assert_clear(run("inspect", tmp_path / "none"), "there is no model")
+
+
+def test_env_tells_versions_and_devices(run):
+    done = run("env")
+    assert done.status == 0 and sdjax.__version__ in done.out and done.out.count("device ") == 4
+
+
+def test_bad_usage_has_a_status_of_its_own(run, made):
+    assert run().status == run("generate").status == run("paint").status == 2
+    done = run("verify", made, "--", "--direct_num_workers=2")
+    assert done.status == 2 and "only generate takes Beam's flags" in done.err
+
+
+def test_the_summary_tells_how_the_run_was_configured(made, sd1_folder):
+    summary = json.loads((made / "summary.json").read_text())
+    assert summary["config"]["model"] == str(sd1_folder) and summary["config"]["batch_size"] == 1
+    assert summary["counts"] == {
+        "rows": 2,
+        "rejected_rows": 0,
+        "wanted": 2,
+        "made": 2,
+        "there": 0,
+        "duplicates": 0,
+        "failed": 0,
+    }

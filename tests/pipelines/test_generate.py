@@ -1,0 +1,224 @@
+"""What a run leaves behind: pictures, metadata, rejects, counts; and what a second run makes of it."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pipelines.generate import Counts
+from pipelines.prompts import PromptFileError
+from pipelines.storage import StorageError, read_jsonl
+from sdjax.images.encode import decode, read_metadata, read_parameters
+
+PROMPTS = ("a red apple", "the cat", "a castle on the green")
+
+
+def write_prompts(path: Path, *prompts: str) -> Path:
+    path.write_text("".join(f"{prompt}\n" for prompt in prompts))
+    return path
+
+
+def times(out: Path) -> dict[str, int]:
+    """When each picture of an output was written."""
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("images/*/*")}
+
+
+def by_prompt(out: Path) -> dict[str, dict]:
+    return {row["prompt"]: row for row in read_jsonl(str(out / "metadata.jsonl"))}
+
+
+@pytest.fixture(scope="module")
+def made(run_here, tmp_path_factory) -> Path:
+    """An output of three prompts; only to be read."""
+    folder = tmp_path_factory.mktemp("made")
+    counts = run_here(write_prompts(folder / "prompts.txt", *PROMPTS), folder / "out", run_seed=3)
+    assert counts == Counts(rows=3, rejected_rows=0, wanted=3, made=3, there=0, duplicates=0, failed=0)
+    return folder / "out"
+
+
+@pytest.fixture
+def again(made, run_here, tmp_path) -> Callable[..., Counts]:
+    """Runs into a copy of that output, in `out` of the test's folder."""
+    shutil.copytree(made, tmp_path / "out")
+
+    def run(*prompts: str, **keys) -> Counts:
+        return run_here(write_prompts(tmp_path / "p.txt", *prompts), tmp_path / "out", **{"run_seed": 3, **keys})
+
+    return run
+
+
+# --- Outputs ---
+
+
+def test_an_output_holds_pictures_metadata_and_a_summary_and_nothing_else(made):
+    files = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
+    rows = list(read_jsonl(str(made / "metadata.jsonl")))
+    assert files == {"metadata.jsonl", "summary.json", *(row["file_name"] for row in rows)}
+    assert {row["prompt"] for row in rows} == set(PROMPTS)
+    summary = json.loads((made / "summary.json").read_text())
+    assert summary["counts"]["made"] == 3 and summary["config"]["job"] == {"sampler": "euler", "steps": 2}
+
+
+def test_hugging_face_datasets_opens_an_output_with_its_metadata(made, tmp_path):
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(made), cache_dir=str(tmp_path), split="train")
+    rows = by_prompt(made)
+    assert set(loaded.column_names) == {"image", *rows[PROMPTS[0]]} - {"file_name"}
+    assert sorted(loaded["prompt"]) == sorted(PROMPTS)
+    for example in loaded:
+        row = rows[example["prompt"]]
+        assert {name: example[name] for name in row if name != "file_name"} == {
+            name: value for name, value in row.items() if name != "file_name"
+        }
+        assert np.array_equal(np.asarray(example["image"]), decode(made / row["file_name"], ""))
+
+
+def test_a_png_tells_its_parameters_in_the_words_of_other_tools(made):
+    row = by_prompt(made)["the cat"]
+    assert read_parameters(made / row["file_name"], "").startswith(
+        f"the cat\nSteps: 2, Sampler: Euler, Schedule type: Leading, CFG scale: 7.5, Seed: {row['seed']}, Size: 32x32, "
+    )
+
+
+def test_webp_has_the_pixels_of_png_and_jpeg_nearly(made, run_here, tmp_path):
+    prompts = write_prompts(tmp_path / "p.txt", *PROMPTS)
+    for kind, extension in (("webp", "webp"), ("jpeg", "jpg")):
+        run_here(prompts, tmp_path / kind, run_seed=3, format=kind)
+        for prompt, row in by_prompt(tmp_path / kind).items():
+            png = by_prompt(made)[prompt]
+            assert row["id"] == png["id"] and row["file_name"] == f"images/{row['id'][:2]}/{row['id']}.{extension}"
+            assert {**row, "file_name": ""} == {**png, "file_name": ""}
+            pixels, expected = (
+                decode(path, "") for path in (tmp_path / kind / row["file_name"], made / png["file_name"])
+            )
+            if kind == "webp":
+                assert np.array_equal(pixels, expected)
+            else:
+                assert np.abs(pixels.astype(int) - expected).mean() < 16
+            assert read_metadata(tmp_path / kind / row["file_name"], "")["prompt"] == prompt
+
+
+# --- Resuming ---
+
+
+def test_a_second_run_makes_nothing_and_says_so(made, again, tmp_path):
+    before = times(tmp_path / "out")
+    assert again(*PROMPTS) == Counts(rows=3, rejected_rows=0, wanted=3, made=0, there=3, duplicates=0, failed=0)
+    assert times(tmp_path / "out") == before
+    assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (made / "metadata.jsonl").read_bytes()
+
+
+def test_more_prompts_make_only_what_is_missing(made, again, tmp_path):
+    before = times(tmp_path / "out")
+    assert again("a dog", *PROMPTS, "a dog") == Counts(5, 0, 5, made=1, there=3, duplicates=1, failed=0)
+    after = times(tmp_path / "out")
+    assert len(after) == 4 and before.items() <= after.items()
+    assert by_prompt(tmp_path / "out").keys() == {"a dog", *PROMPTS}
+
+
+def test_fewer_prompts_forget_nothing(again, tmp_path):
+    assert again(PROMPTS[0]).there == 1
+    assert by_prompt(tmp_path / "out").keys() == set(PROMPTS)
+
+
+def test_a_deleted_picture_is_made_again_with_the_same_bytes(made, again, tmp_path):
+    name = by_prompt(made)["the cat"]["file_name"]
+    (tmp_path / "out" / name).unlink()
+    assert again(*PROMPTS).made == 1
+    assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
+
+
+def test_lost_metadata_are_read_from_the_pictures(made, again, tmp_path):
+    (tmp_path / "out" / "metadata.jsonl").unlink()
+    assert again(*PROMPTS).made == 0
+    assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (made / "metadata.jsonl").read_bytes()
+
+
+def test_another_config_makes_other_pictures_beside_those(made, again, tmp_path):
+    assert again(*PROMPTS, steps=3).made == 3
+    rows = list(read_jsonl(str(tmp_path / "out" / "metadata.jsonl")))
+    assert len({row["id"] for row in rows}) == 6 and sorted(row["steps"] for row in rows) == [2, 2, 2, 3, 3, 3]
+
+
+def test_repeats_have_seeds_of_their_own_that_do_not_depend_on_the_place_of_a_row(made, again, tmp_path):
+    assert again("a dog", *reversed(PROMPTS), repeat=2) == Counts(4, 0, 8, made=5, there=3, duplicates=0, failed=0)
+    rows = list(read_jsonl(str(tmp_path / "out" / "metadata.jsonl")))
+    assert len({row["seed"] for row in rows}) == 8
+    assert {row["id"] for row in by_prompt(made).values()} < {row["id"] for row in rows}
+
+
+# --- Rejects ---
+
+
+def test_bad_rows_are_rejects_and_their_neighbours_go_on(made, again, run_here, tmp_path):
+    path = tmp_path / "rows.csv"
+    rows = [
+        ("prompt", "steps", "width", "sampler", "reason"),
+        ("a red apple", "", "", "", None),
+        ("", "5", "", "", "there is no prompt in this row"),
+        ("a cat", "nan", "", "", "steps = 'nan': expected a value of type int"),
+        ("a cat", "-5", "", "", "steps = -5: expected a number from 1 to 1000"),
+        ("a cat", "1001", "", "", "steps = 1001: expected a number from 1 to 1000"),
+        ("a cat", "", "33", "", "width = 33: expected a multiple of 4, the VAE's factor; 32 is near"),
+        ("a cat", "", "", "eular", "(did you mean 'euler'?)"),
+        ("the cat", "", "", "", None),
+    ]
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows(row[:4] for row in rows)
+    counts = run_here(path, tmp_path / "out", run_seed=3)
+    assert counts == Counts(rows=8, rejected_rows=6, wanted=2, made=0, there=2, duplicates=0, failed=0)
+    rejects = list(read_jsonl(str(tmp_path / "out" / "rejects.jsonl")))
+    expected = [(line, row[4]) for line, row in enumerate(rows, 1) if line > 1 and row[4]]
+    assert [reject["line"] for reject in rejects] == [line for line, _ in expected]
+    for reject, (line, reason) in zip(rejects, expected, strict=True):
+        assert reason in reject["reason"] and reject["source"] == str(path)
+        assert reject["text"] == path.read_text().splitlines()[line - 1]
+    # And when the rows are mended the rejects go.
+    assert again(*PROMPTS).rejected_rows == 0
+    assert not (tmp_path / "out" / "rejects.jsonl").exists()
+
+
+def test_an_unknown_key_of_an_object_is_a_reject_with_the_nearest_that_there_is(made, again, run_here, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "the cat"}\n{"prompt": "a", "sede": 1}\n{"prompt": "a", "steps": NaN}\nnone\n')
+    assert run_here(path, tmp_path / "out", run_seed=3) == Counts(4, 3, 1, made=0, there=1, duplicates=0, failed=0)
+    reasons = [reject["reason"] for reject in read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))]
+    assert "unknown column 'sede' (did you mean 'seed'?)" in reasons[0]
+    assert "NaN is no JSON" in reasons[1] and "not valid JSON" in reasons[2]
+
+
+def test_a_picture_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(sd1_folder, run_here, tmp_path):
+    broken = shutil.copytree(sd1_folder, tmp_path / "broken")
+    [file] = (broken / "text_encoder").glob("*.safetensors")
+    weights = load_file(file)
+    words = json.loads((broken / "tokenizer" / "vocab.json").read_text())
+    weights["text_model.embeddings.token_embedding.weight"][words["castle</w>"]] = np.nan
+    save_file(weights, file)
+    counts = run_here(write_prompts(tmp_path / "p.txt", *PROMPTS), tmp_path / "out", model=str(broken))
+    assert counts == Counts(rows=3, rejected_rows=0, wanted=3, made=2, there=0, duplicates=0, failed=1)
+    [reject] = read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))
+    assert "NaN or infinity in float32" in reject["reason"] and json.loads(reject["text"])["prompt"] == PROMPTS[2]
+    assert by_prompt(tmp_path / "out").keys() == set(PROMPTS[:2])
+
+
+# --- What stops a run before it begins ---
+
+
+@pytest.mark.parametrize("name, data", [("x.txt", ""), ("x.csv", "prompt\n"), ("x.docx", "a"), ("x.csv", "promt\na\n")])
+def test_a_file_that_can_not_be_used_stops_the_run_before_anything_is_made(run_here, tmp_path, name, data):
+    (tmp_path / name).write_text(data)
+    with pytest.raises(PromptFileError, match=str(tmp_path / name)):
+        run_here(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_can_not_be_written_stops_the_run_before_anything_is_made(run_here, tmp_path):
+    prompts = write_prompts(tmp_path / "p.txt", "a cat")
+    for out in (prompts, prompts / "out", Path("/proc/self/out")):
+        with pytest.raises(StorageError, match=f"^{out}"):
+            run_here(prompts, out)

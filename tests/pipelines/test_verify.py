@@ -1,0 +1,133 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import sdjax
+from pipelines.storage import read_jsonl, write_jsonl
+from pipelines.verify import Report, model_of, remake, sampled
+from sdjax.images.encode import decode, encode, read_metadata
+
+
+@pytest.fixture(scope="module")
+def made(run_here, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("verified")
+    (folder / "p.txt").write_text("a red apple\nthe cat\na castle\n")
+    run_here(folder / "p.txt", folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def out(made, tmp_path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copytree(made, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def check(sd1):
+    """Verifies an output, all of it or a share."""
+    engine = sdjax.Engine(sd1, batch_size=1)
+
+    def check(out: Path, share: float = 1.0) -> Report:
+        def engine_for(batch_size: int, dtype: str) -> sdjax.Engine:
+            assert (batch_size, dtype) == (1, "float32")
+            return engine
+
+        return remake(str(out), engine_for, share)
+
+    return check
+
+
+def rows_of(out: Path) -> list[dict]:
+    return list(read_jsonl(str(out / "metadata.jsonl")))
+
+
+def rewrite(out: Path, rows: list[dict]) -> None:
+    write_jsonl(str(out / "metadata.jsonl"), rows)
+
+
+def problems(report: Report) -> list[str]:
+    return [finding.problem for finding in report.findings]
+
+
+def test_an_output_as_it_was_left_is_the_same_to_the_last_byte(made, check):
+    assert check(made) == Report(pictures=3, remade=3, exact=3, findings=())
+
+
+def test_a_share_is_chosen_by_id_and_nothing_is_made_of_a_share_of_none(made, check):
+    assert check(made, 0.0) == Report(pictures=3, remade=0, exact=0, findings=())
+    assert not sampled("f" * 32, 0.99) and sampled("f" * 32, 1.0) and sampled("0" * 32, 0.01)
+
+
+def test_a_tampered_pixel_is_found(out, check):
+    row = rows_of(out)[0]
+    path = out / row["file_name"]
+    pixels = decode(path, "").copy()
+    pixels[5, 5, 1] ^= 1
+    path.write_bytes(encode(pixels, read_metadata(path, ""), "png"))
+    report = check(out)
+    assert problems(report) == ["made again it is not the same"] and report.exact == 2
+    assert row["id"] in report.findings[0].file
+
+
+def test_pictures_that_have_changed_places_are_found(out, check):
+    one, other, _ = (out / row["file_name"] for row in rows_of(out))
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    assert problems(check(out)) == ["its own metadata differ from its row in metadata.jsonl"] * 2
+    # Also if the manifest goes with them.
+    one, other, third = rows_of(out)
+    names = one.pop("file_name"), other.pop("file_name")
+    rewrite(out, [{"file_name": names[1], **one}, {"file_name": names[0], **other}, third])
+    assert all("it is the picture of another name" in problem for problem in problems(check(out)))
+    assert len(problems(check(out))) == 2
+
+
+@pytest.mark.parametrize("field, value", [("prompt", "the dog"), ("seed", 1), ("steps", 3)])
+def test_tampered_metadata_are_found(out, check, field, value):
+    rows = rows_of(out)
+    rows[1][field] = value
+    rewrite(out, rows)
+    assert problems(check(out)) == ["its own metadata differ from its row in metadata.jsonl"]
+    # Also if the picture says the same.
+    path = out / rows[1]["file_name"]
+    path.write_bytes(encode(decode(path, ""), {**read_metadata(path, ""), field: value}, "png"))
+    assert len(problems(check(out))) == 1
+
+
+def test_a_missing_picture_and_one_too_many_are_found(out, check):
+    rows = rows_of(out)
+    rewrite(out, rows[1:])
+    assert problems(check(out)) == ["is not in metadata.jsonl; run the same generate command again"]
+    rewrite(out, rows)
+    (out / rows[0]["file_name"]).unlink()
+    report = check(out)
+    assert problems(report) == ["stands in metadata.jsonl, but there is no such picture"] and report.pictures == 2
+
+
+def test_a_truncated_picture_is_found(out, check):
+    path = out / rows_of(out)[0]["file_name"]
+    path.write_bytes(path.read_bytes()[:-20])
+    [problem] = problems(check(out))
+    assert "damaged or truncated" in problem and "delete it and run the same generate command again" in problem
+
+
+def test_a_row_that_stands_twice_and_a_manifest_that_is_gone_are_found(out, check):
+    rows = rows_of(out)
+    rewrite(out, [*rows, rows[0]])
+    assert problems(check(out)) == ["stands twice in metadata.jsonl"]
+    (out / "metadata.jsonl").unlink()
+    assert problems(check(out))[0] == "is missing; run the same generate command again"
+
+
+def test_pictures_of_another_model_are_told_from_those(made, sd2):
+    report = remake(str(made), lambda *_: sdjax.Engine(sd2, batch_size=1), 1.0)
+    assert report.remade == 3 and report.exact == 0
+    assert all("was made by another model" in problem for problem in problems(report))
+
+
+def test_the_model_is_what_the_last_run_was_told(made, sd1_folder):
+    assert model_of(str(made)) == (str(sd1_folder), None)
+    assert json.loads((made / "summary.json").read_text())["config"]["model"] == str(sd1_folder)

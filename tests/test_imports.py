@@ -1,0 +1,115 @@
+"""Dependencies point one way, and the library runs where Beam is not installed."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the ground up. A part imports itself and what is below it, and nothing beside it.
+LAYERS = (
+    {"sdjax.models", "sdjax.version", "sdjax.assets"},
+    {"sdjax.diffusion"},
+    {"sdjax.text", "sdjax.images", "sdjax.checkpoints"},
+    {"sdjax.job"},
+    {"sdjax.model"},
+    {"sdjax.engine"},
+    {"sdjax.api"},
+    {"sdjax"},
+    {"sdjax.training"},
+    {"pipelines"},
+)
+RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+# What the library is built on, by the names under which it is imported.
+LIBRARY = {"PIL", "flax", "jax", "jaxlib", "jaxtyping", "numpy", "safetensors", "transformers"}
+TRAINING = LIBRARY | {"optax", "tqdm"}
+NOT_NEEDED = ("apache_beam", "pyarrow", "rich", "torch", "yaml")
+
+FORBIDDEN_NAMES = re.compile(r"(?<![a-z])(utils?|helpers?|common|misc|managers?)(?![a-z])")
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sources("sdjax", "pipelines")}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The modules which a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else str(node.module)
+
+
+def part_of(module: str) -> str:
+    """The part of the layout to which a module of ours belongs."""
+    return "pipelines" if module.split(".")[0] == "pipelines" else ".".join(module.split(".")[:2])
+
+
+def is_ours(module: str) -> bool:
+    return module.split(".")[0] in ("sdjax", "pipelines")
+
+
+EVERY_MODULE = pytest.mark.parametrize("module", MODULES)
+
+
+@EVERY_MODULE
+def test_imports_point_down(module):
+    part = part_of(module)
+    assert part in RANKS, f"{part} is new: give it a place in LAYERS"
+    for other in map(part_of, filter(is_ours, imported(MODULES[module]))):
+        assert other == part or RANKS[other] < RANKS[part], f"{module} imports {other}, which does not stand below it"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part_of(name) != "pipelines"])
+def test_the_library_stands_on_few_packages(module):
+    allowed = TRAINING if part_of(module) == "sdjax.training" else LIBRARY
+    others = {name.split(".")[0] for name in imported(MODULES[module]) if not is_ours(name)}
+    assert others - sys.stdlib_module_names <= allowed
+
+
+@EVERY_MODULE
+def test_nothing_needs_torch(module):
+    assert not {name.split(".")[0] for name in imported(MODULES[module])} & {"torch", "diffusers", "torchvision"}
+
+
+def test_the_library_imports_where_beam_and_its_company_are_not_installed():
+    program = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {NOT_NEEDED!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import sdjax
+assert sdjax.load and sdjax.generate and sdjax.Job
+print(sorted(name for name in {NOT_NEEDED!r} if name in sys.modules), "pipelines" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[-2] == "[] False"
+
+
+def test_files_and_folders_are_named_after_what_is_in_them():
+    named = [str(path.relative_to(ROOT)) for path in sources("sdjax", "pipelines", "tests", "configs", "docs")]
+    assert named
+    assert [name for name in named if FORBIDDEN_NAMES.search(name)] == []

@@ -1,0 +1,143 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
+from sdjax.text.tokenizer import Tokenizer, TokenizerError
+from sdjax.text.vocabulary import START, clip_vocabulary, cut_down, write_tokenizer
+from tests import toys
+
+START_ID, END_ID = 49406, 49407
+SMALL = cut_down(clip_vocabulary(), toys.WORDS)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    write_tokenizer(folder, clip_vocabulary(), 77)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(clip_folder):
+    return Tokenizer(clip_folder, 77)
+
+
+@pytest.fixture
+def toy_folder(tmp_path):
+    write_tokenizer(tmp_path, SMALL, 77)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ids"),
+    [
+        # As openai/clip-vit-large-patch14 gives them.
+        ("a photo of a cat", [320, 1125, 539, 320, 2368]),
+        ("A  Photo\nof a CAT ", [320, 1125, 539, 320, 2368]),
+        ("hello world", [3306, 1002]),
+        ("", []),
+    ],
+)
+def test_known_prompts_have_clips_ids(clip, prompt, ids):
+    tokens = clip(prompt)
+    assert tokens.ids == (START_ID, *ids, *[END_ID] * (76 - len(ids)))
+    assert tokens.total == len(ids)
+    assert tokens.cut == ""
+
+
+def test_padding_is_the_end_token_or_what_the_checkpoint_says(tmp_path):
+    for padding in ("!", "<|endoftext|>"):
+        folder = tmp_path / str(len(padding))
+        write_tokenizer(folder, SMALL, 77, padding)
+        ids = Tokenizer(folder, 77)("a red apple").ids
+        end = SMALL.tokens["<|endoftext|>"]
+        assert ids[0] == SMALL.tokens[START] and ids[4] == end
+        assert ids[5:] == (SMALL.tokens[padding],) * 72
+    assert SMALL.tokens["!"] == 0
+
+
+def test_a_prompt_of_just_the_length_is_whole(clip):
+    tokens = clip(" ".join(["cat"] * 75))
+    assert tokens.ids == (START_ID, *[2368] * 75, END_ID)
+    assert (tokens.total, tokens.cut) == (75, "")
+
+
+def test_what_did_not_fit_is_told(clip):
+    tokens = clip(" ".join(["cat"] * 75) + " and a small dog")
+    assert tokens.ids == (START_ID, *[2368] * 75, END_ID)
+    assert tokens.total == 79
+    assert tokens.cut.split() == ["and", "a", "small", "dog"]
+
+
+def test_the_length_is_the_encoders(clip_folder):
+    tokens = Tokenizer(clip_folder, 8)("one two three four five six seven eight")
+    assert len(tokens.ids) == 8 and tokens.total == 8
+    assert tokens.cut.split() == ["seven", "eight"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text(st.characters(), max_size=200) | st.text(st.characters(categories=["Cs", "Cn", "Co", "Mn"])))
+def test_any_text_at_all_gives_the_encoders_number_of_known_ids(clip, text):
+    tokens = clip(text)
+    assert len(tokens.ids) == 77
+    assert tokens.ids[0] == START_ID and END_ID in tokens.ids[1:]
+    assert all(0 <= index < clip.size for index in tokens.ids)
+    assert (tokens.cut != "") <= (tokens.total > 75)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a cat \udfff on a mat", "\udc00\ud800"])
+def test_half_a_surrogate_pair_reads_as_a_question_mark(clip, text):
+    readable = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\ufffd", "?")
+    assert clip(text) == clip(readable)
+
+
+def test_a_tokenizer_saved_as_one_json_file_is_the_same(clip, clip_folder, tmp_path):
+    CLIPTokenizer.from_pretrained(str(clip_folder)).save_pretrained(str(tmp_path))
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    assert (tmp_path / "tokenizer.json").is_file()
+    one = Tokenizer(tmp_path, 77)
+    assert (one.size, one.start, one.end, one.padding) == (clip.size, clip.start, clip.end, clip.padding)
+    for prompt in ("a photo of a cat", "zeppelin, 8k!! (détail) 猫 🐈", "x" * 300, "it's 'quoted' #1 a_b", "\ud83d"):
+        assert one(prompt) == clip(prompt)
+
+
+# --- Folders that are not whole ---
+
+
+@pytest.mark.parametrize("missing", ["vocab.json", "merges.txt", ""])
+def test_a_folder_without_a_tokenizer_is_told_by_name(toy_folder, missing):
+    if missing:
+        (toy_folder / missing).unlink()
+    folder = toy_folder if missing else toy_folder / "nowhere"
+    with pytest.raises(TokenizerError, match=r"has neither tokenizer\.json nor vocab\.json with merges\.txt") as raised:
+        Tokenizer(folder, 77)
+    assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vocab.json", "{"),
+        ("vocab.json", "[]"),
+        ("vocab.json", "{}"),
+        ("merges.txt", "one two three\nx"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "not json"),
+        ("tokenizer_config.json", "{"),
+    ],
+)
+def test_a_damaged_tokenizer_is_an_error_that_names_its_folder(toy_folder, name, content):
+    (toy_folder / name).write_text(content, "utf-8")
+    with pytest.raises(TokenizerError, match="does not hold a CLIP tokenizer") as raised:
+        Tokenizer(toy_folder, 77)
+    assert str(toy_folder) in str(raised.value)
+
+
+def test_what_is_written_is_what_transformers_reads(toy_folder):
+    assert json.loads((toy_folder / "vocab.json").read_text("utf-8")) == SMALL.tokens
+    assert (toy_folder / "merges.txt").read_text("utf-8").splitlines()[1:] == [" ".join(pair) for pair in SMALL.merges]
+    assert Tokenizer(toy_folder, 77).size == len(SMALL.tokens)
