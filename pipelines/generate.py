@@ -358,7 +358,7 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     groups = (
         {"new": made.rows, "old": output | "OldRows" >> beam.FlatMap(old_rows, run), "files": todo.there}
         | "JoinRows" >> beam.CoGroupByKey()
-        | "WholeRow" >> beam.FlatMapTuple(_grouped_row, run)
+        | "WholeRow" >> beam.FlatMapTuple(lambda image_id, found: _grouped_row(image_id, found, run))
         | "Group" >> beam.GroupByKey()
         | "WriteGroup" >> beam.Map(write_group, run)
     )
