@@ -31,7 +31,7 @@ _TABLE_ROWS = (32, 64, 128, 256, 512, 1024)
 # How programs are compiled, by platform. On the CPU sums over a picture, as in a group norm, are left out of what XLA
 # gives to YNNPACK: that splits them by the number of threads, which follows the number of devices and of cores, and so
 # the bits would. Matrix products and convolutions stay with it: Eigen, the other choice, splits these by threads too.
-_COMPILER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+_COMPILER_OPTIONS: Mapping[str, Mapping[str, str | bool]] = {
     "cpu": {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
     }

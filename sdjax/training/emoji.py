@@ -73,7 +73,7 @@ SCHEDULER = SchedulerConfig(
 )
 SCHEDULER_CLASS = "DPMSolverMultistepScheduler"
 LATENTS = 24_000
-UNET_RECIPE = state.Recipe(steps=4800, learning_rate=1e-3, average=0.998)
+UNET_RECIPE = state.Recipe(steps=2600, learning_rate=1e-3, average=0.998)
 UNET_BATCH = 32
 UNCONDITIONAL = 0.1
 # Seeds of the data: training and pictures that no training has seen.
@@ -209,6 +209,10 @@ def train_unet(folder: Path) -> None:
         "unet": unet.init(for_unet, noisy, jnp.zeros(1), context)["params"],
     }
     params = state.quiet_branches(params, ("conv2", "conv_out", "to_out_0", "net_2"))
+    # Flax makes positions several times larger than tokens, which hides the words behind their places.
+    for name, size in (("token_embedding", 1.0), ("position_embedding", 0.2)):
+        table = params["text_encoder"][name]["embedding"]
+        params["text_encoder"][name]["embedding"] = table * (size / table.std())
 
     def loss(params: state.Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         return diffusion_loss(text_encoder, unet, SCHEDULER, params, *batch, key)

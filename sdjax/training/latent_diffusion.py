@@ -9,9 +9,6 @@ from sdjax.diffusion.schedule import SchedulerConfig, alphas_cumprod
 from sdjax.models import TextEncoder, UNet
 from sdjax.training.state import Params
 
-# Min-SNR weighting (Hang et al. 2023, arXiv:2303.09556): the signal-to-noise ratio above which a level counts no more.
-_SNR_LIMIT = 5.0
-
 
 def diffusion_loss(
     text_encoder: TextEncoder,
@@ -38,10 +35,10 @@ def diffusion_loss(
     target = jnp.sqrt(share) * noise - jnp.sqrt(1 - share) * latents
     context = text_encoder.apply({"params": params["text_encoder"]}, ids).last_hidden_state
     output = unet.apply({"params": params["unet"]}, noisy, timesteps.astype(jnp.float32), context)
-    ratio = signal[timesteps] / (1 - signal[timesteps])
-    weight = jnp.minimum(ratio, _SNR_LIMIT) / (ratio + 1)
-    errors = ((output - target) ** 2).mean((1, 2, 3))
-    return (weight * errors).mean() / weight.mean(), {"v": errors.mean()}
+    # All levels count alike. Weights that favour little noise (min-SNR) leave nothing for the levels at which
+    # alone the caption decides anything, and the network then learns to do without it.
+    error = ((output - target) ** 2).mean()
+    return error, {}
 
 
 class LatentSet:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sdjax
@@ -150,7 +151,12 @@ class Block(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-_FEATURES, _TIME, _CONTEXT, _TOKENS = _normal(6, 2, 6, 4, 16), _normal(7, 2, 24), _normal(8, 2, 5, 12), _normal(9, 2, 9, 16)
+_FEATURES, _TIME, _CONTEXT, _TOKENS = (
+    _normal(6, 2, 6, 4, 16),
+    _normal(7, 2, 24),
+    _normal(8, 2, 5, 12),
+    _normal(9, 2, 9, 16),
+)
 
 BLOCKS: dict[str, Block] = {
     "resnet": Block(ResnetBlock(16, 8, 1e-5), (_FEATURES, _TIME)),
@@ -178,7 +184,8 @@ def block_params(block: Block) -> Params:
 def block_output(block: Block) -> np.ndarray:
     """What sdjax gives."""
     with jax.default_matmul_precision("highest"):
-        return np.asarray(block.module.apply({"params": block_params(block)}, *block.arguments))
+        arguments = [jnp.asarray(given) if isinstance(given, np.ndarray) else given for given in block.arguments]
+        return np.asarray(block.module.apply({"params": block_params(block)}, *arguments))
 
 
 def stored(references: Mapping[str, np.ndarray], name: str) -> Arrays:

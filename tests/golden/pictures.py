@@ -89,7 +89,10 @@ LIVE: dict[str, dict[str, Picture]] = {
     "sd2": {
         **_scheduled(("euler", "euler_ancestral")),
         **_UNGUIDED,
-        **{f"zero_snr-{sampler}": Picture(_job(sampler=sampler), _ZERO_SNR) for sampler in ("ddim", "euler", "dpmpp_2m")},
+        **{
+            f"zero_snr-{sampler}": Picture(_job(sampler=sampler), _ZERO_SNR)
+            for sampler in ("ddim", "euler", "dpmpp_2m")
+        },
     },
     "emoji": {**_scheduled(("ddim", "euler")), **_UNGUIDED},
 }
@@ -111,7 +114,9 @@ def drawn(model: sdjax.Model, pictures: Mapping[str, Picture]) -> dict[str, np.n
     for changes in dict.fromkeys(picture.scheduler for picture in pictures.values()):
         changed = dataclasses.replace(model, scheduler=dataclasses.replace(model.scheduler, **dict(changes)))
         engine = sdjax.Engine(changed, batch_size=_BATCH, devices=jax.local_devices()[:1])
-        tasks = {name: engine.prepare(picture.job) for name, picture in pictures.items() if picture.scheduler == changes}
+        tasks = {
+            name: engine.prepare(picture.job) for name, picture in pictures.items() if picture.scheduler == changes
+        }
         unique = {task.id: task for task in tasks.values()}  # the checkpoint's own schedule may be one of those named
         results = {result.metadata["id"]: result.image for result in engine.run(unique.values())}
         images.update({name: results[task.id] for name, task in tasks.items()})

@@ -1,0 +1,30 @@
+"""Whole pictures against recordings of diffusers' pipeline, from the same torch seed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sdjax
+from tests.golden import pictures
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_pictures_of_toys_are_those_of_the_reference(name: str, request: pytest.FixtureRequest) -> None:
+    check(request.getfixturevalue(name), name)
+
+
+@pytest.mark.skipif(not pictures.emoji_is_there(), reason="the embedded model has not been trained yet")
+def test_pictures_of_the_embedded_model_are_those_of_the_reference() -> None:
+    model = sdjax.load("emoji")
+    with np.load(pictures.recorded_file("emoji")) as stored:
+        assert str(stored["digest"]) == model.digest, "the model is another than was recorded: make golden"
+    check(model, "emoji")
+
+
+def check(model: sdjax.Model, name: str) -> None:
+    file: Path = pictures.recorded_file(name)
+    drawn = pictures.drawn(model, pictures.RECORDED[name])
+    with np.load(file) as stored:
+        shares = {case: pictures.share_that_differs(image, stored[case]) for case, image in drawn.items()}
+    assert {case: share for case, share in shares.items() if share > pictures.TOLERATED_SHARE} == {}

@@ -1,0 +1,118 @@
+"""Live comparison with diffusers and transformers on CPU torch."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sdjax
+from tests import toys
+from tests.golden import networks, pictures
+
+pytestmark = pytest.mark.parity
+needs_emoji = pytest.mark.skipif(not pictures.emoji_is_there(), reason="the embedded model has not been trained yet")
+
+reference = pytest.importorskip("tests.golden.reference", reason="needs torch: make parity", exc_type=ImportError)
+
+
+def worst(network: networks.Network) -> dict[str, float]:
+    """The relative error of each output."""
+    given, wanted = networks.outputs(network), reference.outputs(network)
+    assert given.keys() == wanted.keys()
+    return {name: networks.relative_error(array, wanted[name]) for name, array in given.items()}
+
+
+def check_network(name: str, network: networks.Network) -> None:
+    errors = worst(network)
+    print(f"\n{name}: " + ", ".join(f"{output} {error:.1e}" for output, error in errors.items()))
+    assert max(errors.values()) < networks.TOLERANCE
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_networks(name: str) -> None:
+    check_network(name, networks.NETWORKS[name])
+
+
+@pytest.mark.parametrize("name", networks.BLOCKS)
+def test_blocks(name: str) -> None:
+    block = networks.BLOCKS[name]
+    assert networks.relative_error(networks.block_output(block), reference.block_output(block)) < networks.TOLERANCE
+
+
+@needs_emoji
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_networks_of_the_embedded_model(part: str) -> None:
+    check_network(f"emoji {part}", networks.emoji_networks()[f"emoji_{part}"])
+
+
+def check_pictures(model: sdjax.Model, folder: Path, cases: dict[str, pictures.Picture]) -> None:
+    drawer = reference.Drawer(folder)
+    drawn = pictures.drawn(model, cases)
+    shares = {name: pictures.share_that_differs(drawn[name], drawer.draw(case)) for name, case in cases.items()}
+    print(
+        "\n" + "\n".join(f"{name}: {share:.4%} of the values differ by more than 1" for name, share in shares.items())
+    )
+    assert {name: share for name, share in shares.items() if share > pictures.TOLERATED_SHARE} == {}
+
+
+def all_cases(name: str) -> dict[str, pictures.Picture]:
+    return {**pictures.RECORDED[name], **pictures.LIVE[name]}
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_pictures_of_toys(name: str, request: pytest.FixtureRequest) -> None:
+    check_pictures(request.getfixturevalue(name), request.getfixturevalue(f"{name}_folder"), all_cases(name))
+
+
+@needs_emoji
+def test_pictures_of_the_embedded_model() -> None:
+    check_pictures(sdjax.load("emoji"), sdjax.model.folder_of("emoji"), all_cases("emoji"))
+
+
+def test_recordings_are_what_the_reference_gives_now(sd1_folder: Path) -> None:
+    with np.load(pictures.recorded_file("sd1")) as stored:
+        drawn = reference.Drawer(sd1_folder).draw(pictures.RECORDED["sd1"]["ddim-uniform"])
+        assert pictures.share_that_differs(drawn, stored["ddim-uniform"]) == 0
+
+
+# --- Folders that diffusers itself writes ---
+
+
+@functools.cache
+def _case() -> pictures.Picture:
+    return pictures.RECORDED["sd1"]["dpmpp_2m-uniform"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"variant": "fp16"}, {"max_shard_size": "40KB"}, {"variant": "fp16", "max_shard_size": "40KB"}],
+    ids=["plain", "variant", "sharded", "sharded_variant"],
+)
+def test_folders_written_by_diffusers_load(options: dict[str, str], sd1_folder: Path, tmp_path: Path) -> None:
+    drawer = reference.Drawer(sd1_folder)
+    drawer.pipeline.save_pretrained(tmp_path, **options)
+    model = sdjax.load(tmp_path, variant=options.get("variant"))
+    original = sdjax.load(sd1_folder)
+    assert model.scheduler == original.scheduler
+    assert model.unet.config == dataclasses.replace(original.unet.config, sample_size=model.unet.config.sample_size)
+    for part, params in original.params.items():
+        for (keys, leaf), other in zip(_leaves(params), _leaves(model.params[part]), strict=True):
+            assert keys == other[0]
+            np.testing.assert_array_equal(leaf, other[1])
+    assert model.tokenizer("a red apple, on the sea") == original.tokenizer("a red apple, on the sea")
+
+
+def _leaves(params: object) -> list[tuple[object, np.ndarray]]:
+    import jax
+
+    return [(keys, np.asarray(leaf)) for keys, leaf in jax.tree.leaves_with_path(params)]
+
+
+@pytest.mark.parametrize("toy", [toys.SD1, toys.SD2], ids=["sd1", "sd2"])
+def test_diffusers_opens_what_sdjax_writes_without_a_warning_of_keys(
+    toy: toys.Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference.Drawer(toys.write_toy(tmp_path, toy))
+    assert not [record for record in caplog.records if "not used" in record.message or "newly" in record.message]
