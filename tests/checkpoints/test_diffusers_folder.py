@@ -1,0 +1,173 @@
+"""Reading and writing checkpoints: what is whole comes back, what is not is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sdjax
+from sdjax.checkpoints.diffusers_folder import describe_folder, read_folder
+from tests import toys
+
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(sd1_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(sd1_folder, tmp_path / "model"))
+
+
+def edit_json(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def edit_tensors(file: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+def test_what_is_written_is_read_back(sd2_folder: Path) -> None:
+    checkpoint = read_folder(sd2_folder)
+    assert (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder) == (
+        toys.SD2.unet, toys.SD2.vae, toys.SD2.text_encoder,
+    )  # fmt: skip
+    assert checkpoint.scheduler == toys.SD2.scheduler
+    jax.tree.map(np.testing.assert_array_equal, dict(checkpoint.params), dict(toys.toy_params(toys.SD2)))
+
+
+def test_the_digest_is_that_of_the_contents(folder: Path, sd1_folder: Path) -> None:
+    assert read_folder(folder).digest == read_folder(sd1_folder).digest
+    edit_tensors(folder / UNET_WEIGHTS, lambda tensors: tensors.update({"conv_in.bias": tensors["conv_in.bias"] + 1}))
+    assert read_folder(folder).digest != read_folder(sd1_folder).digest
+
+
+def test_parameters_are_cast_once_but_a_vae_that_overflows_stays_in_float32(sd1_folder: Path) -> None:
+    params = read_folder(sd1_folder, dtype=jnp.bfloat16).params
+    assert {leaf.dtype for leaf in jax.tree.leaves(params["unet"])} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params["vae"])} == {jnp.dtype(jnp.float32)}
+
+
+def test_variants_and_shards_are_found(folder: Path, sd1_folder: Path) -> None:
+    weights = folder / UNET_WEIGHTS
+    tensors = load_file(weights)
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[:50], "b.safetensors": names[50:]}
+    for shard, inside in shards.items():
+        save_file({name: tensors[name] for name in inside}, folder / "unet" / shard)
+    weights.unlink()
+    index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    index_file = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index_file.write_text(json.dumps(index))
+    vae = folder / "vae/diffusion_pytorch_model.safetensors"
+    vae.rename(vae.with_suffix(".fp16.safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, read_folder(folder).params, read_folder(sd1_folder).params)
+    (folder / "unet" / "b.safetensors").unlink()
+    with pytest.raises(sdjax.CheckpointError, match=r"b\.safetensors"):
+        read_folder(folder)
+
+
+def test_an_index_may_not_point_elsewhere(folder: Path) -> None:
+    (folder / UNET_WEIGHTS).unlink()
+    index_file = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index_file.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}}))
+    with pytest.raises(sdjax.CheckpointError, match=r"index\.json names '\.\./vae"):
+        read_folder(folder)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing_file": (lambda root: (root / UNET_WEIGHTS).unlink(), r"unet.*safetensors is missing"),
+    "missing_config": (lambda root: (root / "vae/config.json").unlink(), r"vae.config\.json is missing"),
+    "config_no_json": (lambda root: (root / "vae/config.json").write_text("{"), r"vae.config\.json is not JSON"),
+    "truncated": (
+        lambda root: (root / UNET_WEIGHTS).write_bytes((root / UNET_WEIGHTS).read_bytes()[:-1000]),
+        r"diffusion_pytorch_model\.safetensors",
+    ),
+    "truncated_in_its_header": (
+        lambda root: (root / UNET_WEIGHTS).write_bytes((root / UNET_WEIGHTS).read_bytes()[:100]),
+        r"diffusion_pytorch_model\.safetensors",
+    ),
+    "empty_file": (lambda root: (root / UNET_WEIGHTS).write_bytes(b""), r"diffusion_pytorch_model\.safetensors"),
+    "left_over": (
+        lambda root: edit_tensors(root / UNET_WEIGHTS, lambda t: t.update({"lora.weight": np.ones(2, np.float32)})),
+        r"lora\.weight",
+    ),
+    "missing_tensor": (
+        lambda root: edit_tensors(root / UNET_WEIGHTS, lambda t: t.pop("conv_in.weight")),
+        r"conv_in\.weight",
+    ),
+    "wrong_shape": (
+        lambda root: edit_tensors(root / UNET_WEIGHTS, lambda t: t.update({"conv_in.bias": np.ones(3, np.float32)})),
+        r"conv_in\.bias",
+    ),
+    "only_pickled": (
+        lambda root: (root / UNET_WEIGHTS).rename(root / "unet/diffusion_pytorch_model.bin"),
+        r"pickled weights can run code",
+    ),
+    "another_pipeline": (
+        lambda root: edit_json(root / "model_index.json", lambda d: d.update(_class_name="FluxPipeline")),
+        r"'FluxPipeline' is not supported",
+    ),
+    "an_unknown_part": (
+        lambda root: edit_json(root / "model_index.json", lambda d: d.update(refiner=["diffusers", "Refiner"])),
+        r"unknown parts refiner",
+    ),
+    "parts_that_do_not_fit": (
+        lambda root: edit_json(root / "vae/config.json", lambda d: d.update(latent_channels=8)),
+        r"in_channels is 4, expected 8",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_spoilt_checkpoint_is_refused_with_what_is_wrong_with_it(kind: str, folder: Path) -> None:
+    spoil, message = SPOILT[kind]
+    spoil(folder)
+    with pytest.raises(sdjax.CheckpointError, match=message):
+        read_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", {"new_switch": True}, "unknown key 'new_switch'"),
+        ("unet/config.json", {"act_fn": "relu"}, "act_fn = 'relu' is not supported"),
+        ("unet/config.json", {"down_block_types": ["DownBlock3D"]}, "'DownBlock3D' is not one of"),
+        ("unet/config.json", {"norm_num_groups": 5}, "are not multiples of norm_num_groups"),
+        ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
+        ("vae/config.json", {"shift_factor": 0.1}, "shift_factor = 0.1 is not supported"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type = 'sample'"),
+        ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "use_flow_sigmas = True is not supported"),
+    ],
+)
+def test_a_config_of_what_is_not_implemented_is_refused_by_name(
+    file: str, change: dict[str, Any], message: str, folder: Path
+) -> None:
+    edit_json(folder / file, lambda data: data.update(change))
+    with pytest.raises(sdjax.ConfigError, match=message) as caught:
+        read_folder(folder)
+    assert file.rpartition("/")[2] in str(caught.value)
+
+
+def test_a_folder_is_described_without_its_weights(sd1_folder: Path) -> None:
+    lines = dict(describe_folder(sd1_folder))
+    assert lines["pipeline"] == "StableDiffusionPipeline"
+    assert lines["scheduler"] == "PNDMScheduler, predicts epsilon"
+    assert "parameters in" in lines["unet"]
+
+
+@pytest.mark.parametrize("name", ["nothing", "model.safetensors"])
+def test_a_model_that_is_not_there_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(sdjax.CheckpointError, match=name):
+        sdjax.load(tmp_path / name)
