@@ -76,7 +76,7 @@ def example(
     scene = scenes.draw_scene(rng, len(pictures))
     while len(scene.concepts) > 1:
         scene = scenes.draw_scene(rng, len(pictures))
-    return scenes.render(rng, scene, pictures), scene.concepts[0], scene
+    return scenes.render(scene, pictures), scene.concepts[0], scene
 
 
 class Examples(NamedTuple):

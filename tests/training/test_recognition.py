@@ -27,7 +27,7 @@ def sprites() -> tuple[Image.Image, ...]:
 
 
 def render(scene: scenes.Scene) -> np.ndarray:
-    return scenes.render(np.random.default_rng(0), scene, sprites())
+    return scenes.render(scene, sprites())
 
 
 def one_hot(labels: np.ndarray, count: int = len(NAMES)) -> np.ndarray:

@@ -22,9 +22,9 @@ def scenes_of(count, seed=0):
     return [draw_scene(np.random.default_rng([seed, index]), len(NAMES)) for index in range(count)]
 
 
-def drawn(scene, seed=0):
+def drawn(scene):
     """Where the squares are: a mask of the picture."""
-    return (render(np.random.default_rng(seed), scene, SQUARES) == MARK).all(-1)
+    return (render(scene, SQUARES) == MARK).all(-1)
 
 
 def boxes(mask):
@@ -75,7 +75,7 @@ def test_scenes_have_one_emoji_or_two_different_ones_small_or_large_left_or_righ
     one = {(1, size, side) for size, side in itertools.product(sizes, sides) if not (size == "large" and side)}
     assert kinds == one | {(2, "", "")}
     assert all(len(set(scene.concepts)) == len(scene.concepts) for scene in seen)
-    assert 0.09 < np.mean([len(scene.concepts) == 2 for scene in seen]) < 0.15
+    assert 0.06 < np.mean([len(scene.concepts) == 2 for scene in seen]) < 0.11
 
 
 @settings(deadline=None, max_examples=20)
@@ -139,7 +139,7 @@ def test_colour_is_said_half_of_the_time():
 def test_no_emoji_leaves_the_picture_or_covers_another(seed):
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, len(NAMES))
-    mask = drawn(scene, seed)
+    mask = drawn(scene)
     for left, right in boxes(mask)[0]:
         # A square that were cut at an edge would not be one.
         rows = np.flatnonzero(mask[:, left])
@@ -150,7 +150,7 @@ def test_no_emoji_leaves_the_picture_or_covers_another(seed):
 
 @pytest.mark.parametrize("color", COLORS)
 def test_the_background_is_of_the_colour_asked_for(color):
-    pixels = render(np.random.default_rng(0), Scene((0,), color, "small"), SQUARES)
+    pixels = render(Scene((0,), color, "small"), SQUARES)
     assert pixels.shape == (SIZE, SIZE, 3) and pixels.dtype == np.uint8
     mask = (pixels == MARK).all(-1)
     assert (pixels[~mask] == COLORS[color]).all()
@@ -162,29 +162,20 @@ def test_small_is_smaller_and_large_is_larger():
 
 
 @pytest.mark.parametrize("size", ["", "small"])
-@given(seed=seeds)
-@settings(deadline=None, max_examples=20)
-def test_left_is_left_and_right_is_right(size, seed):
-    [(_, end)], _ = boxes(drawn(Scene((0,), "white", size, "left"), seed))
-    [(start, _)], _ = boxes(drawn(Scene((0,), "white", size, "right"), seed))
+def test_left_is_left_and_right_is_right(size):
+    [(_, end)], _ = boxes(drawn(Scene((0,), "white", size, "left")))
+    [(start, _)], _ = boxes(drawn(Scene((0,), "white", size, "right")))
     assert end <= SIZE / 2 <= start
 
 
 def test_two_stand_side_by_side_in_the_order_in_which_they_are_named():
     pictures = tuple(Image.new("RGBA", (8, 8), color) for color in ((*MARK, 255), (255, 0, 200, 255)))
-    pixels = render(np.random.default_rng(0), Scene((1, 0), "black"), pictures)
+    pixels = render(Scene((1, 0), "black"), pictures)
     one, two = ((pixels == picture.getpixel((0, 0))[:3]).all(-1) for picture in pictures)
     assert boxes(two)[0][0][1] <= SIZE / 2 <= boxes(one)[0][0][0]
 
 
-def test_places_vary_by_whole_steps_of_the_latents_grid():
-    places = {boxes(drawn(Scene((0,), "white"), seed))[0][0][0] for seed in range(40)}
-    tops = {boxes(drawn(Scene((0,), "white"), seed))[1][0] for seed in range(40)}
-    assert len(places) == len(tops) == 3
-    assert {place % 4 for place in places | tops} == {0}
-
-
 def test_a_transparent_sprite_lets_the_background_through():
     clear = (Image.new("RGBA", (8, 8), (*MARK, 0)),)
-    pixels = render(np.random.default_rng(0), Scene((0,), "sky blue"), clear)
+    pixels = render(Scene((0,), "sky blue"), clear)
     assert (pixels == COLORS["sky blue"]).all()
