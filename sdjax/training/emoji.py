@@ -73,7 +73,7 @@ SCHEDULER = SchedulerConfig(
 )
 SCHEDULER_CLASS = "DPMSolverMultistepScheduler"
 LATENTS = 24_000
-UNET_RECIPE = state.Recipe(steps=5000, learning_rate=1e-3, average=0.998)
+UNET_RECIPE = state.Recipe(steps=8000, learning_rate=1e-3, average=0.998)
 UNET_BATCH = 32
 UNCONDITIONAL = 0.1
 # Seeds of the data: training and pictures that no training has seen.

@@ -42,6 +42,13 @@ def assert_same(one, two):
         np.testing.assert_array_equal(left, right)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+    """optax multiplies counts of steps with rates."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing stopped."""
