@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags and options.command != "generate":
         parser.error("only generate takes Beam's flags")
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    # Beam tells of each failing element with its traceback; what failed is told once, in plain words, below.
+    logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     # The tokenizer's library says on import that there is no torch, which is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -107,9 +109,7 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
         else:
             with progress.Bar(folder, console):
                 counts = generate.run_pipeline(options.prompts, options.out, run_config, flags, folder)
-    except (ValueError, OSError):
-        raise
-    except Exception as error:  # what a runner makes of an error in a worker
+    except Exception as error:  # in a worker, a runner adds to it or makes another one of it
         told = progress.read(folder)[2]
         if not told:
             raise

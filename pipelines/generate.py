@@ -164,8 +164,8 @@ def file_name(image_id: str, extension: str) -> str:
 
 
 def manifest_row(image_id: str, metadata: Mapping[str, Any], extension: str) -> dict[str, Any]:
-    """A row of `metadata.jsonl` as Hugging Face's ImageFolder reads it."""
-    return {"file_name": file_name(image_id, extension), **metadata}
+    """A row of `metadata.jsonl` as Hugging Face's ImageFolder reads it, keys sorted as a picture has them."""
+    return {"file_name": file_name(image_id, extension), **dict(sorted(metadata.items()))}
 
 
 # --- The transforms ---
@@ -284,12 +284,13 @@ def old_rows(out: str, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     with _reporting_failure(run):
         if not storage.exists(path):
             return
-        for number, row in enumerate(storage.read_jsonl(path), 1):
-            if not isinstance(row.get("id"), str) or not isinstance(row.get("file_name"), str):
-                raise storage.StorageError(
-                    f"{path}, line {number}: no id or no file_name: delete the file, and it is made anew"
-                )
-            yield row["id"], row
+        try:
+            for number, row in enumerate(storage.read_jsonl(path), 1):
+                if not isinstance(row.get("id"), str) or not isinstance(row.get("file_name"), str):
+                    raise storage.StorageError(f"{path}, line {number}: no id or no file_name")
+                yield row["id"], row
+        except storage.StorageError as error:
+            raise storage.StorageError(f"{error}: delete the file, and it is made anew") from error
 
 
 def group_path(run: Run, digits: str) -> str:

@@ -89,10 +89,12 @@ def read(folder: str) -> tuple[Counter[str], list[str], list[str]]:
 
 
 class _Speed(ProgressColumn):
-    """Images per second since the first one."""
+    """Images per second of late; over the whole run, if that was too short to tell."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
+        if speed is None and task.completed and task.elapsed:
+            speed = task.completed / task.elapsed
         return Text("" if speed is None else f"{speed:.2f} images/s", style="cyan")
 
 

@@ -29,7 +29,7 @@ RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 # What the library is built on, by the names under which it is imported.
 LIBRARY = {"PIL", "flax", "jax", "jaxlib", "jaxtyping", "numpy", "safetensors", "transformers"}
 TRAINING = LIBRARY | {"optax", "tqdm"}
-NOT_NEEDED = ("apache_beam", "pyarrow", "torch")
+NOT_NEEDED = ("apache_beam", "pyarrow")
 
 FORBIDDEN_NAMES = re.compile(r"(?<![a-z])(utils?|helpers?|common|misc|managers?)(?![a-z])")
 

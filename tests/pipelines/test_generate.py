@@ -81,7 +81,7 @@ def test_hugging_face_datasets_opens_an_output_with_its_metadata(made, tmp_path)
 def test_a_png_tells_its_parameters_in_the_words_of_other_tools(made):
     row = by_prompt(made)["the cat"]
     assert read_parameters(made / row["file_name"], "").startswith(
-        f"the cat\nSteps: 2, Sampler: Euler, Schedule type: Leading, CFG scale: 7.5, Seed: {row['seed']}, Size: 32x32, "
+        f"the cat\nSteps: 2, Sampler: Euler, Schedule type: Uniform, CFG scale: 7.5, Seed: {row['seed']}, Size: 32x32, "
     )
 
 
