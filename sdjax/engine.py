@@ -30,7 +30,8 @@ from sdjax.version import __version__
 _TABLE_ROWS = (32, 64, 128, 256, 512, 1024)
 # How programs are compiled, by platform. On the CPU sums over a picture, as in a group norm, are left out of what XLA
 # gives to YNNPACK: that splits them by the number of threads, which follows the number of devices and of cores, and so
-# the bits would. Matrix products and convolutions stay with it: Eigen, the other choice, splits these by threads too.
+# the bits would. Matrix products and convolutions stay with it: Eigen, the other choice, splits these by threads too
+# (`sdjax.models.convolution` has the rest of this).
 _COMPILER_OPTIONS: Mapping[str, Mapping[str, str | bool]] = {
     "cpu": {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"

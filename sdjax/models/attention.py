@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from sdjax.models.convolution import Conv
+
 # Above this many query-key pairs per head the CPU takes queries in chunks: the whole matrix of scores
 # no longer fits its caches (measured: 263 ms against 1261 ms at 4096 tokens, 8 heads of 40).
 _CHUNKED_FROM = 1024 * 1024
@@ -149,12 +151,12 @@ class SpatialTransformer(nn.Module):
         if self.use_linear_projection:
             y = nn.Dense(channels, name="proj_in")(y.reshape(batch, height * width, channels))
         else:
-            y = nn.Conv(channels, (1, 1), name="proj_in")(y).reshape(batch, height * width, channels)
+            y = Conv(channels, (1, 1), name="proj_in")(y).reshape(batch, height * width, channels)
         for index in range(self.layers):
             block = TransformerBlock(self.heads, self.only_cross_attention, name=f"transformer_blocks_{index}")
             y = block(y, context)
         if self.use_linear_projection:
             y = nn.Dense(channels, name="proj_out")(y).reshape(x.shape)
         else:
-            y = nn.Conv(channels, (1, 1), name="proj_out")(y.reshape(x.shape))
+            y = Conv(channels, (1, 1), name="proj_out")(y.reshape(x.shape))
         return x + y

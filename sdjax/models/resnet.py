@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sdjax.models.convolution import Conv
+
 
 class ResnetBlock(nn.Module):
     """GroupNorm, SiLU, convolution, twice; the time embedding is added between (He et al. 2016).
@@ -26,12 +28,12 @@ class ResnetBlock(nn.Module):
         def norm(name: str) -> nn.GroupNorm:
             return nn.GroupNorm(self.groups, epsilon=self.eps, use_fast_variance=False, name=name)
 
-        y = nn.Conv(self.channels, (3, 3), name="conv1")(jax.nn.silu(norm("norm1")(x)))
+        y = Conv(self.channels, (3, 3), name="conv1")(jax.nn.silu(norm("norm1")(x)))
         if time is not None:
             y = y + nn.Dense(self.channels, name="time_emb_proj")(jax.nn.silu(time))[:, None, None]
-        y = nn.Conv(self.channels, (3, 3), name="conv2")(jax.nn.silu(norm("norm2")(y)))
+        y = Conv(self.channels, (3, 3), name="conv2")(jax.nn.silu(norm("norm2")(y)))
         if x.shape[-1] != self.channels:
-            x = nn.Conv(self.channels, (1, 1), name="conv_shortcut")(x)
+            x = Conv(self.channels, (1, 1), name="conv_shortcut")(x)
         return x + y
 
 
@@ -47,7 +49,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
         padding = _DOWNSAMPLE_PADDING[self.padding]
-        return nn.Conv(x.shape[-1], (3, 3), strides=(2, 2), padding=padding, name="conv")(x)
+        return Conv(x.shape[-1], (3, 3), strides=(2, 2), padding=padding, name="conv")(x)
 
 
 def nearest(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b i j c"]:
@@ -64,4 +66,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b i j c"]:
-        return nn.Conv(x.shape[-1], (3, 3), name="conv")(nearest(x, height, width))
+        return Conv(x.shape[-1], (3, 3), name="conv")(nearest(x, height, width))

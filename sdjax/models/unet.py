@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.models.attention import SpatialTransformer
 from sdjax.models.config import read_config, require
+from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
 _DOWN_ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
@@ -265,7 +266,7 @@ class UNet(nn.Module):
             raise ValueError(f"this UNet {wanted} class labels (class_embed_type, num_class_embeds in its config)")
         time = self._time_embedding(timesteps, class_labels).astype(sample.dtype)
 
-        x = nn.Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(sample)
+        x = Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(sample)
         skips = [x]
         for level, kind in enumerate(cfg.down_block_types):
             x, kept = DownBlock(cfg, level, _DOWN_ATTENTION[kind], name=f"down_blocks_{level}")(x, time, context)
@@ -280,7 +281,7 @@ class UNet(nn.Module):
             block = UpBlock(cfg, level, _UP_ATTENTION[kind], name=f"up_blocks_{index}")
             x = block(x, used, time, context, upsample_to)
         norm = nn.GroupNorm(cfg.norm_num_groups, epsilon=cfg.norm_eps, use_fast_variance=False, name="conv_norm_out")
-        return nn.Conv(cfg.out_channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))
+        return Conv(cfg.out_channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))
 
     def _time_embedding(self, timesteps: Float[Array, " b"], class_labels: Array | None) -> Float[Array, "b t"]:
         cfg = self.config

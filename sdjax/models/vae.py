@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from sdjax.models.attention import Attention
 from sdjax.models.config import read_config, require
+from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
 _EPS = 1e-6
@@ -141,13 +142,13 @@ class Encoder(nn.Module):
     def __call__(self, x: Float[Array, "b h w 3"]) -> Float[Array, "b i j d"]:
         cfg = self.config
         levels = len(cfg.block_out_channels)
-        x = nn.Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(x)
+        x = Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(x)
         for index, channels in enumerate(cfg.block_out_channels):
             then = "down" if index < levels - 1 else None
             x = _Level(cfg, channels, cfg.layers_per_block, then, name=f"down_blocks_{index}")(x)
         x = _Middle(cfg, name="mid_block")(x)
         x = jax.nn.silu(_norm(cfg, "conv_norm_out")(x))
-        return nn.Conv(2 * cfg.latent_channels, (3, 3), name="conv_out")(x)
+        return Conv(2 * cfg.latent_channels, (3, 3), name="conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -159,13 +160,13 @@ class Decoder(nn.Module):
     def __call__(self, x: Float[Array, "b i j d"]) -> Float[Array, "b h w 3"]:
         cfg = self.config
         levels = len(cfg.block_out_channels)
-        x = nn.Conv(cfg.block_out_channels[-1], (3, 3), name="conv_in")(x)
+        x = Conv(cfg.block_out_channels[-1], (3, 3), name="conv_in")(x)
         x = _Middle(cfg, name="mid_block")(x)
         for index, channels in enumerate(reversed(cfg.block_out_channels)):
             then = "up" if index < levels - 1 else None
             x = _Level(cfg, channels, cfg.layers_per_block + 1, then, name=f"up_blocks_{index}")(x)
         x = jax.nn.silu(_norm(cfg, "conv_norm_out")(x))
-        return nn.Conv(cfg.out_channels, (3, 3), name="conv_out")(x)
+        return Conv(cfg.out_channels, (3, 3), name="conv_out")(x)
 
 
 class VAE(nn.Module):
@@ -181,9 +182,9 @@ class VAE(nn.Module):
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
         if cfg.use_quant_conv:
-            self.quant_conv = nn.Conv(2 * cfg.latent_channels, (1, 1))
+            self.quant_conv = Conv(2 * cfg.latent_channels, (1, 1))
         if cfg.use_post_quant_conv:
-            self.post_quant_conv = nn.Conv(cfg.latent_channels, (1, 1))
+            self.post_quant_conv = Conv(cfg.latent_channels, (1, 1))
 
     def encode(self, pixels: Float[Array, "b h w 3"]) -> Gaussian:
         """Pixels in [-1, 1] to a distribution over latents; log variance clipped to [-30, 20]."""

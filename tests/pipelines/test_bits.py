@@ -96,11 +96,6 @@ def test_it_does_not_matter_that_every_bundle_is_run_twice(prompts, plain, run_h
     assert same(pictures_of(tmp_path), pictures_of(plain))
 
 
-@pytest.mark.xfail(
-    reason="on the CPU, convolutions of fewer than 32 channels are split by the number of threads, which follows the "
-    "larger one of devices and cores: their last bits differ where there are more devices than cores",
-    strict=False,
-)
 @pytest.mark.parametrize("devices, workers", [(1, 2), (2, 1)])
 def test_devices_and_worker_processes_do_not_matter(prompts, plain, sd1_folder, tmp_path, devices, workers):
     settings = ["--set", "batch_size=1", "--set", "sampler=euler", "--set", "host_batch=3"]
