@@ -68,6 +68,7 @@ def test_every_sampler_without_noise_says_its_order():
 
 @pytest.mark.parametrize("name", ORDERS)
 def test_the_error_falls_with_the_order_of_the_method(name, record_property):
+    # So many that the order has set in: with fewer, dpmpp_2m still feels its first step.
     counts = np.array([128, 256, 512, 1024])
     errors = [error(name, count) for count in counts]
     order = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
@@ -83,6 +84,7 @@ def test_the_second_order_method_is_the_better_one_at_few_steps():
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("schedule", ["uniform", "karras"])
 def test_samples_have_the_mean_and_deviation_of_the_data(name, schedule):
+    # At 100 uniform steps euler_ancestral is 6 % short of the deviation, as its recursion says exactly.
     steps = lay_steps(CONFIG, SAMPLERS[name].rules, schedule, 400)
     # Exactly what noised data of the first level are: 8 images of 4096 values.
     rng = np.random.default_rng(0)
