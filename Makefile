@@ -53,5 +53,8 @@ emoji: install ## trains the embedded model from nothing (hours) and measures it
 	$(TRAIN) sdjax.training.emoji
 	$(TRAIN) sdjax.training.recognition
 
+benchmark: $(PARITY_VENV)/.installed ## Stable Diffusion 1.5 at full size, random weights: memory and times (9 GB, minutes)
+	$(PARITY_VENV)/bin/python benchmarks/full_size.py build/sd15
+
 clean: ## removes what these made
 	rm -rf demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

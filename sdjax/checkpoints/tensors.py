@@ -33,6 +33,8 @@ class Tensor(NamedTuple):
 
 # The kinds of number a parameter may be stored in.
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# Bytes read from open files before they are closed.
+_MAPPED = 1 << 28
 # How many names an error lists.
 _LISTED = 8
 
@@ -120,13 +122,20 @@ def _ignored(name: str, table: names.NameTable) -> bool:
 
 
 def _load(chosen: Chosen, dtype: DTypeLike) -> list[Shaped[np.ndarray, "..."]]:
-    """Reads file by file; only one tensor is in memory twice at any moment."""
+    """Reads file by file; only one tensor is in memory twice at any moment.
+
+    An open file is mapped, and pages once read stay resident: so files are opened anew from time to time.
+    """
     opened: dict[Path, Any] = {}
+    mapped = 0
     result = []
     for path, tensor in chosen:
+        if mapped > _MAPPED:
+            opened, mapped = {}, 0
         if tensor.file not in opened:
             opened[tensor.file] = safe_open(tensor.file, framework="numpy")
         stored = opened[tensor.file].get_tensor(tensor.name)
+        mapped += stored.nbytes
         result.append(np.ascontiguousarray(names.to_ours(path, stored), dtype=jnp.dtype(dtype)))
     return result
 

@@ -35,26 +35,26 @@ from sdjax.training.latent_diffusion import LatentSet, diffusion_loss
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 VAE_CONFIG = VAEConfig(
-    down_block_types=("DownEncoderBlock2D",) * 3,
-    up_block_types=("UpDecoderBlock2D",) * 3,
-    block_out_channels=(16, 32, 64),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(16, 32, 64, 128),
     layers_per_block=1,
-    latent_channels=8,
+    latent_channels=12,
     norm_num_groups=8,
     sample_size=scenes.SIZE,
     force_upcast=False,
 )
-VAE_RECIPE = state.Recipe(steps=1200, learning_rate=2e-3, warmup=50, average=0.995)
+VAE_RECIPE = state.Recipe(steps=1500, learning_rate=2e-3, warmup=50, average=0.995)
 VAE_BATCH = 16
-KL_WEIGHT = 1e-3
+KL_WEIGHT = 5e-4
 
 UNET_CONFIG = UNetConfig(
     sample_size=scenes.SIZE // VAE_CONFIG.factor,
     in_channels=VAE_CONFIG.latent_channels,
     out_channels=VAE_CONFIG.latent_channels,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    block_out_channels=(48, 96, 192),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    block_out_channels=(96, 224),
     layers_per_block=1,
     norm_num_groups=16,
     cross_attention_dim=160,
@@ -73,7 +73,7 @@ SCHEDULER = SchedulerConfig(
 )
 SCHEDULER_CLASS = "DPMSolverMultistepScheduler"
 LATENTS = 24_000
-UNET_RECIPE = state.Recipe(steps=8000, learning_rate=1e-3, average=0.998)
+UNET_RECIPE = state.Recipe(steps=12000, learning_rate=1e-3, average=0.998)
 UNET_BATCH = 32
 UNCONDITIONAL = 0.1
 # Seeds of the data: training and pictures that no training has seen.

@@ -1,0 +1,135 @@
+"""Stable Diffusion 1.5 at full size with random weights: a folder as diffusers writes it, loaded and run for one step.
+
+    python benchmarks/full_size.py DIR [--variant fp16] [--dtype float32] [--size 512]
+
+`make benchmark` runs it in the environment of `make parity`, which has diffusers; DIR keeps the folder (4 GB) for the
+next time. Each measurement has a process of its own, so that its peak of resident memory is its own:
+
+    read      reading the weights' files to the end, and nothing else
+    load      sdjax.load
+    picture   sdjax.load, then one step of Euler with guidance and decoding, twice: with compilation, and without
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent.parent / "tests" / "golden" / "configs" / "sd15"
+MEASURES = ("read", "load", "picture")
+
+
+def write(folder: Path, variant: str | None) -> None:
+    """Has diffusers write the folder, unless a whole one is there."""
+    if (folder / "model_index.json").is_file():
+        return
+    import diffusers
+    import torch
+    import transformers
+
+    from sdjax.text.vocabulary import clip_vocabulary, write_tokenizer
+
+    def config(part: str) -> dict[str, object]:
+        return json.loads((CONFIGS / part / "config.json").read_text())
+
+    write_tokenizer(folder / "tokenizer", clip_vocabulary(), 77)
+    torch.manual_seed(0)
+    parts = {
+        "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**config("text_encoder"))),
+        "unet": diffusers.UNet2DConditionModel.from_config(config("unet")),
+        "vae": diffusers.AutoencoderKL.from_config(config("vae")),
+    }
+    pipeline = diffusers.StableDiffusionPipeline(
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=diffusers.PNDMScheduler.from_pretrained(CONFIGS / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **parts,
+    )
+    if variant == "fp16":
+        pipeline.to(torch.float16)
+    pipeline.save_pretrained(folder, variant=variant)
+
+
+def weights(folder: Path) -> list[Path]:
+    """The files with weights."""
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+def peak() -> int:
+    """The most memory that this process has had resident, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def resident() -> int:
+    """The memory that this process has resident now, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
+    """One measurement, in this process: seconds, and bytes as GB."""
+    report: dict[str, float] = {}
+    if what == "read":
+        start = time.perf_counter()
+        buffer = bytearray(1 << 24)
+        for file in weights(options.folder):
+            with file.open("rb", buffering=0) as stream:
+                while stream.readinto(buffer):
+                    pass
+        return {"seconds": time.perf_counter() - start}
+    import jax
+
+    import sdjax
+
+    jax.local_devices()
+    before = resident()
+    start = time.perf_counter()
+    model = sdjax.load(options.folder, variant=options.variant, dtype=options.dtype)
+    jax.block_until_ready(model.params)
+    report["seconds"] = time.perf_counter() - start
+    report["gb_before"], report["gb_at_most"] = before / 1e9, peak() / 1e9
+    if what == "picture":
+        job = sdjax.Job(
+            prompt="a red apple", seed=1, steps=1, sampler="euler", width=options.size, height=options.size
+        )
+        engine = sdjax.Engine(model, batch_size=1, devices=jax.local_devices()[:1])
+        for name in ("seconds_first", "seconds_second"):
+            start = time.perf_counter()
+            [result] = engine.run([engine.prepare(job)])
+            report[name] = time.perf_counter() - start
+        if result.image.shape != (options.size, options.size, 3) or not result.finite:
+            raise RuntimeError(f"the picture is {result.image.shape}, finite: {result.finite}")
+        report["gb_at_most"] = peak() / 1e9
+    return report
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--variant", choices=["fp16"], help="as diffusers names it; without it float32")
+    parser.add_argument("--dtype", default="float32", help="of parameters and arithmetic")
+    parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
+    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options)))
+        return
+    write(options.folder, options.variant)
+    size = sum(file.stat().st_size for file in weights(options.folder))
+    print(f"weights: {size / 1e9:.3f} GB")
+    for what in MEASURES:
+        done = subprocess.run(
+            [sys.executable, *sys.argv, "--measure", what], check=True, stdout=subprocess.PIPE, text=True
+        )
+        report = json.loads(done.stdout.splitlines()[-1])
+        print(what.ljust(8), *(f"{name} {value:.2f}" for name, value in report.items()), sep="  ")
+
+
+if __name__ == "__main__":
+    main()
