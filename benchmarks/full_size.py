@@ -94,9 +94,7 @@ def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
     report["seconds"] = time.perf_counter() - start
     report["gb_before"], report["gb_at_most"] = before / 1e9, peak() / 1e9
     if what == "picture":
-        job = sdjax.Job(
-            prompt="a red apple", seed=1, steps=1, sampler="euler", width=options.size, height=options.size
-        )
+        job = sdjax.Job(prompt="a red apple", seed=1, steps=1, sampler="euler", width=options.size, height=options.size)
         engine = sdjax.Engine(model, batch_size=1, devices=jax.local_devices()[:1])
         for name in ("seconds_first", "seconds_second"):
             start = time.perf_counter()

@@ -30,8 +30,8 @@ def diffusion_loss(
     """
     for_time, for_noise = jax.random.split(key)
     signal = jnp.asarray(alphas_cumprod(scheduler), jnp.float32)
-    # Two fifths of the images are at the last quarter of the levels, where alone the caption decides anything: with levels
-    # drawn evenly, or weights that favour little noise, a network learns for long to do without the caption.
+    # Two fifths of the images are at the last quarter of the levels, where alone the caption decides anything: with
+    # levels drawn evenly, or weights that favour little noise, a network learns for long to do without the caption.
     clean = jax.random.uniform(for_time, latents.shape[:1]) ** 1.5
     timesteps = jnp.floor((1 - clean) * (scheduler.num_train_timesteps - 1)).astype(jnp.int32)
     noise = jax.random.normal(for_noise, latents.shape)
