@@ -53,6 +53,22 @@ def vae_loss(
     return reconstruction + kl_weight * kl, {"error": error, "kl": kl, "std": jnp.exp(0.5 * logvar).mean()}
 
 
+# The half of the VAE that only decoding uses.
+DECODER = ("post_quant_conv", "decoder")
+
+
+def decoder_loss(
+    vae: VAE,
+    params: Params,
+    latents: Float[Array, "b h w c"],
+    pixels: UInt8[Array, "b i j 3"],
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The loss of reconstruction alone, from latents that were encoded before; `params` are those of `DECODER`."""
+    target = pixels.astype(jnp.float32) / 127.5 - 1
+    output = vae.apply({"params": params}, latents, method="decode")
+    return reconstruction_loss(output, target), {"error": jnp.abs(output - target).mean()}
+
+
 def latent_scale(means: Float[np.ndarray, "n h w c"]) -> float:
     """The factor that brings latents to unit variance (about their overall mean)."""
     return float(1.0 / means.std())

@@ -3,14 +3,15 @@
     python -m sdjax.training.emoji [--state DIR] [--font FILE] [STAGE ...]
 
 The stages: `vae` trains the autoencoder, `latents` encodes scenes with it, `unet` trains the UNet and the text
-encoder together on those, `export` writes the model folder. Each goes on from what DIR holds.
+encoder together on those, `decoder` trains the VAE's decoder further on the same latents, `export` writes the model
+folder. Each goes on from what DIR holds.
 """
 
 import argparse
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, 
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, START, Vocabulary, clip_vocabulary, cut_down, write_tokenizer
 from sdjax.training import scenes, state
-from sdjax.training.autoencoder import latent_scale, vae_loss
+from sdjax.training.autoencoder import DECODER, decoder_loss, latent_scale, vae_loss
 from sdjax.training.latent_diffusion import LatentSet, diffusion_loss
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -47,6 +48,7 @@ VAE_CONFIG = VAEConfig(
 VAE_RECIPE = state.Recipe(steps=1500, learning_rate=2e-3, warmup=50, average=0.995)
 VAE_BATCH = 16
 KL_WEIGHT = 5e-4
+DECODER_RECIPE = state.Recipe(steps=1500, learning_rate=1.5e-3, warmup=50, average=0.995)
 
 UNET_CONFIG = UNetConfig(
     sample_size=scenes.SIZE // VAE_CONFIG.factor,
@@ -108,14 +110,22 @@ def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
     return Image.fromarray(sheet)
 
 
-def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> state.Params:
-    """Trains the autoencoder to its last step; gives its averaged parameters."""
+def averaged(file: Path) -> state.Params:
+    """The averaged parameters of the run that was saved there."""
+    return flax.serialization.msgpack_restore(file.read_bytes())["average"]
+
+
+def reconstruction_sheet(
+    file: Path, pictures: tuple[Image.Image, ...], encoder: state.Params | None = None
+) -> Callable[[state.TrainState], None]:
+    """Gives a function that draws scenes never trained on, each with its reconstruction on the right.
+
+    Args:
+      file: where the sheet goes.
+      pictures: of `scenes.sprites`.
+      encoder: the parameters that are not in the run's state, if any.
+    """
     vae = VAE(VAE_CONFIG)
-    size = scenes.SIZE
-    latents = jnp.zeros((1, size // VAE_CONFIG.factor, size // VAE_CONFIG.factor, VAE_CONFIG.latent_channels))
-    params = vae.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), latents)["params"]
-    params = state.quiet_branches(params, ("conv2", "to_out_0"))
-    init, update = state.make_update(lambda p, b, k: vae_loss(vae, p, b, k, KL_WEIGHT), VAE_RECIPE, seed=10)
     held_out, _ = next(scene_batches(HELD_OUT_SEED, pictures, 32, 0))
 
     @jax.jit
@@ -124,21 +134,61 @@ def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> state.Params:
         output = vae.apply({"params": params}, posterior.mean, method="decode")
         return jnp.round(jnp.clip(output * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
-    def show(current: state.TrainState) -> None:
-        output = np.asarray(reconstruct(current.average, jnp.asarray(held_out, jnp.float32)))
+    def draw(current: state.TrainState) -> None:
+        params = {**(encoder or {}), **current.average}
+        output = np.asarray(reconstruct(params, jnp.asarray(held_out, jnp.float32)))
         pairs = np.stack([held_out, output], 1).reshape(-1, *held_out.shape[1:])
-        contact_sheet(pairs, 16).save(folder / "vae.png")
+        contact_sheet(pairs, 16).save(file)
 
-    trained = state.run(
+    return draw
+
+
+def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
+    """Trains the autoencoder to its last step."""
+    vae = VAE(VAE_CONFIG)
+    size = scenes.SIZE
+    latents = jnp.zeros((1, size // VAE_CONFIG.factor, size // VAE_CONFIG.factor, VAE_CONFIG.latent_channels))
+    params = vae.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), latents)["params"]
+    params = state.quiet_branches(params, ("conv2", "to_out_0"))
+    init, update = state.make_update(lambda p, b, k: vae_loss(vae, p, b, k, KL_WEIGHT), VAE_RECIPE, seed=10)
+    state.run(
         update,
         state.restore(folder / "vae.msgpack", init(params)),
         lambda first: (p for p, _ in scene_batches(TRAIN_SEED, pictures, VAE_BATCH, first)),
         steps=VAE_RECIPE.steps,
         path=folder / "vae.msgpack",
         title="vae",
-        on_save=show,
+        on_save=reconstruction_sheet(folder / "vae.png", pictures),
     )
-    return trained.average
+
+
+def train_decoder(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
+    """Trains the decoder further, on the latents on which the UNet was trained; the encoder stays as it is."""
+    vae = VAE(VAE_CONFIG)
+    params = averaged(folder / "vae.msgpack")
+    encoder = {name: part for name, part in params.items() if name not in DECODER}
+    data = load_latents(folder)
+
+    def batches(first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        count = len(data.means) // VAE_BATCH
+        while True:
+            numbers = range(first % count, count)
+            source = scene_batches(TRAIN_SEED, pictures, VAE_BATCH, numbers.start)
+            for number, (pixels, _) in zip(numbers, source, strict=False):
+                rows = np.arange(number * VAE_BATCH, (number + 1) * VAE_BATCH)
+                yield data.sampled(np.random.default_rng([TRAIN_SEED, first]), rows), pixels
+                first += 1
+
+    init, update = state.make_update(lambda p, b, _: decoder_loss(vae, p, *b), DECODER_RECIPE, seed=11)
+    state.run(
+        update,
+        state.restore(folder / "decoder.msgpack", init({name: params[name] for name in DECODER})),
+        batches,
+        steps=DECODER_RECIPE.steps,
+        path=folder / "decoder.msgpack",
+        title="decoder",
+        on_save=reconstruction_sheet(folder / "decoder.png", pictures, encoder),
+    )
 
 
 def vocabulary() -> Vocabulary:
@@ -235,8 +285,9 @@ def train_unet(folder: Path) -> None:
 def export(folder: Path, target: Path) -> None:
     """Writes what the runs in `folder` have reached as a diffusers folder, in float16."""
     words = vocabulary()
-    stored = flax.serialization.msgpack_restore((folder / "unet.msgpack").read_bytes())["average"]
-    vae_params = flax.serialization.msgpack_restore((folder / "vae.msgpack").read_bytes())["average"]
+    vae_params = averaged(folder / "vae.msgpack")
+    if (folder / "decoder.msgpack").is_file():
+        vae_params |= averaged(folder / "decoder.msgpack")
     scale = load_latents(folder).scale
     write_folder(
         target,
@@ -250,13 +301,13 @@ def export(folder: Path, target: Path) -> None:
             "eos_token_id": words.tokens[END],
             "pad_token_id": words.tokens[END],
         },
-        params={**stored, "vae": vae_params},
+        params={**averaged(folder / "unet.msgpack"), "vae": vae_params},
         dtype=jnp.float16,
     )
     write_tokenizer(target / "tokenizer", words, TEXT_LENGTH)
 
 
-STAGES = ("vae", "latents", "unet", "export")
+STAGES = ("vae", "latents", "unet", "decoder", "export")
 
 
 def main() -> None:
@@ -272,14 +323,15 @@ def main() -> None:
         parser.error(f"unknown stage {', '.join(sorted(strange))}; the stages are {', '.join(STAGES)}")
     stages = options.stages or STAGES
     options.state.mkdir(parents=True, exist_ok=True)
-    pictures = scenes.sprites(options.font) if {"vae", "latents"} & set(stages) else ()
+    pictures = scenes.sprites(options.font) if {"vae", "latents", "decoder"} & set(stages) else ()
     if "vae" in stages:
         train_vae(options.state, pictures)
     if "latents" in stages:
-        vae_params = flax.serialization.msgpack_restore((options.state / "vae.msgpack").read_bytes())["average"]
-        encode_scenes(options.state, pictures, vae_params)
+        encode_scenes(options.state, pictures, averaged(options.state / "vae.msgpack"))
     if "unet" in stages:
         train_unet(options.state)
+    if "decoder" in stages:
+        train_decoder(options.state, pictures)
     if "export" in stages:
         export(options.state, options.out)
 

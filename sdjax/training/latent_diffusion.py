@@ -59,13 +59,17 @@ class LatentSet:
         """Keeps the arrays; `empty` are the ids of the empty prompt, `scale` the VAE's scaling factor."""
         self.means, self.deviations, self.ids, self.empty, self.scale = means, deviations, ids, empty, scale
 
+    def sampled(self, rng: np.random.Generator, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b h w c"]:
+        """Latents of some scenes as the VAE encodes them, not scaled."""
+        noise = rng.standard_normal((len(rows), *self.means.shape[1:]), np.float32)
+        return self.means[rows] + self.deviations[rows] * noise
+
     def batch(
         self, seed: int, step: int, size: int, unconditional: float
     ) -> tuple[Float[np.ndarray, "b h w c"], Int[np.ndarray, "b t"]]:
-        """The batch of a step: sampled latents and ids, a share `unconditional` of them without a caption."""
+        """The batch of a step: latents of unit variance and ids, a share `unconditional` of them without a caption."""
         rng = np.random.default_rng([seed, step])
         rows = rng.integers(len(self.means), size=size)
-        noise = rng.standard_normal((size, *self.means.shape[1:]), np.float32)
-        latents = (self.means[rows] + self.deviations[rows] * noise) * self.scale
+        latents = self.sampled(rng, rows) * self.scale
         ids = np.where(rng.random(size)[:, None] < unconditional, self.empty, self.ids[rows])
         return latents.astype(np.float32), ids.astype(np.int32)

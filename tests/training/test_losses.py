@@ -6,7 +6,7 @@ import pytest
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
-from sdjax.training.autoencoder import latent_scale, reconstruction_loss, vae_loss
+from sdjax.training.autoencoder import DECODER, decoder_loss, latent_scale, reconstruction_loss, vae_loss
 from sdjax.training.latent_diffusion import LatentSet, diffusion_loss
 from tests.toys import random_params
 
@@ -80,6 +80,19 @@ def test_the_vaes_loss_trains_every_part_of_it():
     grad = jax.jit(jax.value_and_grad(lambda params, key: vae_loss(vae, params, pixels, key, 1e-3), has_aux=True))
     (value, report), gradients = grad(params_of(AUTOENCODER), jax.random.key(0))
     assert value > report["error"] > 0 and report["kl"] > 0 and report["std"] > 0
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
+
+
+def test_the_decoders_loss_is_that_of_the_whole_without_the_pull_and_trains_every_part_of_the_decoder():
+    pixels = jnp.asarray(RNG.integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
+    vae, params, key = VAE(AUTOENCODER), params_of(AUTOENCODER), jax.random.key(0)
+    posterior = vae.apply({"params": params}, pixels.astype(jnp.float32) / 127.5 - 1, method="encode")
+    latents = posterior.mean + jnp.exp(0.5 * posterior.logvar) * jax.random.normal(key, posterior.mean.shape)
+    decoder = {name: params[name] for name in DECODER}
+    (value, _), gradients = jax.value_and_grad(lambda part: decoder_loss(vae, part, latents, pixels), has_aux=True)(
+        decoder
+    )
+    assert value == pytest.approx(float(vae_loss(vae, params, pixels, key, 0)[0]), rel=1e-5)
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
 
 
