@@ -2,14 +2,13 @@
 
     python -m sdjax.training.emoji [--state DIR] [--font FILE] [STAGE ...]
 
-The stages: `vae` trains the autoencoder, `latents` encodes scenes with it, `unet` trains the UNet and the text
-encoder together on those, `decoder` trains the VAE's decoder further on the same latents, `export` writes the model
-folder. Each goes on from what DIR holds.
+The stages: `vae` trains the autoencoder, `latents` encodes scenes with it, `text` trains the text encoder to tell what
+they look like, `unet` trains the UNet to draw them, `decoder` trains the VAE's decoder further on the same latents,
+`export` writes the model folder. Each goes on from what DIR holds.
 """
 
 import argparse
 import dataclasses
-import itertools
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, START, Vocabulary, clip_vocabulary, cut_down, write_tokenizer
 from sdjax.training import scenes, state
 from sdjax.training.autoencoder import DECODER, decoder_loss, latent_scale, vae_loss
-from sdjax.training.latent_diffusion import LatentSet, diffusion_loss
+from sdjax.training.latent_diffusion import LatentSet, diffusion_loss, text_loss
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -75,8 +74,11 @@ SCHEDULER = SchedulerConfig(
 )
 SCHEDULER_CLASS = "DPMSolverMultistepScheduler"
 LATENTS = 24_000
-UNET_RECIPE = state.Recipe(steps=12000, learning_rate=1e-3, average=0.998)
-UNET_BATCH = 32
+UNET_RECIPE = state.Recipe(steps=9000, learning_rate=1e-3, average=0.998)
+TEXT_RECIPE = state.Recipe(steps=9000, learning_rate=2e-3, warmup=100, decay_from=0.5, average=0.998)
+# Squares of a scene which the text encoder tells, along each side: as many as the UNet's lowest level has.
+CELLS = UNET_CONFIG.sample_size >> (len(UNET_CONFIG.block_out_channels) - 1)
+BATCH = 32
 UNCONDITIONAL = 0.1
 # Seeds of the data: training and pictures that no training has seen.
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
@@ -246,36 +248,56 @@ def load_latents(folder: Path) -> LatentSet:
     return LatentSet(means, deviations, ids, np.array(tokenizer("").ids), scale)
 
 
-def train_unet(folder: Path) -> None:
-    """Trains UNet and text encoder to their last step."""
-    text_encoder, unet = TextEncoder(text_config(vocabulary())), UNet(UNET_CONFIG)
+def train_text(folder: Path) -> None:
+    """Trains the text encoder to its last step, on the scenes' captions and latents."""
+    text_encoder = TextEncoder(text_config(vocabulary()))
     data = load_latents(folder)
-    for_text, for_unet = jax.random.split(jax.random.key(20))
-    side = UNET_CONFIG.sample_size
-    context = jnp.zeros((1, TEXT_LENGTH, text_encoder.config.hidden_size))
-    noisy = jnp.zeros((1, side, side, UNET_CONFIG.in_channels))
+    width = text_encoder.config.hidden_size
+    told = data.means[0].size // CELLS**2
     params = {
-        "text_encoder": text_encoder.init(for_text, jnp.zeros((1, TEXT_LENGTH), jnp.int32))["params"],
-        "unet": unet.init(for_unet, noisy, jnp.zeros(1), context)["params"],
+        "text_encoder": text_encoder.init(jax.random.key(20), jnp.zeros((1, TEXT_LENGTH), jnp.int32))["params"],
+        "head": {"kernel": jnp.zeros((width, told)), "bias": jnp.zeros(told)},
     }
-    params = state.quiet_branches(params, ("conv2", "conv_out", "to_out_0", "net_2"))
     # Flax makes positions several times larger than tokens, which hides the words behind their places.
-    for name, size in (("token_embedding", 1.0), ("position_embedding", 0.2)):
+    for name, size in (("token_embedding", 1.0), ("position_embedding", 0.5)):
         table = params["text_encoder"][name]["embedding"]
         params["text_encoder"][name]["embedding"] = table * (size / table.std())
 
     def loss(params: state.Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-        return diffusion_loss(text_encoder, unet, SCHEDULER, params, *batch, key)
+        return text_loss(text_encoder, params, *batch, CELLS)
 
-    def batches(first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for step in itertools.count(first):
-            yield data.batch(TRAIN_SEED, step, UNET_BATCH, UNCONDITIONAL)
+    init, update = state.make_update(loss, TEXT_RECIPE, seed=22)
+    state.run(
+        update,
+        state.restore(folder / "text.msgpack", init(params)),
+        lambda first: ((ids, latents) for latents, ids in data.batches(TRAIN_SEED, first, BATCH, UNCONDITIONAL)),
+        steps=TEXT_RECIPE.steps,
+        path=folder / "text.msgpack",
+        title="text",
+    )
+
+
+def train_unet(folder: Path) -> None:
+    """Trains the UNet to its last step; the text encoder stays as it is."""
+    text_encoder, unet = TextEncoder(text_config(vocabulary())), UNet(UNET_CONFIG)
+    text_params = state.on_devices(averaged(folder / "text.msgpack")["text_encoder"], PartitionSpec())
+    data = load_latents(folder)
+    side = UNET_CONFIG.sample_size
+    context = jnp.zeros((1, TEXT_LENGTH, text_encoder.config.hidden_size))
+    noisy = jnp.zeros((1, side, side, UNET_CONFIG.in_channels))
+    params = unet.init(jax.random.key(21), noisy, jnp.zeros(1), context)["params"]
+    params = state.quiet_branches(params, ("conv2", "conv_out", "to_out_0", "net_2"))
+
+    def loss(params: state.Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
+        latents, ids = batch
+        context = text_encoder.apply({"params": text_params}, ids).last_hidden_state
+        return diffusion_loss(unet, SCHEDULER, params, latents, context, key)
 
     init, update = state.make_update(loss, UNET_RECIPE, seed=21)
     state.run(
         update,
         state.restore(folder / "unet.msgpack", init(params)),
-        batches,
+        lambda first: data.batches(TRAIN_SEED, first, BATCH, UNCONDITIONAL),
         steps=UNET_RECIPE.steps,
         path=folder / "unet.msgpack",
         title="unet",
@@ -301,13 +323,17 @@ def export(folder: Path, target: Path) -> None:
             "eos_token_id": words.tokens[END],
             "pad_token_id": words.tokens[END],
         },
-        params={**averaged(folder / "unet.msgpack"), "vae": vae_params},
+        params={
+            "text_encoder": averaged(folder / "text.msgpack")["text_encoder"],
+            "unet": averaged(folder / "unet.msgpack"),
+            "vae": vae_params,
+        },
         dtype=jnp.float16,
     )
     write_tokenizer(target / "tokenizer", words, TEXT_LENGTH)
 
 
-STAGES = ("vae", "latents", "unet", "decoder", "export")
+STAGES = ("vae", "latents", "text", "unet", "decoder", "export")
 
 
 def main() -> None:
@@ -328,6 +354,8 @@ def main() -> None:
         train_vae(options.state, pictures)
     if "latents" in stages:
         encode_scenes(options.state, pictures, averaged(options.state / "vae.msgpack"))
+    if "text" in stages:
+        train_text(options.state)
     if "unet" in stages:
         train_unet(options.state)
     if "decoder" in stages:

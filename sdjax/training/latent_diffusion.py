@@ -1,4 +1,7 @@
-"""Training of the UNet and the text encoder together, on latents that the VAE has given beforehand."""
+"""Training of the text encoder and then of the UNet, on latents that the VAE has given beforehand."""
+
+import itertools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +13,41 @@ from sdjax.models import TextEncoder, UNet
 from sdjax.training.state import Params
 
 
-def diffusion_loss(
+def cells(latents: Float[Array, "b h w c"], side: int) -> Float[Array, "b n d"]:
+    """Latents cut into `side` x `side` squares, row by row, each as one vector."""
+    batch, height, width, channels = latents.shape
+    squares = latents.reshape(batch, side, height // side, side, width // side, channels)
+    return squares.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * side, -1)
+
+
+def text_loss(
     text_encoder: TextEncoder,
+    params: Params,
+    ids: Int[Array, "b n"],
+    latents: Float[Array, "b h w c"],
+    side: int,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """How far the text encoder is from telling what a caption's picture looks like.
+
+    Each of the last `side`**2 positions, which short captions leave empty, tells one square of the latents through a
+    linear head that all share. So the UNet finds in its context, place by place, what it is to draw; to learn that
+    through the UNet alone takes many times as long.
+
+    Args:
+      params: {"text_encoder": ..., "head": {"kernel", "bias"}}.
+      latents: of unit variance.
+    """
+    hidden = text_encoder.apply({"params": params["text_encoder"]}, ids).last_hidden_state
+    told = hidden[:, -side * side :] @ params["head"]["kernel"] + params["head"]["bias"]
+    return ((told - cells(latents, side)) ** 2).mean(), {}
+
+
+def diffusion_loss(
     unet: UNet,
     scheduler: SchedulerConfig,
     params: Params,
     latents: Float[Array, "b h w c"],
-    ids: Int[Array, "b n"],
+    context: Float[Array, "b n d"],
     key: Array,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The error in v (Salimans and Ho 2022) at a random timestep of each image.
@@ -24,22 +55,21 @@ def diffusion_loss(
     Reports also that of the noisiest quarter of the levels alone ("noisiest"): it falls when captions are heeded.
 
     Args:
-      params: {"text_encoder": ..., "unet": ...}.
+      params: the UNet's.
       latents: of unit variance.
-      ids: captions; the empty one for the share of images that trains the unconditional prediction.
+      context: what the text encoder makes of the captions; of the empty one for the share of images that trains the
+        unconditional prediction.
     """
     for_time, for_noise = jax.random.split(key)
     signal = jnp.asarray(alphas_cumprod(scheduler), jnp.float32)
-    # Two fifths of the images are at the last quarter of the levels, where alone the caption decides anything: with
-    # levels drawn evenly, or weights that favour little noise, a network learns for long to do without the caption.
-    clean = jax.random.uniform(for_time, latents.shape[:1]) ** 1.5
+    # A little more often the noisier levels, where the caption decides.
+    clean = jax.random.uniform(for_time, latents.shape[:1]) ** 1.25
     timesteps = jnp.floor((1 - clean) * (scheduler.num_train_timesteps - 1)).astype(jnp.int32)
     noise = jax.random.normal(for_noise, latents.shape)
     share = signal[timesteps][:, None, None, None]
     noisy = jnp.sqrt(share) * latents + jnp.sqrt(1 - share) * noise
     target = jnp.sqrt(share) * noise - jnp.sqrt(1 - share) * latents
-    context = text_encoder.apply({"params": params["text_encoder"]}, ids).last_hidden_state
-    output = unet.apply({"params": params["unet"]}, noisy, timesteps.astype(jnp.float32), context)
+    output = unet.apply({"params": params}, noisy, timesteps.astype(jnp.float32), context)
     errors = ((output - target) ** 2).mean(axis=(1, 2, 3))
     noisiest = (timesteps >= scheduler.num_train_timesteps * 3 // 4).astype(jnp.float32)
     return errors.mean(), {"noisiest": (noisiest * errors).sum() / jnp.maximum(noisiest.sum(), 1)}
@@ -73,3 +103,10 @@ class LatentSet:
         latents = self.sampled(rng, rows) * self.scale
         ids = np.where(rng.random(size)[:, None] < unconditional, self.empty, self.ids[rows])
         return latents.astype(np.float32), ids.astype(np.int32)
+
+    def batches(
+        self, seed: int, first: int, size: int, unconditional: float
+    ) -> Iterator[tuple[Float[np.ndarray, "b h w c"], Int[np.ndarray, "b t"]]]:
+        """Endless batches from that of step `first` on."""
+        for step in itertools.count(first):
+            yield self.batch(seed, step, size, unconditional)

@@ -1,13 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.training.autoencoder import DECODER, decoder_loss, latent_scale, reconstruction_loss, vae_loss
-from sdjax.training.latent_diffusion import LatentSet, diffusion_loss
+from sdjax.training.latent_diffusion import LatentSet, cells, diffusion_loss, text_loss
 from tests.toys import random_params
 
 RNG = np.random.default_rng(0)
@@ -17,7 +18,7 @@ TEXT = TextEncoderConfig(
     intermediate_size=32,
     num_hidden_layers=1,
     num_attention_heads=2,
-    max_position_embeddings=6,
+    max_position_embeddings=8,
 )
 UNET = UNetConfig(
     sample_size=8,
@@ -101,53 +102,90 @@ def test_the_scale_brings_latents_to_unit_deviation():
     assert (means * latent_scale(means)).std() == pytest.approx(1, rel=1e-5)
 
 
+# --- What the text encoder tells ---
+
+
+def test_cells_are_squares_row_by_row():
+    latents = jnp.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    squares = cells(latents, 2)
+    assert squares.shape == (2, 4, 12)
+    np.testing.assert_array_equal(squares[1, 2], latents[1, 2:, :2].reshape(-1))
+
+
+def test_the_text_encoder_learns_what_each_caption_looks_like():
+    encoder = TextEncoder(TEXT)
+    ids = jnp.asarray(RNG.integers(0, 20, (4, 8)), jnp.int32)
+    latents = jnp.asarray(RNG.standard_normal((4, 4, 4, 2)), jnp.float32)
+    head = {"kernel": jnp.zeros((TEXT.hidden_size, 8)), "bias": jnp.zeros(8)}
+    params = {"text_encoder": params_of(TEXT), "head": head}
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, moments):
+        (value, _), gradients = jax.value_and_grad(
+            lambda params: text_loss(encoder, params, ids, latents, 2), has_aux=True
+        )(params)
+        updates, moments = optimizer.update(gradients, moments)
+        return optax.apply_updates(params, updates), moments, value
+
+    moments = optimizer.init(params)
+    values = []
+    for _ in range(300):
+        params, moments, value = step(params, moments)
+        values.append(float(value))
+    assert values[0] == pytest.approx(float((latents**2).mean()), rel=1e-5)
+    assert values[-1] < 0.05 * values[0]
+
+
 # --- Diffusion ---
 
 
 @pytest.fixture(scope="module")
 def loss_and_gradient():
-    encoder, unet = TextEncoder(TEXT), UNet(UNET)
+    unet = UNet(UNET)
 
-    def loss(params, latents, ids, key):
-        return diffusion_loss(encoder, unet, SCHEDULER, params, latents, ids, key)
+    def loss(params, latents, context, key):
+        return diffusion_loss(unet, SCHEDULER, params, latents, context, key)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 @pytest.fixture(scope="module")
 def params():
-    return {"text_encoder": params_of(TEXT), "unet": params_of(UNET)}
+    return params_of(UNET)
 
 
 def unit_latents(batch=16):
     return jnp.asarray(RNG.standard_normal((batch, 8, 8, 4)), jnp.float32)
 
 
-def captions(batch=16):
-    return jnp.asarray(RNG.integers(0, 20, (batch, 6)), jnp.int32)
+def contexts(batch=16):
+    return jnp.asarray(RNG.standard_normal((batch, 6, TEXT.hidden_size)), jnp.float32)
 
 
-def test_the_gradient_flows_to_both_networks(loss_and_gradient, params):
-    (value, report), gradients = loss_and_gradient(params, unit_latents(), captions(), jax.random.key(0))
+def moves(gradients):
+    """Whether a gradient reaches all but a few leaves: a bias of keys moves all scores of a query alike."""
+    sizes = np.array([float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients)])
+    return np.isfinite(sizes).all() and sizes.max() > 1e-6 and np.mean(sizes > 0) > 0.9
+
+
+def test_the_gradient_flows_to_all_of_the_unet(loss_and_gradient, params):
+    (value, report), gradients = loss_and_gradient(params, unit_latents(), contexts(), jax.random.key(0))
     assert np.isfinite(value) and value > 0 and report["noisiest"] > 0
-    for network in ("text_encoder", "unet"):
-        sizes = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[network])]
-        assert np.isfinite(sizes).all() and max(sizes) > 1e-6
-        # A bias of keys moves all scores of a query alike, and so nothing.
-        assert np.mean(np.array(sizes) > 0) > 0.9
+    assert moves(gradients)
 
 
 def test_a_network_that_says_nothing_is_wrong_by_the_variance_of_v(loss_and_gradient, params):
     silent = jax.tree.map(jnp.zeros_like, params)
-    (value, report), _ = loss_and_gradient(silent, unit_latents(), captions(), jax.random.key(1))
+    (value, report), _ = loss_and_gradient(silent, unit_latents(), contexts(), jax.random.key(1))
     # v is noise and latents on the unit circle: 4096 values of unit variance.
     assert value == pytest.approx(1, abs=0.1)
     assert report["noisiest"] == pytest.approx(1, abs=0.15)
 
 
 def test_the_loss_depends_on_the_key_alone_for_its_noise(loss_and_gradient, params):
-    latents, ids = unit_latents(), captions()
-    losses = [float(loss_and_gradient(params, latents, ids, jax.random.key(key))[0][0]) for key in (0, 0, 1)]
+    latents, context = unit_latents(), contexts()
+    losses = [float(loss_and_gradient(params, latents, context, jax.random.key(key))[0][0]) for key in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
