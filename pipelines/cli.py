@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sheet = commands.add_parser("sheet", help="a contact sheet of an output")
     sheet.add_argument("out", metavar="OUT", help="an output of generate")
-    sheet.add_argument("--file", type=Path, help="where to write it (default: OUT/sheet.png)")
+    sheet.add_argument("--file", help="where to write it, as PNG (default: OUT/sheet.png)")
     sheet.add_argument("--columns", type=int, default=8, help="pictures in a row (default: 8)")
     sheet.add_argument("--limit", type=int, default=200, help="pictures at most (default: 200)")
 
@@ -54,14 +54,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _share(text: str) -> float:
-    share = float(text)
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1
     if not 0 <= share <= 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 to 1")
     return share
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; gives the exit status: 0, 1 if something failed, 2 for bad usage."""
+    """Runs one command; gives the exit status.
+
+    0, 1 if something failed (an image, a file that breaks off, every row), 2 for bad usage, 130 after Ctrl-C.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags: list[str] = []
     if "--" in arguments:
@@ -110,10 +116,12 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
             with progress.Bar(folder, console):
                 counts = generate.run_pipeline(options.prompts, options.out, run_config, flags, folder)
     except Exception as error:  # in a worker, a runner adds to it or makes another one of it
+        if _was_stopped(error):
+            raise KeyboardInterrupt from error
         told = progress.read(folder)[2]
         if not told:
             raise
-        raise OSError(f"{told[0]}. Nothing is lost: the same command goes on from here.") from error
+        raise OSError(told[0]) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -126,21 +134,40 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
     print(f"written  {storage.join(options.out, generate.METADATA)}")
     if rejected:
         print(f"rejects  {storage.join(options.out, generate.REJECTS)}")
+    if counts.cut_prompts:
+        print(f"cut      {counts.cut_prompts:>8}  images whose prompt is longer than the model reads: see prompt_cut")
+    if counts.broken_files:
+        print(f"files    {counts.broken_files:>8}  broke off: what follows in them is missing")
     for problem in counts.problems():
         print(f"BUG: {problem}")
-    return _FAILED if counts.problems() else 0
+    nothing = counts.rows == counts.rejected_rows
+    return _FAILED if counts.problems() or counts.broken_files or counts.failed or nothing else 0
+
+
+def _was_stopped(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error that a runner made of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or str(error).startswith(KeyboardInterrupt.__name__):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _verify(options: argparse.Namespace, console: Console) -> int:
     from rich.progress import Progress
 
     from pipelines import compiled, storage, verify
+    from sdjax.checkpoints.tensors import CheckpointError
     from sdjax.engine import Engine
     from sdjax.model import load
 
     name, variant = verify.model_of(options.out)
     name = options.model or name
     compiled.use_cache()
+    try:
+        load(name, variant=variant, weights=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; if the model of this output has moved, say where with --model") from error
 
     def engine_for(batch_size: int, dtype: str) -> Engine:
         return Engine(load(name, variant=variant, dtype=dtype), batch_size=batch_size)
@@ -155,13 +182,15 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         f"{report.pictures} pictures, {report.remade} made again, {report.exact} the same to the last byte, "
         f"{len(report.findings)} problems"
     )
+    if report.other:
+        print(f"{report.other} of another model, not compared: give it with --model")
     return _FAILED if report.findings else 0
 
 
 def _sheet(options: argparse.Namespace) -> int:
-    from pipelines import sheet
+    from pipelines import sheet, storage
 
-    target = options.file or Path(options.out) / "sheet.png"
+    target = options.file or storage.join(options.out, "sheet.png")
     count = sheet.write(options.out, target, columns=options.columns, limit=options.limit)
     print(f"{count} pictures in {target}")
     return 0

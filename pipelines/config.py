@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sdjax.images.encode import FORMATS
-from sdjax.job import FIELDS, Job
+from sdjax.job import FIELDS, Job, JobError, field_from_text
 from sdjax.model import DTYPES
 
 
@@ -27,6 +27,8 @@ class RunConfig:
       variant: which files of the folder, for example "fp16"; None takes the plain ones.
       dtype: of the network's arithmetic: "float32", "bfloat16" or "float16".
       batch_size: images per device in a compiled program; part of the fingerprint.
+      shards: parts into which sampling is cut, each done by one worker at a time; has no say in any image. None takes
+        as many as there are workers on this machine, or 64 on a cluster.
       host_batch: images handed to the engine at once; has no say in any image.
       format: of the picture files: "png", "webp" (lossless) or "jpeg".
       repeat: images per row.
@@ -38,6 +40,7 @@ class RunConfig:
     variant: str | None = None
     dtype: str = "float32"
     batch_size: int = 4
+    shards: int | None = None
     host_batch: int = 64
     format: str = "png"
     repeat: int = 1
@@ -45,13 +48,16 @@ class RunConfig:
     job: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("host_batch", 1), ("repeat", 1), ("run_seed", 0)):
+        for name, least in (("batch_size", 1), ("shards", 1), ("host_batch", 1), ("repeat", 1), ("run_seed", 0)):
             value = getattr(self, name)
+            if name == "shards" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise RunConfigError(f"{name} = {value!r}: expected a whole number from {least} on")
         for name, known in (("format", FORMATS), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(known)}")
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise RunConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
         for name, kind in (("model", str), ("variant", str | None)):
             if not isinstance(getattr(self, name), kind):
                 raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected text")
@@ -80,16 +86,24 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` texts, values read as YAML does (1 is a number, "1" a text); raises `RunConfigError`."""
+    """`KEY=VALUE` texts; "null" leaves open what a config file says. Raises `RunConfigError`.
+
+    Values of jobs are read as in a table of prompts, those of the run as YAML does.
+    """
     found: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise RunConfigError(f"--set {setting}: expected KEY=VALUE")
         key = key.strip()
-        is_text = str in (typing.get_args(FIELDS.get(key)) or (FIELDS.get(key),))
         try:
-            found[key] = text if is_text else yaml.safe_load(text)
+            if key not in FIELDS:
+                found[key] = yaml.safe_load(text)
+            else:
+                empty = type(None) in typing.get_args(FIELDS[key]) and text.strip() in ("", "null")
+                found[key] = None if empty else field_from_text(key, text)
+        except JobError as error:
+            raise RunConfigError(f"--set {setting}: {error}") from error
         except yaml.YAMLError as error:
             raise RunConfigError(f"--set {setting}: the value can't be read: {error}") from error
     return found

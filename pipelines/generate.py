@@ -20,13 +20,18 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import compiled, storage
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, RunConfigError
 from pipelines.progress import Reporter
-from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows
+from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows, shortened
+from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.engine import Bucket, Engine, Result
 from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
 from sdjax.job import Job, JobError
-from sdjax.model import load
+from sdjax.model import BUNDLED, load
+
+# Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
+_LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "PrismRunner")
+_CLUSTER_SHARDS = 64
 
 METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
 # Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
@@ -49,10 +54,16 @@ class Run(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What became of everything. `problems` says where these don't add up; nowhere, unless there is a bug."""
+    """What became of everything. `problems` says where these don't add up; nowhere, unless there is a bug.
+
+    broken_files: prompt files that break off; their rows up to there are among `rows`.
+    cut_prompts: of the images wanted, those whose prompt or negative prompt was longer than the text encoder reads.
+    """
 
     rows: int
     rejected_rows: int
+    broken_files: int
+    cut_prompts: int
     wanted: int
     made: int
     there: int
@@ -63,6 +74,21 @@ class Counts(NamedTuple):
         """The sums that are wrong."""
         ended = self.made + self.there + self.duplicates + self.failed
         return [] if self.wanted == ended else [f"{self.wanted} images wanted, but {ended} accounted for"]
+
+
+class Wanted(NamedTuple):
+    """An image that a row asks for.
+
+    bucket: jobs of one may be batched: they share a compiled program.
+    cut: whether a prompt of it was too long.
+    source, line: where the row is.
+    """
+
+    job: Job
+    bucket: Bucket
+    cut: bool
+    source: str
+    line: int
 
 
 # --- What a worker process holds ---
@@ -103,7 +129,10 @@ def _reporting_failure(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # told in plain words, then raised as it is
-        _reporter(run.progress).failed(str(error) if isinstance(error, ValueError | OSError) else repr(error))
+        told = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+        if isinstance(error, storage.StorageError):
+            told += ". Nothing is lost: the same command goes on from here."
+        _reporter(run.progress).failed(told)
         raise
 
 
@@ -111,7 +140,7 @@ def _reporting_failure(run: Run) -> Iterator[None]:
 
 
 def rows_of(path: str, run: Run) -> Iterator[Row]:
-    """The rows of a prompt file; one that breaks off ends with a row that says so."""
+    """The rows of a prompt file; one that breaks off ends with a row of line 0 that says so."""
     try:
         for row in read_rows(lambda: storage.open_binary(path), path):
             _reporter(run.progress).add("rows")
@@ -120,8 +149,8 @@ def rows_of(path: str, run: Run) -> Iterator[Row]:
         yield Row(path, 0, None, "", str(error))
 
 
-def plan(row: Row, run: Run) -> list[tuple[str, Job]] | Reject:
-    """The jobs that a row asks for with the ids of their images, or why there are none."""
+def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
+    """The images that a row asks for, by id, or why there are none."""
     jobs = parse(row, dict(run.config.job), run.config.repeat, run.config.run_seed)
     if isinstance(jobs, Reject):
         return jobs
@@ -131,7 +160,10 @@ def plan(row: Row, run: Run) -> list[tuple[str, Job]] | Reject:
         except JobError as error:
             return Reject(row.source, row.line, row.text, str(error))
     _reporter(run.progress).add("wanted", len(tasks))
-    return [(task.id, task.job) for task in tasks]
+    return [
+        (task.id, Wanted(task.job, task.bucket, any(tokens.cut for tokens in task.prompts), row.source, row.line))
+        for task in tasks
+    ]
 
 
 def sample(jobs: Iterable[Job], run: Run) -> Iterator[tuple[Mapping[str, Any], str | None]]:
@@ -159,8 +191,8 @@ def _write(result: Result, run: Run) -> str | None:
 
 
 def file_name(image_id: str, extension: str) -> str:
-    """The path of a picture from the output's folder."""
-    return f"{storage.IMAGES}/{image_id[:2]}/{image_id}.{extension}"
+    """The path of a picture from the output's folder, with slashes on any system."""
+    return storage.image_path("", image_id, extension)
 
 
 def manifest_row(image_id: str, metadata: Mapping[str, Any], extension: str) -> dict[str, Any]:
@@ -172,7 +204,7 @@ def manifest_row(image_id: str, metadata: Mapping[str, Any], extension: str) -> 
 
 
 class _Plan(beam.DoFn):
-    """Rows -> (id, job); rejects aside."""
+    """Rows -> (id, wanted image); rejects aside."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -181,58 +213,63 @@ class _Plan(beam.DoFn):
         planned = plan(Row(*row), self._run)
         if isinstance(planned, Reject):
             yield TaggedOutput("rejects", planned._asdict())
+            if planned.line == 0:
+                yield TaggedOutput("counts", ("broken_files", 1))
+                return
             yield TaggedOutput("counts", ("rejected_rows", 1))
         else:
             yield TaggedOutput("counts", ("wanted", len(planned)))
+            yield TaggedOutput("counts", ("cut_prompts", sum(wanted.cut for _, wanted in planned)))
             yield from planned
         yield TaggedOutput("counts", ("rows", 1))
 
 
 class _DropDone(beam.DoFn):
-    """(id, jobs and files there) -> one job for each id that has no file; files that are there aside."""
+    """(id, images wanted and files there) -> one for each id that has no file; files that are there aside."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
     def process(self, group: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
         image_id, found = group
-        jobs, files = list(found["jobs"]), list(found["files"])
+        wanted, files = list(found["wanted"]), list(found["files"])
         if files:
             yield TaggedOutput("there", (image_id, files[0]))
-        if not jobs:
+        if not wanted:
             return
-        yield TaggedOutput("counts", ("duplicates", len(jobs) - 1))
+        yield TaggedOutput("counts", ("duplicates", len(wanted) - 1))
         if files:
             yield TaggedOutput("counts", ("there", 1))
-            _reporter(self._run.progress).add("wanted", -len(jobs))
+            _reporter(self._run.progress).add("wanted", -len(wanted))
         else:
-            _reporter(self._run.progress).add("wanted", 1 - len(jobs))
-            yield image_id, jobs[0]
+            _reporter(self._run.progress).add("wanted", 1 - len(wanted))
+            # Any of them gives the same picture; the first by its place is told if it fails.
+            yield image_id, min(wanted, key=lambda each: (each.source, each.line))
 
 
 class _Sample(beam.DoFn):
-    """Batches of jobs -> (id, manifest row); what the network could not make aside."""
+    """Batches of wanted images -> (id, manifest row); what the network could not make aside."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
 
-    def process(self, batch: tuple[str, Iterable[Job]]) -> Iterator[Any]:
+    def process(self, batch: tuple[Any, Iterable[tuple[str, Wanted]]]) -> Iterator[Any]:
         extension = FORMATS[self._run.config.format].extension
-        for metadata, problem in sample(batch[1], self._run):
+        wanted = dict(batch[1])
+        for metadata, problem in sample((each.job for each in wanted.values()), self._run):
             if problem:
-                text = json.dumps(dict(metadata), ensure_ascii=False)
+                failed = wanted[metadata["id"]]
+                reject = Reject(failed.source, failed.line, shortened(failed.job.prompt), problem)
                 yield TaggedOutput("counts", ("failed", 1))
-                yield TaggedOutput("rejects", Reject("", 0, text, problem)._asdict())
+                yield TaggedOutput("rejects", reject._asdict())
             else:
                 yield TaggedOutput("counts", ("made", 1))
                 yield metadata["id"], manifest_row(metadata["id"], metadata, extension)
 
 
-def _batch_key(image_id: str, job: Job, shards: int) -> str:
-    """Jobs of one key may be batched: they share a compiled program, and a worker."""
-    guided = job.guidance_scale not in (0.0, 1.0)
-    shard = int(image_id[:8], 16) % shards
-    return f"{job.width}x{job.height} {job.sampler} {job.noise_source} {guided} {shard}"
+def _batch_key(image_id: str, wanted: Wanted, shards: int) -> str:
+    """Images of one key are batched: they share a compiled program, and a worker."""
+    return f"{tuple(wanted.bucket)} {int(image_id[:8], 16) % shards}"
 
 
 def whole_row(
@@ -268,9 +305,19 @@ def _grouped_row(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) ->
 
 
 def files_there(out: str, run: Run) -> Iterator[tuple[str, str]]:
-    """Id and path of each picture of an output."""
+    """Id and path of each picture of an output.
+
+    Raises:
+      StorageError: for one in another format than this run's: each picture is there once.
+    """
+    extension = FORMATS[run.config.format].extension
     with _reporting_failure(run):
         for done in storage.list_done(out):
+            if not done.path.endswith(f".{extension}"):
+                raise storage.StorageError(
+                    f"{done.path} was made by a run in another format than {run.config.format}: "
+                    "keep to its format, or choose another output"
+                )
             yield done.id, done.path
 
 
@@ -328,7 +375,10 @@ def write_rejects(rejects: Iterable[dict[str, Any]], run: Run) -> None:
 def write_summary(counts: Iterable[tuple[str, int]], run: Run) -> None:
     """Writes `summary.json`: what became of everything, and how the run was configured."""
     known = {**dict.fromkeys(Counts._fields, 0), **dict(counts)}
-    config = {**dataclasses.asdict(run.config), "job": dict(run.config.job)}
+    model = run.config.model
+    # Where it is, seen from anywhere on this machine.
+    model = model if model in BUNDLED else os.path.abspath(model)
+    config = {**dataclasses.asdict(run.config), "model": model, "job": dict(run.config.job)}
     text = json.dumps({"counts": known, "config": config}, indent=2, sort_keys=True)
     with _reporting_failure(run):
         storage.write_whole(storage.join(run.out, SUMMARY), text.encode() + b"\n")
@@ -342,17 +392,18 @@ def _gathered(found: Any, label: str) -> Any:
 def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     """Adds the whole pipeline to `root`."""
     rows = root | "Paths" >> beam.Create(sorted(paths)) | "Read" >> beam.FlatMap(rows_of, run)
-    planned = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.ParDo(_Plan(run)).with_outputs(main="jobs")
+    planned = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.ParDo(_Plan(run)).with_outputs(main="wanted")
     output = root | "Output" >> beam.Create([run.out])
     files = output | "List" >> beam.FlatMap(files_there, run)
     todo = (
-        {"jobs": planned.jobs, "files": files}
+        {"wanted": planned.wanted, "files": files}
         | "Join" >> beam.CoGroupByKey()
-        | "DropDone" >> beam.ParDo(_DropDone(run)).with_outputs(main="jobs")
+        | "DropDone" >> beam.ParDo(_DropDone(run)).with_outputs(main="wanted")
     )
     made = (
-        todo.jobs
-        | "Bucket" >> beam.MapTuple(lambda image_id, job: (_batch_key(image_id, job, run.shards), job))
+        todo.wanted
+        | "Bucket"
+        >> beam.MapTuple(lambda image_id, wanted: (_batch_key(image_id, wanted, run.shards), (image_id, wanted)))
         | "Batch" >> beam.GroupIntoBatches(run.config.host_batch)
         | "Sample" >> beam.ParDo(_Sample(run)).with_outputs(main="rows")
     )
@@ -382,14 +433,17 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
 
     Raises:
       PromptFileError: if a file can't be used, before anything is made.
+      RunConfigError: if the model can't do what the configuration asks of every row, or a flag is not known, likewise.
+      CheckpointError, ConfigError: if the model is not there or can't be used, likewise.
       StorageError: if the output can't be written, likewise.
     """
     paths = list(paths)
     for path in paths:
         next(read_rows(functools.partial(storage.open_binary, path), path))
-    run = Run(config, out, progress, uuid.uuid4().hex, shards=_workers(flags))
-    options = PipelineOptions(flags)
+    options = _checked_options(flags)
     named = options.view_as(StandardOptions).runner
+    check_model(config)
+    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or _workers(options))
     with storage.only_run(out):
         storage.remove_leftovers(out)
         # A full or read-only output is found now, not after the first hour.
@@ -400,12 +454,48 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
             build(pipeline, paths, run)
             pipeline.run().wait_until_finish()
         finally:
-            for number in range(16**_GROUP_DIGITS):
-                storage.delete(group_path(run, f"{number:0{_GROUP_DIGITS}x}"), missing_ok=True)
+            storage.delete_temporaries(out, run.name)
     summary = json.loads(storage.read_whole(storage.join(out, SUMMARY)))
     return Counts(**summary["counts"])
 
 
-def _workers(flags: list[str]) -> int:
-    """Over how many workers the sampling is spread."""
-    return max(1, PipelineOptions(flags).view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1)
+def check_model(config: RunConfig) -> None:
+    """Finds out whether the model is there and can do what the configuration asks of every row.
+
+    Raises:
+      RunConfigError: if it can't.
+      CheckpointError, ConfigError, TokenizerError: if the model can't be used.
+    """
+    model = load(config.model, variant=config.variant, dtype=config.dtype, weights=False)
+    # What the configuration leaves open, rows may say.
+    asked = {"prompt": "any", "seed": 0, "sampler": model.sampler or next(iter(SAMPLERS)), **dict(config.job)}
+    try:
+        model.resolve(Job(**asked))
+    except JobError as error:
+        raise RunConfigError(f"{config.model}: {error}") from error
+
+
+def _checked_options(flags: list[str]) -> PipelineOptions:
+    """Beam's options.
+
+    Raises:
+      RunConfigError: for flags that nobody would read, and for runners that lose data.
+    """
+    options = PipelineOptions(flags)
+    known = options.get_all_options(drop_default=True)
+    runner = options.view_as(StandardOptions).runner or ""
+    if "dask" in runner.lower():
+        raise RunConfigError(f"Beam's {runner} loses parts of a run without a word; take another runner")
+    if not runner or runner in _LOCAL_RUNNERS:
+        strange = options.get_all_options(drop_default=True, retain_unknown_options=True).keys() - known.keys()
+        if strange:
+            raise RunConfigError(f"Beam knows no flag --{', --'.join(sorted(strange))}")
+    return options
+
+
+def _workers(options: PipelineOptions) -> int:
+    """Over how many workers the sampling is spread, if the configuration leaves that open."""
+    runner = options.view_as(StandardOptions).runner
+    if runner and runner not in _LOCAL_RUNNERS:
+        return _CLUSTER_SHARDS
+    return max(1, options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1)

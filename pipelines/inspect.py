@@ -9,7 +9,8 @@ import jax
 
 from pipelines.compiled import cache_folder
 from sdjax.checkpoints.diffusers_folder import describe_folder
-from sdjax.images.encode import PictureError, decode, read_metadata, read_parameters
+from sdjax.checkpoints.tensors import CheckpointError
+from sdjax.images.encode import PictureError, describe_picture, read_metadata, read_parameters
 from sdjax.model import folder_of
 from sdjax.version import __version__
 
@@ -44,8 +45,9 @@ def describe(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _picture(path: Path) -> Iterator[tuple[str, str]]:
-    pixels = decode(path, str(path))
-    yield "size", f"{pixels.shape[1]}x{pixels.shape[0]}"
+    if path.suffix in (".safetensors", ".ckpt", ".json", ".bin"):
+        raise CheckpointError(f"{path} is no picture; a model is a diffusers folder, give the folder")
+    yield "picture", describe_picture(path, str(path))
     try:
         metadata = read_metadata(path, str(path))
     except PictureError:

@@ -78,10 +78,11 @@ class _Line(NamedTuple):
 
     def shown(self) -> str:
         text = self.raw.rstrip(b"\r\n").decode("utf-8", "replace")
-        return text if self.problem is None else _shortened(text)
+        return text if self.problem is None else shortened(text)
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """The text, cut where it is too long to show."""
     return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}… ({len(text)} letters)"
 
 
@@ -116,6 +117,8 @@ def _read_txt(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
                 text = line.raw.rstrip(b"\r\n").decode()
             except UnicodeDecodeError as error:
                 problem = _bad_utf8(error, line.raw)
+            if "\r" in text:
+                problem = "carriage returns within the line; save the file with line ends of Unix or Windows"
         if problem:
             yield Row(name, line.number, None, text, problem)
         elif text.strip():
@@ -373,11 +376,11 @@ def parse(row: Row, defaults: Mapping[str, Any], repeats: int, run_seed: int) ->
     try:
         for name, value in given.items():
             _check_text(name, value)
-        return list(repeated(job_from_text({**defaults, **given}), repeats, run_seed))
+        return list(repeated(job_from_text({**defaults, **given}), job_from_text(given), repeats, run_seed))
     except OverflowError:
         return Reject(row.source, row.line, row.text, "a number in it is far too large; make it smaller")
     except ValueError as error:  # JobError, or one of Python's own about numbers of too many digits
-        return Reject(row.source, row.line, row.text, _shortened(str(error)))
+        return Reject(row.source, row.line, row.text, shortened(str(error)))
 
 
 def _is_blank(value: Any) -> bool:

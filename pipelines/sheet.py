@@ -1,7 +1,7 @@
 """A contact sheet: the pictures of an output side by side, their prompts below."""
 
+import io
 import textwrap
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -14,12 +14,12 @@ _WIDTH, _SPACE, _LETTERS, _LINES = 144, 10, 12, 3
 _PAPER, _INK, _FAINT = "#ffffff", "#24292f", "#8c959f"
 
 
-def write(out: str, target: Path, *, columns: int, limit: int) -> int:
+def write(out: str, target: str, *, columns: int, limit: int) -> int:
     """Draws the pictures of an output, sorted by prompt and seed; gives how many there are on the sheet.
 
     Args:
       out: an output of `generate`.
-      target: a PNG file.
+      target: a PNG file, written whole or not at all.
       columns: pictures in a row, at least 1.
       limit: pictures at most; what does not fit is said on the sheet.
 
@@ -29,7 +29,12 @@ def write(out: str, target: Path, *, columns: int, limit: int) -> int:
     """
     if columns < 1 or limit < 1:
         raise ValueError(f"columns = {columns}, limit = {limit}: expected at least 1")
-    rows = sorted(storage.read_jsonl(storage.join(out, METADATA)), key=lambda row: (row["prompt"], row["seed"]))
+    rows = []
+    for number, row in enumerate(storage.read_jsonl(storage.join(out, METADATA)), 1):
+        if not {"file_name", "prompt", "seed", "width", "height"} <= row.keys():
+            raise storage.StorageError(f"{storage.join(out, METADATA)}, line {number}: not what generate writes")
+        rows.append(row)
+    rows.sort(key=lambda row: (row["prompt"], row["seed"]))
     if not rows:
         raise ValueError(f"{out}: there are no pictures in it yet")
     shown = rows[:limit]
@@ -51,8 +56,9 @@ def write(out: str, target: Path, *, columns: int, limit: int) -> int:
             draw.text((left, top + tallest + 4 + number * line), text, fill=_INK, font=font)
     if len(shown) < len(rows):
         draw.text((_SPACE, height - line), f"{len(rows) - len(shown)} more in {METADATA}", fill=_FAINT, font=font)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    page.save(target)
+    data = io.BytesIO()
+    page.save(data, "PNG")
+    storage.write_whole(target, data.getvalue())
     return len(shown)
 
 

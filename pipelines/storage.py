@@ -192,6 +192,24 @@ def remove_leftovers(out: str) -> list[str]:
     return [path for path, changed in temporaries if remove(path, changed)]
 
 
+def delete_temporaries(out: str, name: str) -> None:
+    """Deletes the temporary files right below an output whose names go on with `name`.
+
+    Raises:
+      StorageError: if they can't be listed or deleted.
+    """
+    prefix = TEMPORARY + name
+    if _is_local(out):
+        with _clear_errors(out):
+            found = [entry.path for entry in os.scandir(out) if entry.name.startswith(prefix)]
+    else:
+        with _clear_errors(out):
+            [matched] = FileSystems.match([_as_pattern(join(out, prefix)) + "*"])
+            found = [metadata.path for metadata in matched.metadata_list]
+    for path in found:
+        delete(path, missing_ok=True)
+
+
 # --- What local disks and Beam's filesystems do differently ---
 
 

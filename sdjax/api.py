@@ -1,5 +1,6 @@
 """The Python interface: a model, jobs, results."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -9,10 +10,18 @@ from sdjax.job import Job
 from sdjax.model import Model
 
 
+@functools.lru_cache(maxsize=1)
+def _engine(model: Model, batch_size: int, devices: tuple[jax.Device, ...] | None) -> Engine:
+    """The last engine, with its compiled programs; one model at a time is held on the devices."""
+    return Engine(model, batch_size=batch_size, devices=devices)
+
+
 def generate(
     model: Model, jobs: Sequence[Job], *, batch_size: int = 4, devices: Sequence[jax.Device] | None = None
 ) -> list[Result]:
     """Makes one image for each job, in the order of the jobs.
+
+    Programs that were compiled for a model, batch size and devices are used again by the next calls.
 
     Args:
       model: from `load`.
@@ -25,7 +34,7 @@ def generate(
       JobError: naming the position of a job that the model can't do, before anything is computed.
       FloatingPointError: if an image is not finite.
     """
-    engine = Engine(model, batch_size=batch_size, devices=devices)
+    engine = _engine(model, batch_size, None if devices is None else tuple(devices))
     tasks = []
     for index, job in enumerate(jobs):
         try:

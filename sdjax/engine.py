@@ -5,6 +5,9 @@ So the bits of an image depend on neither its neighbours nor the number of devic
 """
 
 import functools
+import os
+import platform
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,8 +38,11 @@ _TABLE_ROWS = (32, 64, 128, 256, 512, 1024)
 _COMPILER_OPTIONS: Mapping[str, Mapping[str, str | bool]] = {
     "cpu": {
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
-    }
+    },
+    "gpu": {"xla_gpu_exclude_nondeterministic_ops": True},
 }
+# Features by which XLA and its libraries choose among kernels that round differently.
+_CPU_FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "bf16", "sve")
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
 
@@ -50,6 +56,27 @@ class Bucket(NamedTuple):
     guided: bool
     noise_source: str
     rows: int
+
+
+def device_kind(device: jax.Device) -> str:
+    """What of a device decides bits; for a CPU also its instruction set, which JAX leaves out."""
+    if device.platform != "cpu":
+        return device.device_kind
+    found = [name for name in _CPU_FEATURES if name in _cpu_flags()]
+    limit = re.search(r"xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+    parts = [device.device_kind, platform.machine(), *found, *(limit.groups() if limit else ())]
+    return " ".join(part for part in parts if part)
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """The features that Linux lists; none elsewhere."""
+    try:
+        with open("/proc/cpuinfo") as stream:
+            lines = [line for line in stream if line.startswith(("flags", "Features"))]
+    except OSError:
+        return frozenset()
+    return frozenset(lines[0].split(":", 1)[1].split()) if lines else frozenset()
 
 
 class Task(NamedTuple):
@@ -115,16 +142,21 @@ class Engine:
           batch_size: images per device in each compiled program, at least 1; part of the fingerprint.
           devices: of one kind; all local ones if None.
           on_compile: called before a program is compiled.
+
+        Raises:
+          ValueError: for a batch size below 1, no devices, or devices of several kinds.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: expected at least 1")
+        if devices is not None and len({device.device_kind for device in devices}) != 1:
+            raise ValueError(f"devices = {devices}: expected one or more, of one kind")
         self.model = model
-        self.devices = tuple(devices or jax.local_devices())
+        self.devices = tuple(jax.local_devices() if devices is None else devices)
         self.batch_size = batch_size
         self.images_per_batch = batch_size * len(self.devices)
         self.fingerprint = {
             "batch_size": batch_size,
-            "device_kind": self.devices[0].device_kind,
+            "device_kind": device_kind(self.devices[0]),
             "dtype": model.dtype,
             "jaxlib": jaxlib.__version__,
             "sdjax": __version__,
@@ -140,7 +172,8 @@ class Engine:
         assert job.height is not None and job.width is not None and job.sampler is not None
         conditional, unconditional = self.model.tokenizer(job.prompt), self.model.tokenizer(job.negative_prompt)
         prompts = {1.0: (conditional,), 0.0: (unconditional,)}.get(job.guidance_scale, (conditional, unconditional))
-        length = len(self.model.steps(job).timesteps)
+        steps = self.model.steps(job)
+        length = len(steps.timesteps)
         bucket = Bucket(
             job.height,
             job.width,
@@ -156,6 +189,8 @@ class Engine:
             "model": self.model.name,
             "model_digest": self.model.digest,
             **self.fingerprint,
+            "timestep_spacing": steps.spacing,
+            "steps_taken": length,
             "prompt_tokens": conditional.total,
             "prompt_cut": conditional.cut,
             "negative_prompt_cut": unconditional.cut,
@@ -250,7 +285,7 @@ class Engine:
 
 
 # Steps that only tell what a sampler's table looks like.
-_ONE_STEP = Steps(np.zeros(1), np.array([1.0, 0.0]), 1.0)
+_ONE_STEP = Steps(np.zeros(1), np.array([1.0, 0.0]), 1.0, "leading")
 
 
 def _seed(job: Job) -> int:

@@ -1,5 +1,6 @@
 """What one image is asked to be."""
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -17,6 +18,11 @@ MAX_SIDE = 8192
 MAX_GUIDANCE = 1000.0
 # Letters of a prompt: far beyond any that a text encoder reads, little enough to keep in memory by the million.
 MAX_PROMPT = 100_000
+
+
+# Of derived seeds: so many that no two of a large run fall together, within the whole numbers of any JSON reader. torch
+# sees the low 32 bits of a seed alone.
+_SEED_BYTES = 6
 
 
 class JobError(ValueError):
@@ -88,8 +94,13 @@ def _require(condition: bool, name: str, found: object, expected: str) -> None:
         raise JobError(f"{name} = {found!r}: expected {expected}")
 
 
+def _allowed(name: str) -> tuple[type, ...]:
+    """The types of a field."""
+    return typing.get_args(FIELDS[name]) or (FIELDS[name],)
+
+
 def _check_type(name: str, value: Any) -> None:
-    allowed = typing.get_args(FIELDS[name]) or (FIELDS[name],)
+    allowed = _allowed(name)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = (float in allowed and number) or (isinstance(value, allowed) and not isinstance(value, bool))
     kinds = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
@@ -115,7 +126,7 @@ def unknown_fields(names: Iterable[str]) -> str | None:
         return None
     hints = []
     for name in strange:
-        near = difflib.get_close_matches(name.lower(), FIELDS, 1, 0.5)
+        near = difflib.get_close_matches(str(name).lower(), FIELDS, 1, 0.5)
         hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     return f"unknown column {', '.join(hints)}; known: {', '.join(FIELDS)}"
 
@@ -133,38 +144,54 @@ def job_from_text(row: Mapping[str, Any]) -> Job:
     for name, value in row.items():
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
-        values[name] = _from_text(name, value) if isinstance(value, str) else value
+        values[name] = field_from_text(name, value) if isinstance(value, str) else _integral(name, value)
         _check_type(name, values[name])
     if "prompt" not in values:
         raise JobError("there is no prompt in this row; fill in the column 'prompt'")
     return Job(**values)
 
 
-def _from_text(name: str, text: str) -> Any:
-    allowed = typing.get_args(FIELDS[name]) or (FIELDS[name],)
+def field_from_text(name: str, text: str) -> Any:
+    """The value of a field that is written as text; raises `JobError` if it can't be read."""
+    allowed = _allowed(name)
     if str in allowed:
         return text
     kind = int if int in allowed else float
     try:
         return kind(text.strip())
     except ValueError:
+        with contextlib.suppress(ValueError):
+            if isinstance(whole := _integral(name, float(text)), int):
+                return whole
         raise JobError(f"{name} = {text!r}: expected a value of type {kind.__name__}") from None
 
 
-def derived_seed(run_seed: int, job: Job, repeat: int) -> int:
-    """The seed of a job that names none: from the run's seed, what the job asks, and its repeat number."""
-    text = f"{run_seed}\n{job.to_json()}\n{repeat}"
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:4])
+def _integral(name: str, value: Any) -> Any:
+    """2.0 as 2 where a whole number belongs: tables with a gap in a column hold its numbers so."""
+    return int(value) if int in _allowed(name) and isinstance(value, float) and value.is_integer() else value
 
 
-def repeated(job: Job, repeats: int, run_seed: int) -> tuple[Job, ...]:
+def derived_seed(run_seed: int, row: Job, repeat: int) -> int:
+    """The seed of a row that names none: from the run's seed, what the row itself asks, and its repeat number."""
+    text = f"{run_seed}\n{row.to_json()}\n{repeat}"
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_SEED_BYTES])
+
+
+def repeated(job: Job, row: Job, repeats: int, run_seed: int) -> tuple[Job, ...]:
     """The job `repeats` times, each with its seed: one after the other from the job's own, or derived.
+
+    Args:
+      job: what is to be made.
+      row: the same without what the run's configuration adds, which has no say in derived seeds: so runs of one file
+        with other settings begin from the same noise.
+      repeats: at least 1.
+      run_seed: of the derived seeds.
 
     Raises:
       JobError: if the last seed would be too large.
     """
     if job.seed is None:
-        return tuple(dataclasses.replace(job, seed=derived_seed(run_seed, job, repeat)) for repeat in range(repeats))
+        return tuple(dataclasses.replace(job, seed=derived_seed(run_seed, row, repeat)) for repeat in range(repeats))
     return tuple(dataclasses.replace(job, seed=job.seed + repeat) for repeat in range(repeats))
 
 

@@ -9,6 +9,7 @@ from jaxtyping import DTypeLike
 
 from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.diffusion.noise import TORCH_LEAST
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, Steps, default_schedule, lay_steps
 from sdjax.job import Job, JobError
@@ -24,9 +25,9 @@ class Model:
     """What `load` gives.
 
     Attributes:
-      name: as it was asked for.
+      name: of its folder.
       digest: sha256 of the checkpoint's files.
-      dtype: of parameters and network arithmetic.
+      dtype: of parameters and network arithmetic, except those of a VAE that has to stay float32.
       params: {"text_encoder", "unet", "vae"} -> nested dicts of arrays.
     """
 
@@ -70,6 +71,12 @@ class Model:
         if job.seed is None:
             raise JobError("the job has no seed; give one from 0 on")
         schedule = job.schedule or default_schedule(self.scheduler)
+        numbers = (height // factor) * (width // factor) * self.vae.config.latent_channels
+        if job.noise_source == "torch" and numbers < TORCH_LEAST:
+            raise JobError(
+                f"{width}x{height} pixels take {numbers} numbers of noise, and torch draws fewer than {TORCH_LEAST} in "
+                "another way; make it larger or take noise_source = threefry"
+            )
         resolved = dataclasses.replace(job, height=height, width=width, sampler=sampler, schedule=schedule)
         self.steps(resolved)
         return resolved
@@ -87,24 +94,29 @@ class Model:
             raise JobError(str(error)) from error
 
 
-def load(name: str | Path, *, variant: str | None = None, dtype: DTypeLike | str = "float32") -> Model:
+def load(
+    name: str | Path, *, variant: str | None = None, dtype: DTypeLike | str = "float32", weights: bool = True
+) -> Model:
     """Loads a model.
 
     Args:
       name: a bundled model ("emoji"), or the path of a diffusers folder.
       variant: which files of a folder to take, for example "fp16".
-      dtype: "float32", "bfloat16" or "float16": parameters are cast to it once.
+      dtype: "float32", "bfloat16" or "float16": parameters are cast to it once; those of a VAE that overflows in half
+        precision (`force_upcast` in its config, which is the default) stay float32.
+      weights: whether to read them; a model without can resolve jobs and nothing else, and has no digest.
 
     Raises:
       CheckpointError: if there is no such model, or its files are not whole.
       ConfigError: if its config asks for what is not implemented.
       TokenizerError: if its tokenizer can't be read.
+      ValueError: for another dtype.
     """
-    kind = jnp.dtype(dtype).name
+    kind = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if kind not in DTYPES:
-        raise ValueError(f"dtype {kind} is not one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype = {kind!r}: expected one of {', '.join(DTYPES)}")
     root = folder_of(str(name))
-    checkpoint = read_folder(root, variant, DTYPES[kind])
+    checkpoint = read_folder(root, variant, DTYPES[kind] if weights else None)
     tokenizer = Tokenizer(checkpoint.tokenizer_folder, checkpoint.text_encoder.max_position_embeddings)
     if tokenizer.size > checkpoint.text_encoder.vocab_size:
         raise CheckpointError(
@@ -112,7 +124,7 @@ def load(name: str | Path, *, variant: str | None = None, dtype: DTypeLike | str
             f"the text encoder only {checkpoint.text_encoder.vocab_size}"
         )
     return Model(
-        name=Path(name).name,
+        name=root.resolve().name,
         digest=checkpoint.digest,
         dtype=kind,
         text_encoder=TextEncoder(checkpoint.text_encoder),

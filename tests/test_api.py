@@ -39,5 +39,16 @@ def test_a_model_that_is_not_there_is_an_error_that_says_what_is(tmp_path):
 
 
 def test_a_kind_of_number_that_no_model_has_is_an_error(sd1_folder):
-    with pytest.raises(ValueError, match="dtype int8 is not one of float32, bfloat16, float16"):
-        sdjax.load(sd1_folder, dtype="int8")
+    for dtype in ("int8", "float33"):
+        with pytest.raises(ValueError, match=f"dtype = '{dtype}': expected one of float32, bfloat16, float16"):
+            sdjax.load(sd1_folder, dtype=dtype)
+
+
+def test_the_next_call_uses_what_the_last_has_compiled(sd1, results, monkeypatch):
+    def call() -> np.ndarray:
+        return sdjax.generate(sd1, [JOB], batch_size=1, devices=jax.devices()[:1])[0].image
+
+    first = call()
+    monkeypatch.setattr("sdjax.api.Engine", None)
+    monkeypatch.setattr("jax.jit", None)
+    assert np.array_equal(call(), first) and np.array_equal(first, results[0].image)

@@ -1,4 +1,5 @@
 import dataclasses
+import platform
 import re
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdjax
-from sdjax.engine import Bucket, Engine, Result
+from sdjax.engine import Bucket, Engine, Result, device_kind
 
 BATCH = 2
 # Everything that may be mixed in a batch or keep jobs from sharing one; two programs.
@@ -167,6 +168,10 @@ def test_metadata_say_what_was_done_with_all_defaults_filled_in(engine, pictures
     assert metadata["model_digest"] == engine.model.digest and metadata["batch_size"] == BATCH
     assert metadata["prompt_cut"] == "" != pictures[3].metadata["prompt_cut"]
     assert pictures[3].metadata["prompt_tokens"] == 120
+    steps = engine.model.steps(resolved)
+    assert (metadata["steps_taken"], metadata["timestep_spacing"]) == (len(steps.timesteps), steps.spacing)
+    trailing = engine.prepare(dataclasses.replace(DETERMINISTIC[0], schedule="trailing", steps=61)).metadata
+    assert (trailing["steps"], trailing["steps_taken"], trailing["timestep_spacing"]) == (61, 62, "trailing")
 
 
 def test_a_default_and_the_same_value_said_are_one_job(engine):
@@ -182,6 +187,7 @@ def test_a_default_and_the_same_value_said_are_one_job(engine):
         ({"width": 30}, "width = 30: expected a multiple of 4, the VAE's factor; 32 is near"),
         ({"height": 1}, "height = 1: expected a multiple of 4, the VAE's factor; 4 is near"),
         ({"seed": None}, "the job has no seed"),
+        ({"width": 4, "height": 4, "noise_source": "torch"}, "4x4 pixels take 4 numbers of noise, and torch draws"),
         ({"sampler": None}, "PNDMScheduler, is not among the samplers; set sampler to one of ddim, euler"),
     ],
 )
@@ -193,6 +199,27 @@ def test_what_a_model_can_not_do_is_an_error_that_says_what_it_can(engine, chang
 def test_a_batch_of_none_is_an_error(sd1):
     with pytest.raises(ValueError, match="batch_size = 0: expected at least 1"):
         Engine(sd1, batch_size=0)
+
+
+def test_devices_of_none_are_an_error(sd1):
+    with pytest.raises(ValueError, match="expected one or more, of one kind"):
+        Engine(sd1, devices=[])
+
+
+def test_the_instruction_set_of_a_cpu_is_part_of_the_id(engine, monkeypatch):
+    kind = device_kind(jax.devices()[0])
+    assert engine.fingerprint["device_kind"] == kind and kind.startswith(f"cpu {platform.machine()}")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=SSE4_2")
+    assert device_kind(jax.devices()[0]) == f"{kind} SSE4_2"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_draws_nearly_the_same(sd1_folder, pictures, dtype):
+    model = sdjax.load(sd1_folder, dtype=dtype)
+    [found] = make(Engine(model, batch_size=BATCH, devices=jax.devices()[:1]), DETERMINISTIC[:1])
+    assert found.finite and found.metadata["dtype"] == dtype
+    distance = np.abs(found.image.astype(int) - pictures[0].image.astype(int)).mean()
+    assert 0 < distance < 8
 
 
 def test_jobs_are_taken_only_as_far_as_they_can_be_worked_on(engine, pictures):

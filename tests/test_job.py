@@ -100,15 +100,28 @@ def test_text_and_typed_values_make_the_same_job():
 
 
 def test_a_seed_not_given_is_derived_from_the_run_the_row_and_the_repeat():
-    job = Job(prompt="a cat")
-    seeds = [each.seed for each in repeated(job, 3, 0)]
-    assert seeds == [derived_seed(0, job, repeat) for repeat in range(3)]
-    assert len({*seeds, derived_seed(1, job, 0), derived_seed(0, Job(prompt="a dog"), 0)}) == 5
-    assert [each.seed for each in repeated(job, 2, 0)] == seeds[:2]
+    row = Job(prompt="a cat")
+    job = Job(prompt="a cat", steps=7)
+    seeds = [each.seed for each in repeated(job, row, 3, 0)]
+    assert seeds == [derived_seed(0, row, repeat) for repeat in range(3)]
+    assert len({*seeds, derived_seed(1, row, 0), derived_seed(0, Job(prompt="a dog"), 0)}) == 5
+    assert [each.seed for each in repeated(row, row, 2, 0)] == seeds[:2]
 
 
 def test_a_seed_given_counts_up_over_the_repeats():
-    assert [each.seed for each in repeated(Job(prompt="a", seed=5), 3, 9)] == [5, 6, 7]
+    job = Job(prompt="a", seed=5)
+    assert [each.seed for each in repeated(job, job, 3, 9)] == [5, 6, 7]
+
+
+@pytest.mark.parametrize("value", [7.0, "7.0", "7"])
+def test_a_whole_number_written_with_a_point_is_one(value):
+    assert job_from_text({"prompt": "a", "steps": value, "seed": value}) == Job(prompt="a", steps=7, seed=7)
+
+
+@pytest.mark.parametrize("value", [7.5, "7.5", "1e", "nan", "inf", float("inf"), float("nan")])
+def test_a_number_that_is_not_whole_is_refused_where_one_must_be(value):
+    with pytest.raises(JobError, match="steps"):
+        job_from_text({"prompt": "a", "steps": value})
 
 
 @given(st.text(max_size=50), st.integers(0, 2**64 - 1), st.integers(1, 1000), st.floats(0, 1000))

@@ -52,24 +52,22 @@ class Checkpoint(NamedTuple):
     digest: str
 
 
+NetworkConfig = TextEncoderConfig | UNetConfig | VAEConfig
+
+
 class _Part(NamedTuple):
-    """A network's folder: its weights' stem, its table of names, and how to build its tree of shapes."""
+    """A network's folder: its weights' stem, its table of names, and how its config is read."""
 
     folder: str
     stem: str
     table: names.NameTable
+    read_config: Callable[[Mapping[str, Any], str], NetworkConfig]
 
 
-NetworkConfig = TextEncoderConfig | UNetConfig | VAEConfig
-_READ_CONFIG: dict[str, Callable[[Mapping[str, Any], str], NetworkConfig]] = {
-    "text_encoder": TextEncoderConfig.from_json,
-    "unet": UNetConfig.from_json,
-    "vae": VAEConfig.from_json,
-}
 PARTS = {
-    "text_encoder": _Part("text_encoder", "model", names.TEXT_ENCODER),
-    "unet": _Part("unet", "diffusion_pytorch_model", names.UNET),
-    "vae": _Part("vae", "diffusion_pytorch_model", names.VAE),
+    "text_encoder": _Part("text_encoder", "model", names.TEXT_ENCODER, TextEncoderConfig.from_json),
+    "unet": _Part("unet", "diffusion_pytorch_model", names.UNET, UNetConfig.from_json),
+    "vae": _Part("vae", "diffusion_pytorch_model", names.VAE, VAEConfig.from_json),
 }
 
 
@@ -126,13 +124,14 @@ def digest_files(root: Path, files: Iterable[Path]) -> str:
         return hashlib.sha256("".join(pool.map(one, sorted(files))).encode()).hexdigest()
 
 
-def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike = jnp.float32) -> Checkpoint:
+def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None = jnp.float32) -> Checkpoint:
     """Reads a text-to-image checkpoint.
 
     Args:
       root: the folder with `model_index.json`.
       variant: for example "fp16"; None takes the plain files, or the only variant there is.
-      dtype: of the parameters in memory; float32 for a VAE whose config has `force_upcast`.
+      dtype: of the parameters in memory; float32 for a VAE whose config has `force_upcast`. None reads and hashes
+        nothing but configs: `params` and `digest` are empty.
 
     Raises:
       CheckpointError: if files or tensors are missing, left over or of the wrong shape.
@@ -144,7 +143,7 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike = jnp.f
         raise CheckpointError(
             f"{root / 'model_index.json'}: {kind!r} is not supported; expected one of {', '.join(_PIPELINES)}"
         )
-    used = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    used = {name for name, value in index.items() if isinstance(value, list) and value and value[0]}
     strange = used - _UNUSED_PARTS - {"text_encoder", "tokenizer", "unet", "vae", "scheduler"}
     if strange:
         raise CheckpointError(f"{root / 'model_index.json'}: unknown parts {', '.join(sorted(strange))}")
@@ -157,7 +156,8 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike = jnp.f
     unet = UNetConfig.from_json(*config("unet"))
     vae = VAEConfig.from_json(*config("vae"))
     scheduler_json, scheduler_file = config("scheduler", "scheduler_config.json")
-    scheduler = SchedulerConfig.from_json(scheduler_json, scheduler_file)
+    # As diffusers' pipeline does, whatever the file says.
+    scheduler = dataclasses.replace(SchedulerConfig.from_json(scheduler_json, scheduler_file), steps_offset=1)
     scheduler_class = str(scheduler_json.get("_class_name"))
     configs: dict[str, NetworkConfig] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     _check_fit(root, text_encoder, unet, vae)
@@ -167,29 +167,30 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike = jnp.f
     decisive += [root / part.folder / "config.json" for part in PARTS.values()]
     decisive += [file for listed in files.values() for file in listed]
     decisive += [file for file in (root / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
-    params = {}
-    dtypes = dict.fromkeys(PARTS, dtype)
-    if vae.force_upcast:
-        dtypes["vae"] = jnp.float32  # such a VAE overflows in half precision
-    with ThreadPoolExecutor(1) as pool:
-        for listed in files.values():  # a missing shard must be reported as such, not by the digest
-            list_tensors(listed)
-        digest = pool.submit(digest_files, root, decisive)
-        for name, part in PARTS.items():
-            tensors = list_tensors(files[name])
-            where = str(root / part.folder)
-            params[name] = read_params(tensors, param_shapes(configs[name]), part.table, where, dtypes[name])
-        return Checkpoint(
-            text_encoder,
-            unet,
-            vae,
-            scheduler,
-            scheduler_class,
-            CLASSES.get(scheduler_class),
-            root / "tokenizer",
-            params,
-            digest.result(),
-        )
+    for listed in files.values():  # a missing shard must be reported as such, not by the digest
+        list_tensors(listed)
+    params: Params = {}
+    digest = ""
+    if dtype is not None:
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(digest_files, root, decisive)
+            for name, part in PARTS.items():
+                tensors = list_tensors(files[name])
+                where = str(root / part.folder)
+                kind = jnp.float32 if name == "vae" and vae.force_upcast else dtype  # it overflows in half precision
+                params[name] = read_params(tensors, param_shapes(configs[name]), part.table, where, kind)
+            digest = hashing.result()
+    return Checkpoint(
+        text_encoder,
+        unet,
+        vae,
+        scheduler,
+        scheduler_class,
+        CLASSES.get(scheduler_class),
+        root / "tokenizer",
+        params,
+        digest,
+    )
 
 
 def describe_folder(root: Path) -> Iterator[tuple[str, str]]:
@@ -208,7 +209,7 @@ def describe_folder(root: Path) -> Iterator[tuple[str, str]]:
     )
     for name, part in PARTS.items():
         config_file = root / part.folder / "config.json"
-        config = _READ_CONFIG[name](read_json(config_file), str(config_file))
+        config = part.read_config(read_json(config_file), str(config_file))
         tensors = list_tensors(weight_files(root / part.folder, part.stem, None))
         check_tensors(tensors, param_shapes(config), part.table, str(root / part.folder))
         count = sum(math.prod(tensor.shape) for tensor in tensors.values())
@@ -222,6 +223,8 @@ def _check_fit(root: Path, text_encoder: TextEncoderConfig, unet: UNetConfig, va
         ("the UNet's cross_attention_dim", set(unet.per_level("cross_attention_dim")), {text_encoder.hidden_size}),
         ("the UNet's in_channels", unet.in_channels, vae.latent_channels),
         ("the UNet's out_channels", unet.out_channels, vae.latent_channels),
+        ("the VAE's in_channels", vae.in_channels, 3),
+        ("the VAE's out_channels", vae.out_channels, 3),
     ):
         if found != expected:
             raise CheckpointError(f"{root}: {name} is {found}, expected {expected} for text to image")

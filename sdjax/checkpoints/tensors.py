@@ -182,11 +182,13 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ..
 
 def _variants_in(folder: Path, stem: str) -> list[str]:
     """The marks (".fp16") of the variants that a folder has, if it has just one."""
-    found = {path.name[len(stem) : -len(".safetensors")] for path in folder.glob(f"{stem}.*.safetensors")}
-    found |= {
-        path.name[len(f"{stem}.safetensors.index") : -len(".json")]
-        for path in folder.glob(f"{stem}.safetensors.index.*.json")
-    }
+    patterns = (
+        rf"{stem}(\.\w+)(?:-\d+-of-\d+)?\.safetensors",
+        rf"{stem}\.safetensors\.index(\.\w+)\.json",
+        rf"{stem}(\.\w+)\.safetensors\.index\.json",
+    )
+    names = [path.name for path in folder.glob(f"{stem}.*")]
+    found = {match[1] for name in names for pattern in patterns if (match := re.fullmatch(pattern, name))}
     return sorted(found) if len(found) == 1 else []
 
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Float32, UInt32
 
 SOURCES = ("threefry", "torch")
 MAX_SEED = 2**64 - 1
+# Fewer numbers torch's generator draws one by one, in another way.
+TORCH_LEAST = 16
 
 # What a number drawn from a seed is for: folded into the key, so that no two uses share bits.
 _FOR_START, _FOR_STEPS = 0, 1
@@ -73,8 +75,8 @@ class TorchGenerator:
           ValueError: below 16 numbers, where torch takes another way.
         """
         count = int(np.prod(shape))
-        if count < self._BLOCK:
-            raise ValueError(f"torch draws {count} numbers, fewer than {self._BLOCK}, in another way; not supported")
+        if count < TORCH_LEAST:
+            raise ValueError(f"torch draws {count} numbers, fewer than {TORCH_LEAST}, in another way; not supported")
         uniforms = self._uniforms(count)
         rest = count % self._BLOCK
         whole = count - rest

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from sdjax.models.config import read_config, require
+from sdjax.models.config import read_config, require, require_positive
 
 Spacing = Literal["leading", "linspace", "trailing"]
 SPACINGS = ("leading", "linspace", "trailing")
@@ -25,7 +25,6 @@ _KARRAS_RHO = 7.0
 # Switches of diffusers' schedulers that change what is computed, at the only value known here.
 _FIXED = {
     "algorithm_type": "dpmsolver++",
-    "clip_sample": False,
     "dynamic_thresholding_ratio": frozenset({0.995}),
     "euler_at_final": False,
     "flow_shift": frozenset({1, None}),
@@ -47,8 +46,8 @@ _FIXED = {
     "use_lu_lambdas": False,
     "variance_type": frozenset({None, "fixed_small"}),
 }
-# Without effect while the switches above are off, or in inference, or kept in `sampler` instead.
-_INFORMATIVE = frozenset({"clip_sample_range", "sample_max_value", "skip_prk_steps"})
+# Without effect while the switches above are off, or in inference; diffusers' own pipeline turns clipping off.
+_INFORMATIVE = frozenset({"clip_sample", "clip_sample_range", "sample_max_value", "skip_prk_steps"})
 
 
 class ScheduleError(ValueError):
@@ -92,7 +91,19 @@ class SchedulerConfig:
             self.final_sigmas_type in ("zero", "sigma_min"),
             f"final_sigmas_type = {self.final_sigmas_type!r} is neither zero nor sigma_min",
         )
-        require(self.num_train_timesteps > 0, f"num_train_timesteps = {self.num_train_timesteps} is not positive")
+        require_positive(self, "num_train_timesteps")
+        require(
+            0 < self.beta_start <= self.beta_end < 1,
+            f"beta_start = {self.beta_start}, beta_end = {self.beta_end}: expected numbers that rise, within 0 and 1",
+        )
+        require(
+            self.trained_betas is None or all(0 < beta < 1 for beta in self.trained_betas),
+            "trained_betas are not all between 0 and 1",
+        )
+        require(
+            0 <= self.steps_offset < self.num_train_timesteps,
+            f"steps_offset = {self.steps_offset} is not within 0 to {self.num_train_timesteps - 1}",
+        )
         require(
             self.trained_betas is None or len(self.trained_betas) == self.num_train_timesteps,
             "trained_betas has not one entry per training timestep",
@@ -162,11 +173,13 @@ class Steps(NamedTuple):
     timesteps: (n,) what the network is told at each step, falling.
     sigmas: (n + 1,) the noise at each step, and that after the last.
     start: the standard deviation of the first latents.
+    spacing: how the timesteps were laid.
     """
 
     timesteps: Float64[np.ndarray, " n"]
     sigmas: Float64[np.ndarray, " m"]
     start: float
+    spacing: Spacing
 
 
 # A job's `schedule`: (spacing or None for the default, kind of sigmas).
@@ -239,7 +252,7 @@ def lay_steps(config: SchedulerConfig, rules: StepRules, schedule: str, count: i
     last = 0.0 if config.final_sigmas_type == "zero" else levels[0]
     unit = rules.unit_start or spacing == "leading"
     start = math.hypot(sigmas[0], 1.0) if unit else float(sigmas[0])
-    return Steps(timesteps, np.append(sigmas, last), start)
+    return Steps(timesteps, np.append(sigmas, last), start, spacing)
 
 
 def default_schedule(config: SchedulerConfig) -> str:

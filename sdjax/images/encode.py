@@ -154,6 +154,12 @@ def decode(data: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
         return np.array(picture)
 
 
+def describe_picture(data: bytes | Path, name: str) -> str:
+    """Width, height, mode and format of a picture; arguments and errors as in `decode`, but of any mode."""
+    with _opened(data, name) as picture:
+        return f"{picture.width}x{picture.height} {picture.mode} {picture.format}"
+
+
 def read_metadata(data: bytes | Path, name: str) -> dict[str, Any]:
     """The metadata which `encode` put into a picture; arguments and errors as in `decode`.
 

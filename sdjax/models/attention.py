@@ -27,25 +27,27 @@ def _scores_to_values(
         scores = jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1)
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
-    return out / jnp.swapaxes(total, 1, 2)[..., None].astype(value.dtype)
+    # Sums over keys, and their totals, can be too large for float16.
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (out / jnp.swapaxes(total, 1, 2)[..., None]).astype(value.dtype)
 
 
 def _chunked(
     query: Float[Array, "b q h d"], key: Float[Array, "b k h d"], value: Float[Array, "b k h d"]
 ) -> Float[Array, "b q h d"]:
-    """The same, one head and `_QUERY_CHUNK` queries at a time."""
+    """The same, one head and `_QUERY_CHUNK` queries at a time; the last chunk is filled up with zeros."""
     batch, length, _, width = query.shape
-    chunks = length // _QUERY_CHUNK
+    chunks = -(-length // _QUERY_CHUNK)
+    query = jnp.pad(query, ((0, 0), (0, chunks * _QUERY_CHUNK - length), (0, 0), (0, 0)))
 
     def one_head(arrays: tuple[Array, Array, Array]) -> Array:
         q, k, v = (x[:, :, None] for x in arrays)
         parts = jnp.moveaxis(q.reshape(batch, chunks, _QUERY_CHUNK, 1, width), 1, 0)
         out = lax.map(lambda part: _scores_to_values(part, k, v, None), parts)
-        return jnp.moveaxis(out, 0, 1).reshape(batch, length, width)
+        return jnp.moveaxis(out, 0, 1).reshape(batch, chunks * _QUERY_CHUNK, width)
 
     by_head = tuple(jnp.moveaxis(x, 2, 0) for x in (query, key, value))
-    return jnp.moveaxis(lax.map(one_head, by_head), 0, 2)
+    return jnp.moveaxis(lax.map(one_head, by_head), 0, 2)[:, :length]
 
 
 def dot_product_attention(
@@ -59,7 +61,7 @@ def dot_product_attention(
     Scores and softmax are float32 whatever the inputs are, which is what `upcast_attention` asks for.
     """
     pairs = query.shape[1] * key.shape[1]
-    if mask is None and pairs > _CHUNKED_FROM and query.shape[1] % _QUERY_CHUNK == 0:
+    if mask is None and pairs > _CHUNKED_FROM:
         return lax.platform_dependent(
             query, key, value, cpu=_chunked, default=lambda q, k, v: _scores_to_values(q, k, v, None)
         )

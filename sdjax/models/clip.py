@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sdjax.models.attention import dot_product_attention
-from sdjax.models.config import read_config, require
+from sdjax.models.config import read_config, require, require_positive
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -26,14 +26,13 @@ _INFORMATIVE = frozenset(
         "architectures", "attention_dropout", "bos_token_id", "chunk_size_feed_forward", "dropout", "dtype",
         "eos_token_id", "id2label", "initializer_factor", "initializer_range", "label2id", "model_type",
         "pad_token_id", "projection_dim", "torch_dtype", "transformers_version", "problem_type",
-        "return_dict", "tokenizer_class", "use_cache",
+        "return_dict", "tie_word_embeddings", "tokenizer_class", "use_cache",
     }
 )  # fmt: skip
 _FIXED = {
     "output_attentions": False,
     "output_hidden_states": False,
     "is_encoder_decoder": False,
-    "tie_word_embeddings": frozenset({True, False}),
 }
 
 
@@ -51,6 +50,10 @@ class TextEncoderConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        require_positive(
+            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "max_position_embeddings",
+        )  # fmt: skip
         require(
             self.hidden_act in ACTIVATIONS,
             f"hidden_act = {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}",

@@ -6,6 +6,9 @@ code knows and supports only in one position (the model's own `fixed` table). Ev
 """
 
 import dataclasses
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -53,7 +56,7 @@ def read_config(
             continue
         elif key in fixed:
             supported = fixed[key]
-            allowed = supported if isinstance(supported, frozenset) else (supported,)
+            allowed = tuple(supported) if isinstance(supported, frozenset) else (supported,)
             if value not in allowed:
                 raise ConfigError(
                     f"{where}: {key} = {raw!r} is not supported by sdjax's {cls.__name__}; "
@@ -64,10 +67,40 @@ def read_config(
                 f"{where}: unknown key {key!r} (value {raw!r}) for {cls.__name__}. It may change what the "
                 "network computes, so it is not ignored; remove it only if you know that it does not."
             )
+    hints = typing.get_type_hints(cls)
+    for key, value in accepted.items():
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"{where}: {key} = {data[key]!r} is not of the type {_named(hints[key])}")
     try:
         return cls(**accepted)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, of those that fields of configs have."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is typing.Literal:
+        return value in options
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _named(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raises `ConfigError` unless these fields, or all entries of those that are tuples, are above zero."""
+    for name in names:
+        value = getattr(config, name)
+        entries = value if isinstance(value, tuple) else (value,)
+        require(bool(entries) and all(entry > 0 for entry in entries), f"{name} = {value} is not positive")
 
 
 def require(condition: bool, message: str) -> None:

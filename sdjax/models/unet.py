@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sdjax.models.attention import SpatialTransformer
-from sdjax.models.config import read_config, require
+from sdjax.models.config import read_config, require, require_positive
 from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
@@ -86,6 +86,10 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        require_positive(
+            self, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups",
+            "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim",
+        )  # fmt: skip
         for kind in self.down_block_types:
             require(kind in _DOWN_ATTENTION, f"down block {kind!r} is not one of {', '.join(_DOWN_ATTENTION)}")
         for kind in self.up_block_types:
@@ -99,6 +103,10 @@ class UNetConfig:
                 not isinstance(value, tuple) or len(value) == levels,
                 f"{name} = {value} has not one entry for each of the {levels} levels",
             )
+        require(
+            len(set(self.per_level("cross_attention_dim"))) == 1,
+            f"cross_attention_dim = {self.cross_attention_dim}: one text encoder has one width",
+        )
         require(
             self.class_embed_type in _CLASS_EMBEDDINGS,
             f"class_embed_type = {self.class_embed_type!r} is not one of {_CLASS_EMBEDDINGS}",

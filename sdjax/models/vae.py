@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.models.attention import Attention
-from sdjax.models.config import read_config, require
+from sdjax.models.config import read_config, require, require_positive
 from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
@@ -48,6 +48,10 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        require_positive(
+            self, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels",
+            "norm_num_groups", "scaling_factor",
+        )  # fmt: skip
         require(
             self.down_block_types == ("DownEncoderBlock2D",) * levels,
             f"down_block_types = {self.down_block_types} is not DownEncoderBlock2D at each of {levels} levels",

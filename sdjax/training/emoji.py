@@ -49,8 +49,10 @@ VAE_BATCH = 16
 KL_WEIGHT = 5e-4
 DECODER_RECIPE = state.Recipe(steps=1500, learning_rate=1.5e-3, warmup=50, average=0.995)
 
+# Side of the latents.
+SIDE = scenes.SIZE // VAE_CONFIG.factor
 UNET_CONFIG = UNetConfig(
-    sample_size=scenes.SIZE // VAE_CONFIG.factor,
+    sample_size=SIDE,
     in_channels=VAE_CONFIG.latent_channels,
     out_channels=VAE_CONFIG.latent_channels,
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -71,13 +73,14 @@ SCHEDULER = SchedulerConfig(
     beta_schedule="scaled_linear",
     prediction_type="v_prediction",
     timestep_spacing="trailing",
+    steps_offset=1,
 )
 SCHEDULER_CLASS = "DPMSolverMultistepScheduler"
 LATENTS = 24_000
-UNET_RECIPE = state.Recipe(steps=9000, learning_rate=1e-3, average=0.998)
+UNET_RECIPE = state.Recipe(steps=8000, learning_rate=1e-3, average=0.998)
 TEXT_RECIPE = state.Recipe(steps=9000, learning_rate=2e-3, warmup=100, decay_from=0.5, average=0.998)
 # Squares of a scene which the text encoder tells, along each side: as many as the UNet's lowest level has.
-CELLS = UNET_CONFIG.sample_size >> (len(UNET_CONFIG.block_out_channels) - 1)
+CELLS = SIDE // 2 ** (len(UNET_CONFIG.block_out_channels) - 1)
 BATCH = 32
 UNCONDITIONAL = 0.1
 # Seeds of the data: training and pictures that no training has seen.
@@ -148,9 +151,8 @@ def reconstruction_sheet(
 def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
     """Trains the autoencoder to its last step."""
     vae = VAE(VAE_CONFIG)
-    size = scenes.SIZE
-    latents = jnp.zeros((1, size // VAE_CONFIG.factor, size // VAE_CONFIG.factor, VAE_CONFIG.latent_channels))
-    params = vae.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), latents)["params"]
+    latents = jnp.zeros((1, SIDE, SIDE, VAE_CONFIG.latent_channels))
+    params = vae.init(jax.random.key(0), jnp.zeros((1, scenes.SIZE, scenes.SIZE, 3)), latents)["params"]
     params = state.quiet_branches(params, ("conv2", "to_out_0"))
     init, update = state.make_update(lambda p, b, k: vae_loss(vae, p, b, k, KL_WEIGHT), VAE_RECIPE, seed=10)
     state.run(
@@ -282,9 +284,8 @@ def train_unet(folder: Path) -> None:
     text_encoder, unet = TextEncoder(text_config(vocabulary())), UNet(UNET_CONFIG)
     text_params = state.on_devices(averaged(folder / "text.msgpack")["text_encoder"], PartitionSpec())
     data = load_latents(folder)
-    side = UNET_CONFIG.sample_size
     context = jnp.zeros((1, TEXT_LENGTH, text_encoder.config.hidden_size))
-    noisy = jnp.zeros((1, side, side, UNET_CONFIG.in_channels))
+    noisy = jnp.zeros((1, SIDE, SIDE, UNET_CONFIG.in_channels))
     params = unet.init(jax.random.key(21), noisy, jnp.zeros(1), context)["params"]
     params = state.quiet_branches(params, ("conv2", "conv_out", "to_out_0", "net_2"))
 

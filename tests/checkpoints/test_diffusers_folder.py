@@ -77,6 +77,34 @@ def test_variants_and_shards_are_found(folder: Path, sd1_folder: Path) -> None:
         read_folder(folder)
 
 
+@pytest.mark.parametrize("index_name", ["safetensors.index.fp16.json", "fp16.safetensors.index.json"])
+def test_the_only_variant_is_found_in_shards_too(index_name: str, folder: Path, sd1_folder: Path) -> None:
+    weights = folder / UNET_WEIGHTS
+    tensors = load_file(weights)
+    stem = weights.name.removesuffix(".safetensors")
+    shards = {f"{stem}.fp16-0000{number}-of-00002.safetensors": sorted(tensors)[number - 1 :: 2] for number in (1, 2)}
+    for shard, inside in shards.items():
+        save_file({name: tensors[name] for name in inside}, folder / "unet" / shard)
+    weights.unlink()
+    index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    (folder / "unet" / f"{stem}.{index_name}").write_text(json.dumps(index))
+    jax.tree.map(np.testing.assert_array_equal, read_folder(folder).params, read_folder(sd1_folder).params)
+
+
+def test_a_folder_without_its_weights_is_checked_but_not_read(folder: Path, sd1_folder: Path) -> None:
+    outline, whole = read_folder(folder, dtype=None), read_folder(sd1_folder)
+    assert outline._replace(params=whole.params, digest=whole.digest, tokenizer_folder=whole.tokenizer_folder) == whole
+    assert outline.params == {} and outline.digest == ""
+    (folder / UNET_WEIGHTS).write_bytes(b"")
+    with pytest.raises(sdjax.CheckpointError, match=r"diffusion_pytorch_model\.safetensors"):
+        read_folder(folder, dtype=None)
+
+
+def test_the_offset_of_steps_is_that_of_diffusers_pipeline_whatever_the_file_says(folder: Path) -> None:
+    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(steps_offset=0))
+    assert read_folder(folder, dtype=None).scheduler.steps_offset == 1
+
+
 def test_an_index_may_not_point_elsewhere(folder: Path) -> None:
     (folder / UNET_WEIGHTS).unlink()
     index_file = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
@@ -121,6 +149,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "an_unknown_part": (
         lambda root: edit_json(root / "model_index.json", lambda d: d.update(refiner=["diffusers", "Refiner"])),
         r"unknown parts refiner",
+    ),
+    "a_picture_of_one_channel": (
+        lambda root: edit_json(root / "vae/config.json", lambda d: d.update(out_channels=1)),
+        r"the VAE's out_channels is 1, expected 3",
     ),
     "parts_that_do_not_fit": (
         lambda root: edit_json(root / "vae/config.json", lambda d: d.update(latent_channels=8)),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 
 import sdjax
 from tests import toys
@@ -115,5 +116,13 @@ def _leaves(params: object) -> list[tuple[object, np.ndarray]]:
 def test_diffusers_opens_what_sdjax_writes_without_a_warning_of_keys(
     toy: toys.Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reference.Drawer(toys.write_toy(tmp_path, toy))
+    # Tests are run with transformers silenced.
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_propagation()
+    try:
+        reference.Drawer(toys.write_toy(tmp_path, toy))
+    finally:
+        transformers.logging.disable_propagation()
+        transformers.logging.set_verbosity(verbosity)
     assert not [record for record in caplog.records if "not used" in record.message or "newly" in record.message]

@@ -1,13 +1,17 @@
 """The command line: exit statuses, and messages that say what to do, without a traceback."""
 
+import gzip
 import json
 import resource
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import sdjax
 from pipelines import cli
@@ -116,8 +120,13 @@ def test_a_config_that_can_not_be_is_told_with_what_is_near(generate, prompts, t
     for setting, words in (
         ("samper=euler", "unknown key 'samper' (did you mean 'sampler'?)"),
         ("sampler=eular", "(did you mean 'euler'?)"),
-        ("steps=.nan", "steps = nan: expected"),
+        ("steps=.nan", "steps = '.nan': expected"),
         ("steps", "expected KEY=VALUE"),
+        ("format=[png]", "format = ['png']: expected one of"),
+        ("dtype={a: b}", "expected one of float32"),
+        ("shards=0", "shards = 0: expected a whole number from 1 on"),
+        ("height=9", "height = 9: expected a multiple of 4"),
+        ("width=99999", "width = 99999: expected"),
     ):
         assert_clear(generate(prompts, tmp_path / "out", "--set", setting), words)
     assert_clear(generate(prompts, tmp_path / "out", "--config", tmp_path / "gone.yaml"), "there is no such file")
@@ -127,6 +136,40 @@ def test_a_config_that_can_not_be_is_told_with_what_is_near(generate, prompts, t
 def test_a_model_that_is_not_there_is_told_in_one_line(run, prompts, tmp_path):
     done = run("generate", prompts, tmp_path / "out", "--quiet", "--model", tmp_path / "none")
     assert_clear(done, f"there is no model '{tmp_path / 'none'}'", "emoji")
+    assert "Nothing is lost" not in done.err and not (tmp_path / "out").exists()
+
+
+def test_flags_that_beam_does_not_know_are_told(generate, prompts, tmp_path):
+    done = generate(prompts, tmp_path / "out", "--", "--direct_num_wrkers=2")
+    assert_clear(done, "Beam knows no flag --direct_num_wrkers")
+    assert_clear(generate(prompts, tmp_path / "out", "--", "--runner=DaskRunner"), "loses parts of a run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_format_into_an_output_is_told(generate, prompts, out):
+    done = generate(prompts, out, "--set", "format=webp")
+    assert_clear(done, f"{out}/images/", "in another format than webp")
+
+
+def test_a_run_that_could_make_nothing_or_not_all_has_failed(generate, out, tmp_path):
+    (tmp_path / "bad.csv").write_text("prompt,steps\na,-1\n")
+    done = generate(tmp_path / "bad.csv", out)
+    assert done.status == 1 and "0 good, 1 rejected" in done.out
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"the cat\n")[:-4])
+    done = generate(tmp_path / "cut.txt.gz", out)
+    assert done.status == 1 and "1 there already" in done.out and "broke off" in done.out
+
+
+def test_a_run_stopped_by_the_keyboard_says_so_and_goes_on_later(sd1_folder, tmp_path):
+    (tmp_path / "p.txt").write_text("".join(f"a cat {number}\n" for number in range(100)))
+    settings = ["--set", "batch_size=1", "--set", "sampler=euler", "--set", "steps=300"]
+    command = ["generate", tmp_path / "p.txt", tmp_path / "out", "--quiet", "--model", sd1_folder, *settings]
+    process = start(command, start_new_session=True)
+    while process.poll() is None and not list(tmp_path.glob("out/images/*/[0-9a-f]*")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    done = finish(process)
+    assert (done.status, done.err) == (130, "stopped; the same command goes on from here\n")
 
 
 def test_a_damaged_picture_without_its_row_is_told_and_made_again_when_deleted(generate, prompts, made, out):
@@ -196,9 +239,21 @@ def test_inspect_tells_of_a_picture_and_of_a_model(run, made, sd1_folder, tmp_pa
     row = next(read_jsonl(str(made / "metadata.jsonl")))
     done = run("inspect", made / row["file_name"])
     told = dict(line.split(None, 1) for line in done.out.splitlines() if len(line.split(None, 1)) == 2)
-    assert done.status == 0 and told["size"] == "32x32" and told["prompt"] == row["prompt"] and told["id"] == row["id"]
+    assert (
+        done.status == 0
+        and told["picture"] == "32x32 RGB PNG"
+        and told["prompt"] == row["prompt"]
+        and told["id"] == row["id"]
+    )
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
     assert "made by something else" in run("inspect", tmp_path / "other.png").out
+    chunks = PngInfo()
+    chunks.add_text("parameters", "a cat\nSteps: 20")
+    Image.new("RGBA", (8, 9)).save(tmp_path / "theirs.png", pnginfo=chunks)
+    told = run("inspect", tmp_path / "theirs.png").out
+    assert "8x9 RGBA PNG" in told and "a cat" in told and "Steps: 20" in told
+    (tmp_path / "m.safetensors").write_bytes(b"")
+    assert_clear(run("inspect", tmp_path / "m.safetensors"), tmp_path / "m.safetensors", "give the folder")
     done = run("inspect", sd1_folder)
     assert done.status == 0 and "PNDMScheduler" in done.out
     assert_clear(run("inspect", tmp_path / "none"), "there is no model")
@@ -221,6 +276,8 @@ def test_the_summary_tells_how_the_run_was_configured(made, sd1_folder):
     assert summary["counts"] == {
         "rows": 2,
         "rejected_rows": 0,
+        "broken_files": 0,
+        "cut_prompts": 0,
         "wanted": 2,
         "made": 2,
         "there": 0,

@@ -37,6 +37,11 @@ def test_what_can_not_be_is_an_error_that_names_the_key(keys, message):
 
 
 def test_settings_are_read_as_yaml_reads_them_but_text_stays_text():
+    assert read_settings(["sampler=null", "seed=7.0", "guidance_scale=1e1"]) == {
+        "sampler": None,
+        "seed": 7,
+        "guidance_scale": 10.0,
+    }
     assert read_settings(["steps=5", "guidance_scale=2.5", "negative_prompt=1", "variant=", "negative_prompt=a=b"]) == {
         "steps": 5,
         "guidance_scale": 2.5,
@@ -45,7 +50,15 @@ def test_settings_are_read_as_yaml_reads_them_but_text_stays_text():
     }
 
 
-@pytest.mark.parametrize("setting, message", [("steps", "expected KEY=VALUE"), ("steps=[", "can't be read")])
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("steps", "expected KEY=VALUE"),
+        ("repeat=[", "can't be read"),
+        ("steps=[", "expected a value of type int"),
+        ("guidance_scale=much", "expected a value of type float"),
+    ],
+)
 def test_a_setting_that_can_not_be_read_is_shown(setting, message):
     with pytest.raises(RunConfigError, match=rf"--set {re.escape(setting)}: .*{message}"):
         read_settings([setting])

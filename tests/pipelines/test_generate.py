@@ -1,6 +1,7 @@
 """What a run leaves behind: pictures, metadata, rejects, counts; and what a second run makes of it."""
 
 import csv
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -33,12 +34,17 @@ def by_prompt(out: Path) -> dict[str, dict]:
     return {row["prompt"]: row for row in read_jsonl(str(out / "metadata.jsonl"))}
 
 
+def counted(**counts: int) -> Counts:
+    """Counts, none of what is not said."""
+    return Counts(**{**dict.fromkeys(Counts._fields, 0), **counts})
+
+
 @pytest.fixture(scope="module")
 def made(run_here, tmp_path_factory) -> Path:
     """An output of three prompts; only to be read."""
     folder = tmp_path_factory.mktemp("made")
     counts = run_here(write_prompts(folder / "prompts.txt", *PROMPTS), folder / "out", run_seed=3)
-    assert counts == Counts(rows=3, rejected_rows=0, wanted=3, made=3, there=0, duplicates=0, failed=0)
+    assert counts == counted(rows=3, rejected_rows=0, wanted=3, made=3, there=0)
     return folder / "out"
 
 
@@ -108,14 +114,14 @@ def test_webp_has_the_pixels_of_png_and_jpeg_nearly(made, run_here, tmp_path):
 
 def test_a_second_run_makes_nothing_and_says_so(made, again, tmp_path):
     before = times(tmp_path / "out")
-    assert again(*PROMPTS) == Counts(rows=3, rejected_rows=0, wanted=3, made=0, there=3, duplicates=0, failed=0)
+    assert again(*PROMPTS) == counted(rows=3, rejected_rows=0, wanted=3, made=0, there=3)
     assert times(tmp_path / "out") == before
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (made / "metadata.jsonl").read_bytes()
 
 
 def test_more_prompts_make_only_what_is_missing(made, again, tmp_path):
     before = times(tmp_path / "out")
-    assert again("a dog", *PROMPTS, "a dog") == Counts(5, 0, 5, made=1, there=3, duplicates=1, failed=0)
+    assert again("a dog", *PROMPTS, "a dog") == counted(rows=5, wanted=5, made=1, there=3, duplicates=1)
     after = times(tmp_path / "out")
     assert len(after) == 4 and before.items() <= after.items()
     assert by_prompt(tmp_path / "out").keys() == {"a dog", *PROMPTS}
@@ -146,7 +152,7 @@ def test_another_config_makes_other_pictures_beside_those(made, again, tmp_path)
 
 
 def test_repeats_have_seeds_of_their_own_that_do_not_depend_on_the_place_of_a_row(made, again, tmp_path):
-    assert again("a dog", *reversed(PROMPTS), repeat=2) == Counts(4, 0, 8, made=5, there=3, duplicates=0, failed=0)
+    assert again("a dog", *reversed(PROMPTS), repeat=2) == counted(rows=4, wanted=8, made=5, there=3)
     rows = list(read_jsonl(str(tmp_path / "out" / "metadata.jsonl")))
     assert len({row["seed"] for row in rows}) == 8
     assert {row["id"] for row in by_prompt(made).values()} < {row["id"] for row in rows}
@@ -171,7 +177,7 @@ def test_bad_rows_are_rejects_and_their_neighbours_go_on(made, again, run_here, 
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows(row[:4] for row in rows)
     counts = run_here(path, tmp_path / "out", run_seed=3)
-    assert counts == Counts(rows=8, rejected_rows=6, wanted=2, made=0, there=2, duplicates=0, failed=0)
+    assert counts == counted(rows=8, rejected_rows=6, wanted=2, made=0, there=2)
     rejects = list(read_jsonl(str(tmp_path / "out" / "rejects.jsonl")))
     expected = [(line, row[4]) for line, row in enumerate(rows, 1) if line > 1 and row[4]]
     assert [reject["line"] for reject in rejects] == [line for line, _ in expected]
@@ -186,10 +192,45 @@ def test_bad_rows_are_rejects_and_their_neighbours_go_on(made, again, run_here, 
 def test_an_unknown_key_of_an_object_is_a_reject_with_the_nearest_that_there_is(made, again, run_here, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "the cat"}\n{"prompt": "a", "sede": 1}\n{"prompt": "a", "steps": NaN}\nnone\n')
-    assert run_here(path, tmp_path / "out", run_seed=3) == Counts(4, 3, 1, made=0, there=1, duplicates=0, failed=0)
+    assert run_here(path, tmp_path / "out", run_seed=3) == counted(rows=4, rejected_rows=3, wanted=1, there=1)
     reasons = [reject["reason"] for reject in read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))]
     assert "unknown column 'sede' (did you mean 'seed'?)" in reasons[0]
     assert "NaN is no JSON" in reasons[1] and "not valid JSON" in reasons[2]
+
+
+def test_a_row_for_which_torch_would_draw_in_another_way_is_a_reject_too(made, run_here, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    tiny = {"prompt": "tiny", "width": 4, "height": 4, "noise_source": "torch"}
+    path.write_text(f'{{"prompt": "the cat"}}\n{json.dumps(tiny)}\n{{"prompt": "a red apple"}}\n')
+    out = shutil.copytree(made, tmp_path / "out")
+    assert run_here(path, out, run_seed=3) == counted(rows=3, rejected_rows=1, wanted=2, there=2)
+    [reject] = read_jsonl(str(out / "rejects.jsonl"))
+    assert reject["line"] == 2 and "torch draws fewer than 16" in reject["reason"]
+
+
+def test_a_file_that_breaks_off_is_counted_apart_from_its_rows(made, run_here, tmp_path):
+    path = tmp_path / "prompts.txt.gz"
+    path.write_bytes(gzip.compress("".join(f"{prompt}\n" for prompt in PROMPTS).encode())[:-4])
+    out = shutil.copytree(made, tmp_path / "out")
+    assert run_here(path, out, run_seed=3) == counted(rows=3, wanted=3, there=3, broken_files=1)
+    [reject] = read_jsonl(str(out / "rejects.jsonl"))
+    assert reject["line"] == 0 and "break off after line 3" in reject["reason"]
+
+
+def test_prompts_that_are_cut_are_counted(made, run_here, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    path = write_prompts(tmp_path / "p.txt", "the cat", "the dog " * 100)
+    assert run_here(path, out, run_seed=3) == counted(rows=2, wanted=2, made=1, there=1, cut_prompts=1)
+    [row] = [row for row in read_jsonl(str(out / "metadata.jsonl")) if row["prompt_cut"]]
+    assert row["prompt_cut"].startswith("the dog") or row["prompt_cut"].startswith("dog")
+
+
+def test_a_seed_that_is_derived_does_not_depend_on_what_the_configuration_says(made, again, tmp_path):
+    again(*PROMPTS, steps=3)
+    seeds = {}
+    for row in read_jsonl(str(tmp_path / "out" / "metadata.jsonl")):
+        seeds.setdefault(row["prompt"], set()).add(row["seed"])
+    assert all(len(found) == 1 for found in seeds.values()) and len(seeds) == 3
 
 
 def test_a_picture_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(sd1_folder, run_here, tmp_path):
@@ -200,9 +241,10 @@ def test_a_picture_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(sd1_f
     weights["text_model.embeddings.token_embedding.weight"][words["castle</w>"]] = np.nan
     save_file(weights, file)
     counts = run_here(write_prompts(tmp_path / "p.txt", *PROMPTS), tmp_path / "out", model=str(broken))
-    assert counts == Counts(rows=3, rejected_rows=0, wanted=3, made=2, there=0, duplicates=0, failed=1)
+    assert counts == counted(rows=3, wanted=3, made=2, failed=1)
     [reject] = read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))
-    assert "NaN or infinity in float32" in reject["reason"] and json.loads(reject["text"])["prompt"] == PROMPTS[2]
+    assert "NaN or infinity in float32" in reject["reason"]
+    assert (reject["source"], reject["line"], reject["text"]) == (str(tmp_path / "p.txt"), 3, PROMPTS[2])
     assert by_prompt(tmp_path / "out").keys() == set(PROMPTS[:2])
 
 

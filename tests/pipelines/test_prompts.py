@@ -428,3 +428,10 @@ def test_an_unreadable_row_is_a_reject_with_its_problem():
     assert parse(Row("x.csv", 7, None, "as it stands", "no good"), {}, 1, 0) == Reject(
         "x.csv", 7, "as it stands", "no good"
     )
+
+
+def test_a_text_with_line_ends_of_old_macs_is_no_prompt(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"a cat\ra dog\r")
+    [row] = read_rows(lambda: path.open("rb"), str(path))
+    assert row.values is None and "carriage returns" in row.problem

@@ -1,4 +1,6 @@
+import errno
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -114,11 +116,18 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path, whole):
     assert_same(restore(path, init(begin())), whole)
 
 
-def test_a_save_that_fails_leaves_the_one_before(tmp_path, whole):
+def test_a_save_that_fails_leaves_the_one_before(tmp_path, whole, monkeypatch):
     path = tmp_path / "state.msgpack"
     save(path, whole)
-    with pytest.raises(TypeError):
-        save(path, whole._replace(params=object()))
+
+    def full(file: Path, data: bytes) -> int:
+        with file.open("wb") as stream:
+            stream.write(data[:10])
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no room"):
+        save(path, whole)
     init, _ = make_update(loss, RECIPE, SEED)
     assert_same(restore(path, init(begin())), whole)
 

@@ -1,0 +1,35 @@
+"""Attention against its definition, where queries are taken in chunks and where they are not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdjax.models.attention import dot_product_attention
+
+
+def defined(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """softmax(q k^T / sqrt(d)) v, in float64."""
+    scores = np.einsum("bqhd,bkhd->bhqk", *(x.astype(np.float64) for x in (query, key))) / np.sqrt(query.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value.astype(np.float64))
+
+
+# In chunks are 1536 and 1100, which is no multiple of a chunk.
+@pytest.mark.parametrize("tokens", [7, 1024, 1100, 1536])
+def test_attention_is_what_its_definition_says(tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    query, key, value = (rng.standard_normal((2, tokens, 2, 4)).astype(np.float32) for _ in range(3))
+    found = np.asarray(jax.jit(dot_product_attention)(query, key, value))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, defined(query, key, value), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("tokens", [512, 2048])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_sums_over_many_keys_do_not_overflow(tokens: int, dtype: type) -> None:
+    query = jnp.zeros((1, tokens, 1, 2), dtype)
+    value = jnp.full((1, tokens, 1, 2), 200, dtype)
+    found = jax.jit(dot_product_attention)(query, query, value)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(found, np.float32), 200)
