@@ -53,7 +53,7 @@ emoji: install ## trains the embedded model from nothing (hours) and measures it
 	$(TRAIN) sdjax.training.emoji
 	$(TRAIN) sdjax.training.recognition
 
-benchmark: $(PARITY_VENV)/.installed ## Stable Diffusion 1.5 at full size, random weights: memory and times (9 GB, minutes)
+benchmark: $(PARITY_VENV)/.installed ## Stable Diffusion 1.5 at full size, random weights: memory and times (minutes, 4 GB of disk)
 	$(PARITY_VENV)/bin/python benchmarks/full_size.py build/sd15
 
 clean: ## removes what these made

@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py DIR [--variant fp16] [--dtype float32] [--size 512]
 
-`make benchmark` runs it in the environment of `make parity`, which has diffusers; DIR keeps the folder (4 GB) for the
-next time. Each measurement has a process of its own, so that its peak of resident memory is its own:
+`make benchmark` runs it in the environment of `make parity`, which has diffusers; DIR keeps the folder (4 GB of
+disk) for the next time. Each measurement has a process of its own, so that its peak of resident memory is its own:
 
     read      reading the weights' files to the end, and nothing else
     load      sdjax.load

@@ -127,8 +127,7 @@ def _ddim_coefficients(config: SchedulerConfig, steps: Steps) -> DDIMCoefficient
     With Karras' sigmas each step goes to the next of these.
     """
     levels = training_sigmas(config)
-    whole = bool(np.allclose(levels[np.round(steps.timesteps).astype(int)], steps.sigmas[:-1]))
-    if whole:
+    if not steps.karras:
         previous = np.round(steps.timesteps).astype(int) - config.num_train_timesteps // len(steps.timesteps)
         final = 0.0 if config.set_alpha_to_one else levels[0]
         reached = np.where(previous >= 0, levels[np.maximum(previous, 0)], final)
@@ -147,6 +146,10 @@ def _ddim_step(
 
 
 # --- DPM-Solver++(2M): Lu et al. 2022 (arXiv:2211.01095), algorithm 2, as in k-diffusion ---
+
+
+# Below this many steps diffusers' solver ends with a step of first order (`lower_order_final`).
+_FEW_STEPS = 15
 
 
 class DPMpp2MState(NamedTuple):
@@ -177,10 +180,6 @@ def _dpmpp_2m_coefficients(config: SchedulerConfig, steps: Steps) -> DPMpp2MCoef
         step_before = np.log(now[index - 1] / now[index])
         slope[index] = step / (2 * step_before)
     return DPMpp2MCoefficients(_levels(steps), after / now, slope)
-
-
-# Below this many steps diffusers' solver ends with a step of first order (`lower_order_final`).
-_FEW_STEPS = 15
 
 
 def _dpmpp_2m_step(

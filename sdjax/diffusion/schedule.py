@@ -174,12 +174,14 @@ class Steps(NamedTuple):
     sigmas: (n + 1,) the noise at each step, and that after the last.
     start: the standard deviation of the first latents.
     spacing: how the timesteps were laid.
+    karras: whether the sigmas were then laid anew, as Karras et al. do.
     """
 
     timesteps: Float64[np.ndarray, " n"]
     sigmas: Float64[np.ndarray, " m"]
     start: float
     spacing: Spacing
+    karras: bool = False
 
 
 # A job's `schedule`: (spacing or None for the default, kind of sigmas).
@@ -252,7 +254,7 @@ def lay_steps(config: SchedulerConfig, rules: StepRules, schedule: str, count: i
     last = 0.0 if config.final_sigmas_type == "zero" else levels[0]
     unit = rules.unit_start or spacing == "leading"
     start = math.hypot(sigmas[0], 1.0) if unit else float(sigmas[0])
-    return Steps(timesteps, np.append(sigmas, last), start, spacing)
+    return Steps(timesteps, np.append(sigmas, last), start, spacing, kind == "karras")
 
 
 def default_schedule(config: SchedulerConfig) -> str:

@@ -30,7 +30,7 @@ def exact_denoiser(latents, level):
 
 def falling(first, last, count):
     """Steps evenly spaced in the logarithm of noise, on no model's grid, from the first level to the last."""
-    return Steps(np.zeros(count), np.geomspace(first, last, count + 1), first, "leading")
+    return Steps(np.zeros(count), np.geomspace(first, last, count + 1), first, "leading", karras=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -99,7 +99,7 @@ def test_samples_have_the_mean_and_deviation_of_the_data(name, schedule):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_single_step_to_no_noise_gives_what_the_denoiser_finds(name):
     sigma = 5.0
-    steps = Steps(np.zeros(1), np.array([sigma, 0.0]), sigma, "leading")
+    steps = Steps(np.zeros(1), np.array([sigma, 0.0]), sigma, "leading", karras=True)
     start = jnp.asarray(np.linspace(-9, 9, 16).reshape(2, 2, 2, 2), jnp.float32)
     share = SPREAD**2 / (SPREAD**2 + sigma**2)
     np.testing.assert_allclose(
