@@ -156,9 +156,10 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None 
     unet = UNetConfig.from_json(*config("unet"))
     vae = VAEConfig.from_json(*config("vae"))
     scheduler_json, scheduler_file = config("scheduler", "scheduler_config.json")
-    # As diffusers' pipeline does, whatever the file says.
-    scheduler = dataclasses.replace(SchedulerConfig.from_json(scheduler_json, scheduler_file), steps_offset=1)
     scheduler_class = str(scheduler_json.get("_class_name"))
+    scheduler = SchedulerConfig.from_json(scheduler_json, scheduler_file, scheduler_class in CLASSES)
+    # As diffusers' pipeline does, whatever the file says.
+    scheduler = dataclasses.replace(scheduler, steps_offset=1)
     configs: dict[str, NetworkConfig] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
     _check_fit(root, text_encoder, unet, vae)
 
@@ -202,10 +203,12 @@ def describe_folder(root: Path) -> Iterator[tuple[str, str]]:
     index = read_json(root / "model_index.json")
     yield "model", str(root)
     yield "pipeline", str(index.get("_class_name"))
-    scheduler = read_json(root / "scheduler" / "scheduler_config.json")
+    file = root / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(file)
+    kind = scheduler.get("_class_name")
     yield (
         "scheduler",
-        f"{scheduler.get('_class_name')}, predicts {SchedulerConfig.from_json(scheduler).prediction_type}",
+        f"{kind}, predicts {SchedulerConfig.from_json(scheduler, str(file), kind in CLASSES).prediction_type}",
     )
     for name, part in PARTS.items():
         config_file = root / part.folder / "config.json"

@@ -46,6 +46,14 @@ _FIXED = {
     "use_lu_lambdas": False,
     "variance_type": frozenset({None, "fixed_small"}),
 }
+# Those that only a sampler heeds, and others' keys of this kind: where a checkpoint's own sampler is none of ours, jobs
+# name another, for which these say nothing.
+_OF_SAMPLERS = frozenset(
+    {
+        "algorithm_type", "disable_corrector", "euler_at_final", "lower_order_final", "original_inference_steps",
+        "predict_x0", "solver_order", "solver_p", "solver_type", "timestep_scaling", "use_lu_lambdas", "variance_type",
+    }
+)  # fmt: skip
 # Without effect while the switches above are off, or in inference; diffusers' own pipeline turns clipping off.
 _INFORMATIVE = frozenset({"clip_sample", "clip_sample_range", "sample_max_value", "skip_prk_steps"})
 
@@ -110,9 +118,22 @@ class SchedulerConfig:
         )
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str = "scheduler/scheduler_config.json") -> "SchedulerConfig":
-        """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
-        return read_config(cls, data, fixed=_FIXED, informative=_INFORMATIVE, where=where)
+    def from_json(
+        cls, data: Mapping[str, Any], where: str = "scheduler/scheduler_config.json", own_sampler: bool = True
+    ) -> "SchedulerConfig":
+        """Reads diffusers' config.
+
+        Args:
+          data: the JSON object.
+          where: names the file in errors.
+          own_sampler: whether the checkpoint's own sampler is among ours; if not, its options are passed over.
+
+        Raises:
+          ConfigError: for what is not implemented.
+        """
+        informative = _INFORMATIVE if own_sampler else _INFORMATIVE | _OF_SAMPLERS
+        fixed = {key: value for key, value in _FIXED.items() if key not in informative}
+        return read_config(cls, data, fixed=fixed, informative=informative, where=where)
 
 
 def _cosine_betas(config: SchedulerConfig) -> Float64[np.ndarray, " t"]:

@@ -340,16 +340,9 @@ STAGES = ("vae", "latents", "text", "unet", "decoder", "export")
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all if none is named")
-    parser.add_argument("--state", type=Path, default=Path("training-state/emoji"), help="where the runs are kept")
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf with bitmaps")
     parser.add_argument("--out", type=Path, default=Path("sdjax/assets/emoji"), help="where the model is exported to")
-    options = parser.parse_args()
-    strange = set(options.stages) - set(STAGES)
-    if strange:
-        parser.error(f"unknown stage {', '.join(sorted(strange))}; the stages are {', '.join(STAGES)}")
-    stages = options.stages or STAGES
-    options.state.mkdir(parents=True, exist_ok=True)
+    options, stages = state.parse_stages(parser, STAGES)
     pictures = scenes.sprites(options.font) if {"vae", "latents", "decoder"} & set(stages) else ()
     if "vae" in stages:
         train_vae(options.state, pictures)

@@ -386,8 +386,6 @@ STAGES = ("train", "measure")
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}; all if none is named")
-    parser.add_argument("--state", type=Path, default=Path("training-state/emoji"), help="where the classifier is kept")
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf with bitmaps")
     parser.add_argument("--model", default="emoji", help="what is measured: a bundled name or a folder")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count up from it")
@@ -396,12 +394,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--sampler", choices=SAMPLERS, default="dpmpp_2m")
     parser.add_argument("--batch-size", type=int, default=4)
-    options = parser.parse_args()
-    strange = set(options.stages) - set(STAGES)
-    if strange:
-        parser.error(f"unknown stage {', '.join(sorted(strange))}; the stages are {', '.join(STAGES)}")
-    stages = options.stages or STAGES
-    options.state.mkdir(parents=True, exist_ok=True)
+    options, stages = state.parse_stages(parser, STAGES)
     pictures = scenes.sprites(options.font)
     if "train" in stages:
         train(options.state, pictures)

@@ -100,6 +100,19 @@ def test_a_folder_without_its_weights_is_checked_but_not_read(folder: Path, sd1_
         read_folder(folder, dtype=None)
 
 
+def test_a_checkpoint_whose_own_sampler_is_none_of_ours_loads_for_jobs_that_name_one(folder: Path) -> None:
+    own = {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "disable_corrector": [], "solver_order": 3}
+    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(own))
+    model = sdjax.load(folder, weights=False)
+    assert model.sampler is None
+    with pytest.raises(sdjax.JobError, match="UniPCMultistepScheduler, is not among the samplers"):
+        model.resolve(sdjax.Job(prompt="a", seed=0))
+    assert model.resolve(sdjax.Job(prompt="a", seed=0, sampler="euler")).sampler == "euler"
+    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(_class_name="DPMSolverMultistepScheduler"))
+    with pytest.raises(sdjax.ConfigError, match=r"solver_type = 'bh2' is not supported|disable_corrector"):
+        sdjax.load(folder, weights=False)
+
+
 def test_the_offset_of_steps_is_that_of_diffusers_pipeline_whatever_the_file_says(folder: Path) -> None:
     edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(steps_offset=0))
     assert read_folder(folder, dtype=None).scheduler.steps_offset == 1
