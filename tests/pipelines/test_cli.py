@@ -164,7 +164,12 @@ def test_a_run_stopped_by_the_keyboard_says_so_and_goes_on_later(sd1_folder, tmp
     (tmp_path / "p.txt").write_text("".join(f"a cat {number}\n" for number in range(100)))
     settings = ["--set", "batch_size=1", "--set", "sampler=euler", "--set", "steps=300"]
     command = ["generate", tmp_path / "p.txt", tmp_path / "out", "--quiet", "--model", sd1_folder, *settings]
-    process = start(command, start_new_session=True)
+
+    def heed() -> None:
+        # What runs in the background is started with the signal ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = start(command, preexec_fn=heed)
     while process.poll() is None and not list(tmp_path.glob("out/images/*/[0-9a-f]*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
