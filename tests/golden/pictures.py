@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 import sdjax
-from sdjax.model import folder_of
 
 FOLDER = Path(__file__).parent
 # At most this share of the values may differ by more than one step of 255.
@@ -101,11 +100,6 @@ LIVE: dict[str, dict[str, Picture]] = {
 def recorded_file(model: str) -> Path:
     """Where the references of a model's pictures lie."""
     return FOLDER / f"pictures_{model}.npz"
-
-
-def emoji_is_there() -> bool:
-    """Whether the embedded model has been trained and exported."""
-    return (folder_of("emoji") / "model_index.json").is_file()
 
 
 def drawn(model: sdjax.Model, pictures: Mapping[str, Picture]) -> dict[str, np.ndarray]:

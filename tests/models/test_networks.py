@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from tests.golden import networks, pictures
+from tests.golden import networks
 
 
 @functools.cache
@@ -32,7 +32,6 @@ def test_a_block_gives_what_the_reference_gave(name: str) -> None:
     assert networks.relative_error(networks.block_output(networks.BLOCKS[name]), recorded) < networks.TOLERANCE
 
 
-@pytest.mark.skipif(not pictures.emoji_is_there(), reason="the embedded model has not been trained yet")
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
 def test_the_embedded_model_gives_what_the_reference_gave(part: str) -> None:
     name = f"emoji_{part}"

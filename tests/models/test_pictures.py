@@ -14,7 +14,6 @@ def test_pictures_of_toys_are_those_of_the_reference(name: str, request: pytest.
     check(request.getfixturevalue(name), name)
 
 
-@pytest.mark.skipif(not pictures.emoji_is_there(), reason="the embedded model has not been trained yet")
 def test_pictures_of_the_embedded_model_are_those_of_the_reference() -> None:
     model = sdjax.load("emoji")
     with np.load(pictures.recorded_file("emoji")) as stored:

@@ -13,7 +13,6 @@ from tests import toys
 from tests.golden import networks, pictures
 
 pytestmark = pytest.mark.parity
-needs_emoji = pytest.mark.skipif(not pictures.emoji_is_there(), reason="the embedded model has not been trained yet")
 
 reference = pytest.importorskip("tests.golden.reference", reason="needs torch: make parity", exc_type=ImportError)
 
@@ -42,7 +41,6 @@ def test_blocks(name: str) -> None:
     assert networks.relative_error(networks.block_output(block), reference.block_output(block)) < networks.TOLERANCE
 
 
-@needs_emoji
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
 def test_networks_of_the_embedded_model(part: str) -> None:
     check_network(f"emoji {part}", networks.emoji_networks()[f"emoji_{part}"])
@@ -67,7 +65,6 @@ def test_pictures_of_toys(name: str, request: pytest.FixtureRequest) -> None:
     check_pictures(request.getfixturevalue(name), request.getfixturevalue(f"{name}_folder"), all_cases(name))
 
 
-@needs_emoji
 def test_pictures_of_the_embedded_model() -> None:
     check_pictures(sdjax.load("emoji"), sdjax.model.folder_of("emoji"), all_cases("emoji"))
 
