@@ -125,7 +125,7 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-    rejected = counts.rejected_rows + counts.failed
+    rejected = counts.rejected_rows + counts.failed + counts.broken_files
     print(f"rows     {counts.rows:>8}  {counts.rows - counts.rejected_rows} good, {counts.rejected_rows} rejected")
     print(
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
@@ -135,7 +135,7 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
     if rejected:
         print(f"rejects  {storage.join(options.out, generate.REJECTS)}")
     if counts.cut_prompts:
-        print(f"cut      {counts.cut_prompts:>8}  images whose prompt is longer than the model reads: see prompt_cut")
+        print(f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut")
     if counts.broken_files:
         print(f"files    {counts.broken_files:>8}  broke off: what follows in them is missing")
     for problem in counts.problems():
@@ -164,13 +164,14 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     name, variant = verify.model_of(options.out)
     name = options.model or name
     compiled.use_cache()
-    try:
-        load(name, variant=variant, weights=False)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; if the model of this output has moved, say where with --model") from error
 
     def engine_for(batch_size: int, dtype: str) -> Engine:
-        return Engine(load(name, variant=variant, dtype=dtype), batch_size=batch_size)
+        try:
+            return Engine(load(name, variant=variant, dtype=dtype), batch_size=batch_size)
+        except CheckpointError as error:
+            if options.model:
+                raise
+            raise CheckpointError(f"{error}; if the model of this output has moved, say where with --model") from error
 
     total = sum(verify.sampled(done.id, options.sample) for done in storage.list_done(options.out))
     with Progress(console=console) as bar:
@@ -183,8 +184,9 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         f"{len(report.findings)} problems"
     )
     if report.other:
-        print(f"{report.other} of another model, not compared: give it with --model")
-    return _FAILED if report.findings else 0
+        print(f"{report.other} of another model than {name}, not compared; --model says which to take")
+    nothing = report.other and not report.remade
+    return _FAILED if report.findings or nothing else 0
 
 
 def _sheet(options: argparse.Namespace) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """`KEY=VALUE` texts; "null" leaves open what a config file says. Raises `RunConfigError`.
+    """`KEY=VALUE` texts; nothing or "null" as a value takes back what a config file says. Raises `RunConfigError`.
 
     Values of jobs are read as in a table of prompts, those of the run as YAML does.
     """
@@ -100,8 +99,8 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
             if key not in FIELDS:
                 found[key] = yaml.safe_load(text)
             else:
-                empty = type(None) in typing.get_args(FIELDS[key]) and text.strip() in ("", "null")
-                found[key] = None if empty else field_from_text(key, text)
+                blank = key != "negative_prompt" and text.strip() in ("", "null")
+                found[key] = None if blank else field_from_text(key, text)
         except JobError as error:
             raise RunConfigError(f"--set {setting}: {error}") from error
         except yaml.YAMLError as error:

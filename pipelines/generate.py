@@ -30,7 +30,7 @@ from sdjax.job import Job, JobError
 from sdjax.model import BUNDLED, load
 
 # Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
-_LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner", "SwitchingDirectRunner", "PrismRunner")
+_LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
 _CLUSTER_SHARDS = 64
 
 METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
     progress: a folder of the machine that started the run.
     name: of this run, unlike any other's.
-    shards: over how many workers the sampling is spread.
+    shards: into how many parts the sampling is cut.
     """
 
     config: RunConfig
@@ -129,10 +129,7 @@ def _reporting_failure(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # told in plain words, then raised as it is
-        told = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-        if isinstance(error, storage.StorageError):
-            told += ". Nothing is lost: the same command goes on from here."
-        _reporter(run.progress).failed(told)
+        _reporter(run.progress).failed(str(error) if isinstance(error, ValueError | OSError) else repr(error))
         raise
 
 
@@ -166,11 +163,21 @@ def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
     ]
 
 
-def sample(jobs: Iterable[Job], run: Run) -> Iterator[tuple[Mapping[str, Any], str | None]]:
-    """Makes pictures and writes each as soon as it is there; gives their metadata, and what went wrong."""
+def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+    """Makes pictures and writes each as soon as it is there; gives their metadata, and what went wrong.
+
+    Raises:
+      RunConfigError: if the ids were worked out on a machine on which they would be others.
+    """
     reporter = _reporter(run.progress)
     with engine_of(run) as engine:
-        for result in engine.run([engine.prepare(job) for job in jobs]):
+        tasks = [engine.prepare(each.job) for each in wanted.values()]
+        if [task.id for task in tasks] != list(wanted):
+            raise RunConfigError(
+                f"this worker's fingerprint, {dict(engine.fingerprint)}, is not that of the worker which planned its "
+                "images; all workers of a run need devices of one kind and the same versions"
+            )
+        for result in engine.run(tasks):
             reporter.doing("")
             problem = _write(result, run)
             reporter.add("failed" if problem else "made")
@@ -191,7 +198,7 @@ def _write(result: Result, run: Run) -> str | None:
 
 
 def file_name(image_id: str, extension: str) -> str:
-    """The path of a picture from the output's folder, with slashes on any system."""
+    """The path of a picture from the output's folder."""
     return storage.image_path("", image_id, extension)
 
 
@@ -256,7 +263,7 @@ class _Sample(beam.DoFn):
     def process(self, batch: tuple[Any, Iterable[tuple[str, Wanted]]]) -> Iterator[Any]:
         extension = FORMATS[self._run.config.format].extension
         wanted = dict(batch[1])
-        for metadata, problem in sample((each.job for each in wanted.values()), self._run):
+        for metadata, problem in sample(wanted, self._run):
             if problem:
                 failed = wanted[metadata["id"]]
                 reject = Reject(failed.source, failed.line, shortened(failed.job.prompt), problem)
@@ -305,19 +312,9 @@ def _grouped_row(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) ->
 
 
 def files_there(out: str, run: Run) -> Iterator[tuple[str, str]]:
-    """Id and path of each picture of an output.
-
-    Raises:
-      StorageError: for one in another format than this run's: each picture is there once.
-    """
-    extension = FORMATS[run.config.format].extension
+    """Id and path of each picture of an output."""
     with _reporting_failure(run):
         for done in storage.list_done(out):
-            if not done.path.endswith(f".{extension}"):
-                raise storage.StorageError(
-                    f"{done.path} was made by a run in another format than {run.config.format}: "
-                    "keep to its format, or choose another output"
-                )
             yield done.id, done.path
 
 
@@ -375,10 +372,7 @@ def write_rejects(rejects: Iterable[dict[str, Any]], run: Run) -> None:
 def write_summary(counts: Iterable[tuple[str, int]], run: Run) -> None:
     """Writes `summary.json`: what became of everything, and how the run was configured."""
     known = {**dict.fromkeys(Counts._fields, 0), **dict(counts)}
-    model = run.config.model
-    # Where it is, seen from anywhere on this machine.
-    model = model if model in BUNDLED else os.path.abspath(model)
-    config = {**dataclasses.asdict(run.config), "model": model, "job": dict(run.config.job)}
+    config = {**dataclasses.asdict(run.config), "job": dict(run.config.job)}
     text = json.dumps({"counts": known, "config": config}, indent=2, sort_keys=True)
     with _reporting_failure(run):
         storage.write_whole(storage.join(run.out, SUMMARY), text.encode() + b"\n")
@@ -434,7 +428,7 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
     Raises:
       PromptFileError: if a file can't be used, before anything is made.
       RunConfigError: if the model can't do what the configuration asks of every row, or a flag is not known, likewise.
-      CheckpointError, ConfigError: if the model is not there or can't be used, likewise.
+      CheckpointError, ConfigError, TokenizerError: if the model is not there or can't be used, likewise.
       StorageError: if the output can't be written, likewise.
     """
     paths = list(paths)
@@ -443,8 +437,11 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
     options = _checked_options(flags)
     named = options.view_as(StandardOptions).runner
     check_model(config)
+    if config.model not in BUNDLED:  # so that workers and `verify` find it from any folder
+        config = dataclasses.replace(config, model=os.path.abspath(config.model))
     run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or _workers(options))
     with storage.only_run(out):
+        _check_format(out, config.format)
         storage.remove_leftovers(out)
         # A full or read-only output is found now, not after the first hour.
         storage.write_whole(group_path(run, "probe"), b"\n")
@@ -454,7 +451,8 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
             build(pipeline, paths, run)
             pipeline.run().wait_until_finish()
         finally:
-            storage.delete_temporaries(out, run.name)
+            with contextlib.suppress(storage.StorageError):  # what ended the run is told, and the next run cleans up
+                storage.delete_temporaries(out, run.name)
     summary = json.loads(storage.read_whole(storage.join(out, SUMMARY)))
     return Counts(**summary["counts"])
 
@@ -467,12 +465,22 @@ def check_model(config: RunConfig) -> None:
       CheckpointError, ConfigError, TokenizerError: if the model can't be used.
     """
     model = load(config.model, variant=config.variant, dtype=config.dtype, weights=False)
-    # What the configuration leaves open, rows may say.
-    asked = {"prompt": "any", "seed": 0, "sampler": model.sampler or next(iter(SAMPLERS)), **dict(config.job)}
+    # What the configuration leaves open rows may say, and steps go together with their schedule.
+    asked = {"sampler": model.sampler or next(iter(SAMPLERS)), **dict(config.job), "steps": 1, "schedule": None}
     try:
-        model.resolve(Job(**asked))
+        model.resolve(Job(**{**asked, "prompt": "any", "seed": 0}))
     except JobError as error:
         raise RunConfigError(f"{config.model}: {error}") from error
+
+
+def _check_format(out: str, format_name: str) -> None:
+    """Raises `RunConfigError` if an output holds pictures of another format: each picture is there once."""
+    done = next(storage.list_done(out), None)
+    if done and not done.path.endswith(f".{FORMATS[format_name].extension}"):
+        raise RunConfigError(
+            f"{done.path} was made by a run in another format than {format_name}: "
+            "keep to its format, or choose another output"
+        )
 
 
 def _checked_options(flags: list[str]) -> PipelineOptions:
@@ -483,19 +491,24 @@ def _checked_options(flags: list[str]) -> PipelineOptions:
     """
     options = PipelineOptions(flags)
     known = options.get_all_options(drop_default=True)
-    runner = options.view_as(StandardOptions).runner or ""
-    if "dask" in runner.lower():
-        raise RunConfigError(f"Beam's {runner} loses parts of a run without a word; take another runner")
-    if not runner or runner in _LOCAL_RUNNERS:
+    runner = _runner(options)
+    if runner == "dask":
+        raise RunConfigError("Beam's DaskRunner loses parts of a run without a word; take another runner")
+    if runner in _LOCAL_RUNNERS:
         strange = options.get_all_options(drop_default=True, retain_unknown_options=True).keys() - known.keys()
         if strange:
             raise RunConfigError(f"Beam knows no flag --{', --'.join(sorted(strange))}")
     return options
 
 
+def _runner(options: PipelineOptions) -> str:
+    """The runner's name as Beam compares it: "direct" for DirectRunner, in whatever module; "" if none is named."""
+    named = options.view_as(StandardOptions).runner or ""
+    return named.rpartition(".")[2].lower().removesuffix("runner")
+
+
 def _workers(options: PipelineOptions) -> int:
     """Over how many workers the sampling is spread, if the configuration leaves that open."""
-    runner = options.view_as(StandardOptions).runner
-    if runner and runner not in _LOCAL_RUNNERS:
+    if _runner(options) not in _LOCAL_RUNNERS:
         return _CLUSTER_SHARDS
     return max(1, options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1)

@@ -117,7 +117,7 @@ def _read_txt(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
                 text = line.raw.rstrip(b"\r\n").decode()
             except UnicodeDecodeError as error:
                 problem = _bad_utf8(error, line.raw)
-            if "\r" in text:
+            if "\r" in text and not problem:
                 problem = "carriage returns within the line; save the file with line ends of Unix or Windows"
         if problem:
             yield Row(name, line.number, None, text, problem)

@@ -41,7 +41,7 @@ ABANDONED_SECONDS = 24 * 3600
 _EXTENSIONS = "|".join(known.extension for known in encode.FORMATS.values())
 _IMAGE_NAME = re.compile(rf"([0-9a-f]{{32}})\.({_EXTENSIONS})")
 
-_NO_ROOM = "there is no room left: free some or choose another output, then run the same command again"
+_NO_ROOM = "there is no room left: free some, then run the same command again. Nothing is lost"
 _NOT_ALLOWED = "writing is not allowed there: change the permissions or choose another output"
 _IN_THE_WAY = "a file is where a folder should be, or a folder where a file: choose another output"
 _ADVICE = {

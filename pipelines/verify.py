@@ -91,7 +91,7 @@ def remake(
       out: an output of `generate`.
       engine_for: (batch size, dtype) -> an engine with the output's model.
       share: of the pictures, 0 to 1.
-      on_made: called after each.
+      on_made: called after each that was to be made again.
 
     Raises:
       StorageError: if the output can't be read.
@@ -106,6 +106,7 @@ def remake(
         if sampled(done.id, share) and name not in broken:
             metadata = read_metadata(storage.read_whole(done.path), done.path)
             if missing := [key for key in _NEEDED if key not in metadata]:
+                on_made()
                 findings.append(Finding(name, f"its metadata lack {', '.join(missing)}"))
                 continue
             groups.setdefault((metadata["batch_size"], metadata["dtype"]), []).append((done.path, metadata))
@@ -114,24 +115,28 @@ def remake(
         engine = engine_for(batch_size, dtype)
         ours = [member for member in members if member[1]["model_digest"] == engine.model.digest]
         other += len(members) - len(ours)
+        for _ in range(len(members) - len(ours)):
+            on_made()
         for path, problem, same in _compare(engine, ours):
-            remade += 1
-            exact += same
+            remade += same is not None
+            exact += same is True
             if problem:
                 findings.append(Finding(path, problem))
             on_made()
     return Report(pictures, remade, exact, other, tuple(findings))
 
 
-def _compare(engine: Engine, members: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str | None, bool]]:
-    """Path, problem and whether the file is the same, for each picture."""
+def _compare(
+    engine: Engine, members: Sequence[tuple[str, dict[str, Any]]]
+) -> Iterator[tuple[str, str | None, bool | None]]:
+    """Path, problem and whether the file is the same (None if it could not be made again), for each picture."""
     tasks: dict[str, Task] = {}
     files: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # several where other versions made the same job
     for path, metadata in members:
         try:
             task = engine.prepare(Job(**{name: metadata[name] for name in FIELDS}))
         except JobError as error:
-            yield path, f"can't be made again: {error}", False
+            yield path, f"can't be made again: {error}", None
             continue
         tasks[task.id] = task
         files.setdefault(task.id, []).append((path, metadata))

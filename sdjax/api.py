@@ -1,6 +1,5 @@
 """The Python interface: a model, jobs, results."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -9,11 +8,17 @@ from sdjax.engine import Engine, Result
 from sdjax.job import Job
 from sdjax.model import Model
 
+# The engine of the last call, by what it was made of.
+_last: dict[tuple[Model, int, tuple[jax.Device, ...] | None], Engine] = {}
 
-@functools.lru_cache(maxsize=1)
+
 def _engine(model: Model, batch_size: int, devices: tuple[jax.Device, ...] | None) -> Engine:
-    """The last engine, with its compiled programs; one model at a time is held on the devices."""
-    return Engine(model, batch_size=batch_size, devices=devices)
+    """The last engine, with its compiled programs, or a new one in its place."""
+    key = (model, batch_size, devices)
+    if key not in _last:
+        _last.clear()  # first: the devices hold one model at a time
+        _last[key] = Engine(model, batch_size=batch_size, devices=devices)
+    return _last[key]
 
 
 def generate(
@@ -21,7 +26,7 @@ def generate(
 ) -> list[Result]:
     """Makes one image for each job, in the order of the jobs.
 
-    Programs that were compiled for a model, batch size and devices are used again by the next calls.
+    The model stays on the devices, with its compiled programs, until a call with another model, batch size or devices.
 
     Args:
       model: from `load`.

@@ -25,6 +25,10 @@ MAX_PROMPT = 100_000
 _SEED_BYTES = 6
 
 
+# Up to here a float holds each whole number.
+_EXACT = 2**53
+
+
 class JobError(ValueError):
     """A row asks for what can't be; the message names the field, what was found and what is allowed."""
 
@@ -160,15 +164,20 @@ def field_from_text(name: str, text: str) -> Any:
     try:
         return kind(text.strip())
     except ValueError:
+        fraction = None
         with contextlib.suppress(ValueError):
-            if isinstance(whole := _integral(name, float(text)), int):
-                return whole
+            fraction = float(text)
+        if fraction is not None and fraction.is_integer():
+            return _integral(name, fraction)
         raise JobError(f"{name} = {text!r}: expected a value of type {kind.__name__}") from None
 
 
 def _integral(name: str, value: Any) -> Any:
     """2.0 as 2 where a whole number belongs: tables with a gap in a column hold its numbers so."""
-    return int(value) if int in _allowed(name) and isinstance(value, float) and value.is_integer() else value
+    if int not in _allowed(name) or not isinstance(value, float) or not value.is_integer():
+        return value
+    _require(abs(value) <= _EXACT, name, value, f"a whole number without a point: above {_EXACT} digits are lost")
+    return int(value)
 
 
 def derived_seed(run_seed: int, row: Job, repeat: int) -> int:

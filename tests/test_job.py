@@ -118,6 +118,12 @@ def test_a_whole_number_written_with_a_point_is_one(value):
     assert job_from_text({"prompt": "a", "steps": value, "seed": value}) == Job(prompt="a", steps=7, seed=7)
 
 
+@pytest.mark.parametrize("value", [2.0**60, "9007199254740994.0"])
+def test_a_seed_that_has_lost_digits_is_refused(value):
+    with pytest.raises(JobError, match="digits are lost"):
+        job_from_text({"prompt": "a", "seed": value})
+
+
 @pytest.mark.parametrize("value", [7.5, "7.5", "1e", "nan", "inf", float("inf"), float("nan")])
 def test_a_number_that_is_not_whole_is_refused_where_one_must_be(value):
     with pytest.raises(JobError, match="steps"):

@@ -130,8 +130,8 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None 
     Args:
       root: the folder with `model_index.json`.
       variant: for example "fp16"; None takes the plain files, or the only variant there is.
-      dtype: of the parameters in memory; float32 for a VAE whose config has `force_upcast`. None reads and hashes
-        nothing but configs: `params` and `digest` are empty.
+      dtype: of the parameters in memory; float32 for a VAE whose config has `force_upcast`. None reads configs and the
+        headers of the weights' files, and no tensor: `params` and `digest` are empty.
 
     Raises:
       CheckpointError: if files or tensors are missing, left over or of the wrong shape.
@@ -168,18 +168,17 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None 
     decisive += [root / part.folder / "config.json" for part in PARTS.values()]
     decisive += [file for listed in files.values() for file in listed]
     decisive += [file for file in (root / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
-    for listed in files.values():  # a missing shard must be reported as such, not by the digest
-        list_tensors(listed)
+    # A missing shard must be reported as such, not by the digest.
+    tensors = {name: list_tensors(listed) for name, listed in files.items()}
     params: Params = {}
     digest = ""
     if dtype is not None:
         with ThreadPoolExecutor(1) as pool:
             hashing = pool.submit(digest_files, root, decisive)
             for name, part in PARTS.items():
-                tensors = list_tensors(files[name])
-                where = str(root / part.folder)
-                kind = jnp.float32 if name == "vae" and vae.force_upcast else dtype  # it overflows in half precision
-                params[name] = read_params(tensors, param_shapes(configs[name]), part.table, where, kind)
+                shapes, where = param_shapes(configs[name]), str(root / part.folder)
+                own = jnp.float32 if name == "vae" and vae.force_upcast else dtype  # it overflows in half precision
+                params[name] = read_params(tensors[name], shapes, part.table, where, own)
             digest = hashing.result()
     return Checkpoint(
         text_encoder,

@@ -238,7 +238,9 @@ def encode_scenes(folder: Path, pictures: tuple[Image.Image, ...], vae_params: s
     write_tokenizer(folder / "tokenizer", vocabulary(), TEXT_LENGTH)
     tokenizer = Tokenizer(folder / "tokenizer", TEXT_LENGTH)
     ids = np.array([tokenizer(text).ids for text in captions], np.int16)
-    np.savez(folder / "latents.npz", means=np.concatenate(means), deviations=np.concatenate(deviations), ids=ids)
+    written = folder / "latents.writing.npz"
+    np.savez(written, means=np.concatenate(means), deviations=np.concatenate(deviations), ids=ids)
+    written.replace(folder / "latents.npz")
 
 
 def load_latents(folder: Path) -> LatentSet:
@@ -308,9 +310,7 @@ def train_unet(folder: Path) -> None:
 def export(folder: Path, target: Path) -> None:
     """Writes what the runs in `folder` have reached as a diffusers folder, in float16."""
     words = vocabulary()
-    vae_params = averaged(folder / "vae.msgpack")
-    if (folder / "decoder.msgpack").is_file():
-        vae_params |= averaged(folder / "decoder.msgpack")
+    vae_params = averaged(folder / "vae.msgpack") | averaged(folder / "decoder.msgpack")
     scale = load_latents(folder).scale
     write_folder(
         target,

@@ -26,10 +26,9 @@ def test_attention_is_what_its_definition_says(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [512, 2048])
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_sums_over_many_keys_do_not_overflow(tokens: int, dtype: type) -> None:
-    query = jnp.zeros((1, tokens, 1, 2), dtype)
-    value = jnp.full((1, tokens, 1, 2), 200, dtype)
+def test_sums_over_many_keys_do_not_overflow(tokens: int) -> None:
+    query = jnp.zeros((1, tokens, 1, 2), jnp.float16)
+    value = jnp.full((1, tokens, 1, 2), 200, jnp.float16)
     found = jax.jit(dot_product_attention)(query, query, value)
-    assert found.dtype == dtype
+    assert found.dtype == jnp.float16
     np.testing.assert_array_equal(np.asarray(found, np.float32), 200)

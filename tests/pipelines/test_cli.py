@@ -142,6 +142,7 @@ def test_a_model_that_is_not_there_is_told_in_one_line(run, prompts, tmp_path):
 def test_flags_that_beam_does_not_know_are_told(generate, prompts, tmp_path):
     done = generate(prompts, tmp_path / "out", "--", "--direct_num_wrkers=2")
     assert_clear(done, "Beam knows no flag --direct_num_wrkers")
+    assert_clear(generate(prompts, tmp_path / "out", "--", "--runner=direct", "--parallelsm=2"), "--parallelsm")
     assert_clear(generate(prompts, tmp_path / "out", "--", "--runner=DaskRunner"), "loses parts of a run")
     assert not (tmp_path / "out").exists()
 
@@ -149,6 +150,7 @@ def test_flags_that_beam_does_not_know_are_told(generate, prompts, tmp_path):
 def test_another_format_into_an_output_is_told(generate, prompts, out):
     done = generate(prompts, out, "--set", "format=webp")
     assert_clear(done, f"{out}/images/", "in another format than webp")
+    assert "Nothing is lost" not in done.err
 
 
 def test_a_run_that_could_make_nothing_or_not_all_has_failed(generate, out, tmp_path):
@@ -158,6 +160,7 @@ def test_a_run_that_could_make_nothing_or_not_all_has_failed(generate, out, tmp_
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"the cat\n")[:-4])
     done = generate(tmp_path / "cut.txt.gz", out)
     assert done.status == 1 and "1 there already" in done.out and "broke off" in done.out
+    assert f"rejects  {out / 'rejects.jsonl'}" in done.out
 
 
 def test_a_run_stopped_by_the_keyboard_says_so_and_goes_on_later(sd1_folder, tmp_path):
@@ -222,6 +225,18 @@ def test_verify_says_what_it_found_and_fails_if_something_is_wrong(run, out):
     done = run("verify", out, "--sample", "0")
     assert done.status == 1 and f"{row['file_name']}: stands in metadata.jsonl" in done.out
     assert "1 pictures, 0 made again" in done.out
+
+
+def test_verify_tells_if_there_was_nothing_to_compare_with(run, out, sd2_folder, tmp_path):
+    done = run("verify", out, "--model", sd2_folder)
+    assert done.status == 1 and f"2 of another model than {sd2_folder}, not compared" in done.out
+    summary = json.loads((out / "summary.json").read_text())
+    summary["config"]["model"] = str(tmp_path / "moved")
+    (out / "summary.json").write_text(json.dumps(summary))
+    done = run("verify", out)
+    assert done.status == 1 and "error: there is no model" in done.err and "say where with --model" in done.err
+    # What needs no model does without.
+    assert run("verify", out, "--sample", "0").status == 0
 
 
 def test_verify_of_what_is_no_output_or_no_share_is_an_error(run, tmp_path):

@@ -37,6 +37,11 @@ def test_what_can_not_be_is_an_error_that_names_the_key(keys, message):
 
 
 def test_settings_are_read_as_yaml_reads_them_but_text_stays_text():
+    assert read_settings(["steps=null", "guidance_scale=", "negative_prompt=null"]) == {
+        "steps": None,
+        "guidance_scale": None,
+        "negative_prompt": "null",
+    }
     assert read_settings(["sampler=null", "seed=7.0", "guidance_scale=1e1"]) == {
         "sampler": None,
         "seed": 7,

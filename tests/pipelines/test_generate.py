@@ -227,10 +227,10 @@ def test_prompts_that_are_cut_are_counted(made, run_here, tmp_path):
 
 def test_a_seed_that_is_derived_does_not_depend_on_what_the_configuration_says(made, again, tmp_path):
     again(*PROMPTS, steps=3)
-    seeds = {}
-    for row in read_jsonl(str(tmp_path / "out" / "metadata.jsonl")):
-        seeds.setdefault(row["prompt"], set()).add(row["seed"])
-    assert all(len(found) == 1 for found in seeds.values()) and len(seeds) == 3
+    rows = [(row["prompt"], row["steps"], row["seed"]) for row in read_jsonl(str(tmp_path / "out" / "metadata.jsonl"))]
+    seeds = {(prompt, seed) for prompt, _, seed in rows}
+    assert sorted(rows) == sorted((prompt, steps, seed) for prompt, seed in seeds for steps in (2, 3))
+    assert len(seeds) == 3
 
 
 def test_a_picture_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(sd1_folder, run_here, tmp_path):
