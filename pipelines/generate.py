@@ -15,23 +15,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipelines import compiled, storage
+from pipelines import checks, compiled, storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.progress import Reporter
 from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows, shortened
-from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.engine import Bucket, Engine, Result
 from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
 from sdjax.job import Job, JobError
 from sdjax.model import BUNDLED, load
-
-# Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
-_LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
-_CLUSTER_SHARDS = 64
 
 METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
 # Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
@@ -434,14 +429,14 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
     paths = list(paths)
     for path in paths:
         next(read_rows(functools.partial(storage.open_binary, path), path))
-    options = _checked_options(flags)
+    options = checks.checked_options(flags)
     named = options.view_as(StandardOptions).runner
-    check_model(config)
+    checks.check_model(config)
     if config.model not in BUNDLED:  # so that workers and `verify` find it from any folder
         config = dataclasses.replace(config, model=os.path.abspath(config.model))
-    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or _workers(options))
+    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or checks.workers(options))
     with storage.only_run(out):
-        _check_format(out, config.format)
+        checks.check_format(out, config.format)
         storage.remove_leftovers(out)
         # A full or read-only output is found now, not after the first hour.
         storage.write_whole(group_path(run, "probe"), b"\n")
@@ -455,60 +450,3 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
                 storage.delete_temporaries(out, run.name)
     summary = json.loads(storage.read_whole(storage.join(out, SUMMARY)))
     return Counts(**summary["counts"])
-
-
-def check_model(config: RunConfig) -> None:
-    """Finds out whether the model is there and can do what the configuration asks of every row.
-
-    Raises:
-      RunConfigError: if it can't.
-      CheckpointError, ConfigError, TokenizerError: if the model can't be used.
-    """
-    model = load(config.model, variant=config.variant, dtype=config.dtype, weights=False)
-    # What the configuration leaves open rows may say, and steps go together with their schedule.
-    asked = {"sampler": model.sampler or next(iter(SAMPLERS)), **dict(config.job), "steps": 1, "schedule": None}
-    try:
-        model.resolve(Job(**{**asked, "prompt": "any", "seed": 0}))
-    except JobError as error:
-        raise RunConfigError(f"{config.model}: {error}") from error
-
-
-def _check_format(out: str, format_name: str) -> None:
-    """Raises `RunConfigError` if an output holds pictures of another format: each picture is there once."""
-    done = next(storage.list_done(out), None)
-    if done and not done.path.endswith(f".{FORMATS[format_name].extension}"):
-        raise RunConfigError(
-            f"{done.path} was made by a run in another format than {format_name}: "
-            "keep to its format, or choose another output"
-        )
-
-
-def _checked_options(flags: list[str]) -> PipelineOptions:
-    """Beam's options.
-
-    Raises:
-      RunConfigError: for flags that nobody would read, and for runners that lose data.
-    """
-    options = PipelineOptions(flags)
-    known = options.get_all_options(drop_default=True)
-    runner = _runner(options)
-    if runner == "dask":
-        raise RunConfigError("Beam's DaskRunner loses parts of a run without a word; take another runner")
-    if runner in _LOCAL_RUNNERS:
-        strange = options.get_all_options(drop_default=True, retain_unknown_options=True).keys() - known.keys()
-        if strange:
-            raise RunConfigError(f"Beam knows no flag --{', --'.join(sorted(strange))}")
-    return options
-
-
-def _runner(options: PipelineOptions) -> str:
-    """The runner's name as Beam compares it: "direct" for DirectRunner, in whatever module; "" if none is named."""
-    named = options.view_as(StandardOptions).runner or ""
-    return named.rpartition(".")[2].lower().removesuffix("runner")
-
-
-def _workers(options: PipelineOptions) -> int:
-    """Over how many workers the sampling is spread, if the configuration leaves that open."""
-    if _runner(options) not in _LOCAL_RUNNERS:
-        return _CLUSTER_SHARDS
-    return max(1, options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1)

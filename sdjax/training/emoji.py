@@ -31,6 +31,7 @@ from sdjax.text.vocabulary import END, START, Vocabulary, clip_vocabulary, cut_d
 from sdjax.training import scenes, state
 from sdjax.training.autoencoder import DECODER, decoder_loss, latent_scale, vae_loss
 from sdjax.training.latent_diffusion import LatentSet, diffusion_loss, text_loss
+from sdjax.training.stages import parse_stages
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -342,7 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf with bitmaps")
     parser.add_argument("--out", type=Path, default=Path("sdjax/assets/emoji"), help="where the model is exported to")
-    options, stages = state.parse_stages(parser, STAGES)
+    options, stages = parse_stages(parser, STAGES)
     pictures = scenes.sprites(options.font) if {"vae", "latents", "decoder"} & set(stages) else ()
     if "vae" in stages:
         train_vae(options.state, pictures)

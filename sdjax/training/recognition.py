@@ -28,6 +28,7 @@ import sdjax
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.training import scenes, state
 from sdjax.training.emoji import FONT, HELD_OUT_SEED, TRAIN_SEED, contact_sheet
+from sdjax.training.stages import parse_stages
 
 RECIPE = state.Recipe(steps=2000, learning_rate=3e-3, warmup=100, decay_from=0.5, average=0.995)
 BATCH = 64
@@ -394,7 +395,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--sampler", choices=SAMPLERS, default="dpmpp_2m")
     parser.add_argument("--batch-size", type=int, default=4)
-    options, stages = state.parse_stages(parser, STAGES)
+    options, stages = parse_stages(parser, STAGES)
     pictures = scenes.sprites(options.font)
     if "train" in stages:
         train(options.state, pictures)

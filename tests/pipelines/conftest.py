@@ -70,3 +70,12 @@ def finish(process: subprocess.Popen[str]) -> Finished:
     """Waits for the end of a process."""
     out, err = process.communicate()
     return Finished(process.returncode, out, err)
+
+
+def ended(process: subprocess.Popen[str], within: float) -> bool:
+    """Whether a process ends within so many seconds."""
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

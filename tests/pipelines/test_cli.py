@@ -5,7 +5,6 @@ import json
 import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 import sdjax
 from pipelines import cli
 from pipelines.storage import read_jsonl
-from tests.pipelines.conftest import Finished, finish, start
+from tests.pipelines.conftest import Finished, ended, finish, start
 
 # Of the runs in this process, so that the command finds their pictures.
 SETTINGS = ["--set", "batch_size=1", "--set", "steps=2", "--set", "sampler=euler"]
@@ -173,8 +172,8 @@ def test_a_run_stopped_by_the_keyboard_says_so_and_goes_on_later(sd1_folder, tmp
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     process = start(command, preexec_fn=heed)
-    while process.poll() is None and not list(tmp_path.glob("out/images/*/[0-9a-f]*")):
-        time.sleep(0.05)
+    while not list(tmp_path.glob("out/images/*/[0-9a-f]*")) and not ended(process, 0.05):
+        pass
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert (done.status, done.err) == (130, "stopped; the same command goes on from here\n")

@@ -5,14 +5,13 @@ import json
 import os
 import random
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipelines.storage import TEMPORARY, read_jsonl
 from sdjax.images.encode import decode, read_metadata
-from tests.pipelines.conftest import finish, start
+from tests.pipelines.conftest import ended, finish, start
 
 ROWS = 40
 
@@ -43,15 +42,6 @@ def killed(command: list[str | Path], out: Path, files: int, seconds: float) -> 
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     return early
-
-
-def ended(process: subprocess.Popen[str], within: float) -> bool:
-    """Whether a process ends within so many seconds."""
-    try:
-        process.wait(within)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,73 @@
+"""What is found out before anything is made: whether model, output, flags and runner fit what a run is to do."""
+
+import os
+
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+
+from pipelines import storage
+from pipelines.config import RunConfig, RunConfigError
+from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.images.encode import FORMATS
+from sdjax.job import Job, JobError
+from sdjax.model import load
+
+# Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
+_LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
+_CLUSTER_SHARDS = 64
+
+
+def check_model(config: RunConfig) -> None:
+    """Finds out whether the model is there and can do what the configuration asks of every row.
+
+    Raises:
+      RunConfigError: if it can't.
+      CheckpointError, ConfigError, TokenizerError: if the model can't be used.
+    """
+    model = load(config.model, variant=config.variant, dtype=config.dtype, weights=False)
+    # What the configuration leaves open rows may say, and steps go together with their schedule.
+    asked = {"sampler": model.sampler or next(iter(SAMPLERS)), **dict(config.job), "steps": 1, "schedule": None}
+    try:
+        model.resolve(Job(**{**asked, "prompt": "any", "seed": 0}))
+    except JobError as error:
+        raise RunConfigError(f"{config.model}: {error}") from error
+
+
+def check_format(out: str, format_name: str) -> None:
+    """Raises `RunConfigError` if an output holds pictures of another format: each picture is there once."""
+    done = next(storage.list_done(out), None)
+    if done and not done.path.endswith(f".{FORMATS[format_name].extension}"):
+        raise RunConfigError(
+            f"{done.path} was made by a run in another format than {format_name}: "
+            "keep to its format, or choose another output"
+        )
+
+
+def checked_options(flags: list[str]) -> PipelineOptions:
+    """Beam's options.
+
+    Raises:
+      RunConfigError: for flags that nobody would read, and for runners that lose data.
+    """
+    options = PipelineOptions(flags)
+    known = options.get_all_options(drop_default=True)
+    runner = _runner(options)
+    if runner == "dask":
+        raise RunConfigError("Beam's DaskRunner loses parts of a run without a word; take another runner")
+    if runner in _LOCAL_RUNNERS:
+        strange = options.get_all_options(drop_default=True, retain_unknown_options=True).keys() - known.keys()
+        if strange:
+            raise RunConfigError(f"Beam knows no flag --{', --'.join(sorted(strange))}")
+    return options
+
+
+def _runner(options: PipelineOptions) -> str:
+    """The runner's name as Beam compares it: "direct" for DirectRunner, in whatever module; "" if none is named."""
+    named = options.view_as(StandardOptions).runner or ""
+    return named.rpartition(".")[2].lower().removesuffix("runner")
+
+
+def workers(options: PipelineOptions) -> int:
+    """Over how many workers the sampling is spread, if the configuration leaves that open."""
+    if _runner(options) not in _LOCAL_RUNNERS:
+        return _CLUSTER_SHARDS
+    return max(1, options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1)
