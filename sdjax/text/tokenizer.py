@@ -1,5 +1,6 @@
 """Prompts to token ids, with an account of what did not fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,13 +52,22 @@ class Tokenizer:
             self._tokenizer.pad_token_id,
         )
         self.size = len(self._tokenizer)
+        # The token of a comma with a space or nothing after it.
+        self.comma = self._tokenizer.get_vocab().get(",</w>")
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without start and end."""
+        # Half of a surrogate pair is no character; the tokenizer refuses it.
+        readable = text.encode("utf-8", "replace").decode("utf-8")
+        return list(self._tokenizer(readable, add_special_tokens=False, verbose=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, in lower case and with single spaces."""
+        return self._tokenizer.decode(list(ids)) if ids else ""
 
     def __call__(self, text: str) -> Tokens:
         """The tokens of one prompt."""
-        # Half of a surrogate pair is no character; the tokenizer refuses it.
-        readable = text.encode("utf-8", "replace").decode("utf-8")
-        ids = list(self._tokenizer(readable, add_special_tokens=False, verbose=False).input_ids)
+        ids = self.encode(text)
         room = self.length - 2
-        cut = self._tokenizer.decode(ids[room:]) if len(ids) > room else ""
         padding = [self.padding] * max(0, room - len(ids))
-        return Tokens((self.start, *ids[:room], self.end, *padding), len(ids), cut)
+        return Tokens((self.start, *ids[:room], self.end, *padding), len(ids), self.decode(ids[room:]))

@@ -1,0 +1,116 @@
+"""Token ids in rows of the text encoder's length: how each syntax fills them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sdjax.text import grammar
+from sdjax.text.tokenizer import Tokenizer
+
+# How far back the web UI looks for a comma at which to end a chunk, in tokens: its setting's default.
+COMMA_BACK_OFF = 20
+# From how many tokens on ComfyUI takes a span apart to fill a chunk; shorter ones go whole into the next.
+COMFYUI_LARGE = 8
+
+
+class Chunk(NamedTuple):
+    """One row of a reading."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def make_chunk(tokenizer: Tokenizer, ids: Sequence[int], weights: Sequence[float]) -> Chunk:
+    """Start, tokens, end, padding."""
+    room = tokenizer.length - 2 - len(ids)
+    row = (tokenizer.start, *ids, tokenizer.end, *[tokenizer.padding] * room)
+    return Chunk(row, (1.0, *weights, *[1.0] * (room + 1)))
+
+
+def empty_chunk(tokenizer: Tokenizer) -> Chunk:
+    """The chunk of the empty prompt."""
+    return make_chunk(tokenizer, (), ())
+
+
+class _Filling:
+    """A chunk that is being filled, and those before it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.room = tokenizer.length - 2
+        self.chunks: list[Chunk] = []
+        self.ids: list[int] = []
+        self.weights: list[float] = []
+
+    def end(self, stop: int) -> None:
+        """Ends the chunk before one of its tokens; that one starts the next."""
+        self.chunks.append(make_chunk(self.tokenizer, self.ids[:stop], self.weights[:stop]))
+        self.ids, self.weights = self.ids[stop:], self.weights[stop:]
+
+    def add(self, ids: Sequence[int], weight: float) -> None:
+        """Adds tokens for which there is room."""
+        self.ids += ids
+        self.weights += [weight] * len(ids)
+
+
+def a1111_chunks(tokenizer: Tokenizer, text: str) -> tuple[list[Chunk], int]:
+    """The chunks of a resolved text, and how many tokens it has.
+
+    As `tokenize_line` of the web UI (`modules/sd_hijack_clip.py`, version 1.10): a chunk that is full ends at its last
+    comma if that is near, `BREAK` ends it at once, and what is left of it is padding.
+    """
+    filling = _Filling(tokenizer)
+    room = filling.room
+    comma = -1
+    total = 0
+    for span in grammar.weigh(text):
+        if span == grammar.BREAK:
+            filling.end(len(filling.ids))
+            comma = -1
+            continue
+        tokens = tokenizer.encode(span.text)
+        total += len(tokens)
+        for token in tokens:
+            if token == tokenizer.comma:
+                comma = len(filling.ids)
+            elif len(filling.ids) == room and comma != -1 and room - comma <= COMMA_BACK_OFF:
+                filling.end(comma + 1)
+                comma = -1
+            if len(filling.ids) == room:
+                filling.end(room)
+                comma = -1
+            filling.ids.append(token)
+            filling.weights.append(span.weight)
+    if filling.ids or not filling.chunks:
+        filling.end(room)
+    return [_padded_after_end(tokenizer, chunk) for chunk in filling.chunks], total
+
+
+def _padded_after_end(tokenizer: Tokenizer, chunk: Chunk) -> Chunk:
+    """The chunk with padding after its first end, even where a prompt has an end token in it."""
+    if tokenizer.end == tokenizer.padding:
+        return chunk
+    first = chunk.ids.index(tokenizer.end) + 1
+    return Chunk(chunk.ids[:first] + (tokenizer.padding,) * (len(chunk.ids) - first), chunk.weights)
+
+
+def comfyui_chunks(tokenizer: Tokenizer, spans: Sequence[grammar.Span]) -> tuple[list[Chunk], int]:
+    """The chunks of weighted spans, and how many tokens they have.
+
+    As `tokenize_with_weights` of ComfyUI (`comfy/sd1_clip.py`): a short span is never divided.
+    """
+    filling = _Filling(tokenizer)
+    room = filling.room
+    total = 0
+    for span in spans:
+        tokens = tokenizer.encode(span.text)
+        total += len(tokens)
+        # ComfyUI itself never ends with a short span that is longer than a chunk.
+        large = len(tokens) >= min(COMFYUI_LARGE, room)
+        while len(filling.ids) + len(tokens) > room:
+            fitting = room - len(filling.ids) if large else 0
+            filling.add(tokens[:fitting], span.weight)
+            tokens = tokens[fitting:]
+            filling.end(room)
+        filling.add(tokens, span.weight)
+    filling.end(room)
+    return filling.chunks, total

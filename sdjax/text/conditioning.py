@@ -1,0 +1,402 @@
+"""Prompts to what the text encoder has to read, and what of it each step of the sampler sees.
+
+All syntaxes end in one form: readings (token ids, a weight for each, which tokens may be attended to), texts (sums of
+readings) and a schedule (which text each step sees).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from sdjax.text import comfyui, compel, grammar
+from sdjax.text.chunks import Chunk, a1111_chunks, comfyui_chunks, empty_chunk, make_chunk
+from sdjax.text.tokenizer import Tokenizer
+
+# How many problems of a prompt are told one by one.
+_TOLD = 10
+# Compel takes lesser weights for this one, at which almost nothing is left.
+_LEAST_WEIGHT = 1e-5
+
+
+class Reading(NamedTuple):
+    """What the text encoder reads at once: chunks of its length, each with start, end and padding.
+
+    ids, weights, mask: one tuple for each chunk. Tokens whose mask is false are not attended to by others; None is a
+    mask that is true everywhere.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+    mask: tuple[tuple[bool, ...], ...] | None
+
+
+class Text(NamedTuple):
+    """A sum of weighted encodings of readings.
+
+    mix: the indices of readings and their coefficients.
+    chunks: of which it consists.
+    """
+
+    mix: tuple[tuple[int, float], ...]
+    chunks: int
+
+
+class Conditioning(NamedTuple):
+    """A prompt and its negative, ready to be encoded.
+
+    readings: all different, in the order of first use.
+    texts: all different.
+    schedule: for each step of the sampler the text of each branch; the branches are the parts of the prompt which
+      `AND` joins, in order, and then the negative prompt.
+    part_weights: of the parts.
+    around_empty: whether weights scale the distance from the encoding of the empty prompt, and not from 0.
+    normalise: whether each weighted chunk is scaled back to its mean before (AUTOMATIC1111's rule).
+    empty: the reading of the empty prompt, where weights act around it.
+    tokens, negative_tokens: how many the texts have, without start, end and padding; of a text that changes from step
+      to step, the longest; all parts together.
+    chunks, negative_chunks: of the longest text.
+    cut, negative_cut: the text that did not fit; empty if all did.
+    problems: what could not be read as it was probably meant.
+    """
+
+    readings: tuple[Reading, ...]
+    texts: tuple[Text, ...]
+    schedule: tuple[tuple[int, ...], ...]
+    part_weights: tuple[float, ...]
+    around_empty: bool
+    normalise: bool
+    empty: int | None
+    tokens: int
+    chunks: int
+    cut: str
+    negative_tokens: int
+    negative_chunks: int
+    negative_cut: str
+    problems: tuple[str, ...]
+
+
+class _Sum(NamedTuple):
+    """A text before its readings have indices."""
+
+    mix: tuple[tuple[Reading, float], ...]
+    tokens: int
+    cut: str
+
+    @property
+    def chunks(self) -> int:
+        return len(self.mix[0][0].ids)
+
+
+class _Branch(NamedTuple):
+    """A part of a prompt: its texts, each with the last step that sees it, and its weight."""
+
+    ends: tuple[int, ...]
+    sums: tuple[_Sum, ...]
+    weight: float
+
+
+class _Side(NamedTuple):
+    """A prompt or a negative prompt."""
+
+    branches: tuple[_Branch, ...]
+    problems: tuple[grammar.Problem, ...]
+
+
+class _Syntax(NamedTuple):
+    """How prompts are read.
+
+    read: (tokenizer, prompt, whether it is the negative one, steps) -> the prompt.
+    around_empty: as in `Conditioning`.
+    even: whether shorter texts are filled up with chunks of the empty prompt.
+    """
+
+    read: Callable[[Tokenizer, str, bool, int], _Side]
+    around_empty: bool
+    even: bool
+
+
+def condition(
+    tokenizer: Tokenizer, prompt: str, negative_prompt: str, *, syntax: str, emphasis: str, steps: int
+) -> Conditioning:
+    """Reads a prompt and its negative.
+
+    Args:
+      tokenizer: of the text encoder.
+      prompt: any string.
+      negative_prompt: any string.
+      syntax: one of `SYNTAXES`. "a1111" is AUTOMATIC1111's grammar and chunks; "compel" is the package's, version 2;
+        "comfyui" is ComfyUI's; "plain" takes every sign as text and cuts what does not fit in one chunk, as diffusers.
+      emphasis: what weights do in "a1111": "original", "no_norm" (the same without restoring means) or "ignore".
+      steps: of the sampler, at least 1.
+    """
+    kind = SYNTAXES[syntax]
+    positive = kind.read(tokenizer, prompt, False, steps)
+    negative = kind.read(tokenizer, negative_prompt, True, steps)
+    branches = (*positive.branches, *negative.branches)
+    if kind.even:
+        most = max(text.chunks for branch in branches for text in branch.sums)
+        branches = tuple(_fill(branch, most, tokenizer) for branch in branches)
+    if syntax == "a1111" and emphasis == "ignore":
+        branches = tuple(_without_weights(branch) for branch in branches)
+
+    index = _Index()
+    schedule = _schedule(branches, steps, index)
+    readings = index.readings
+    weighted = any(weight != 1 for reading in readings for row in reading.weights for weight in row)
+    empty = None
+    if kind.around_empty and weighted:
+        most = max(len(reading.ids) for reading in readings)
+        empty = readings.setdefault(_of_chunks([empty_chunk(tokenizer)] * most), len(readings))
+    tokens, chunks, cut = _account(branches[:-1])
+    negative_tokens, negative_chunks, negative_cut = _account(branches[-1:])
+    return Conditioning(
+        readings=tuple(readings),
+        texts=tuple(index.texts),
+        schedule=schedule,
+        part_weights=tuple(branch.weight for branch in branches[:-1]),
+        around_empty=empty is not None,
+        normalise=syntax == "a1111" and emphasis == "original" and weighted,
+        empty=empty,
+        tokens=tokens,
+        chunks=chunks,
+        cut=cut,
+        negative_tokens=negative_tokens,
+        negative_chunks=negative_chunks,
+        negative_cut=negative_cut,
+        problems=(*_told("prompt", positive.problems), *_told("negative_prompt", negative.problems)),
+    )
+
+
+class _Index:
+    """Readings and texts, each once, and their places."""
+
+    def __init__(self) -> None:
+        self.readings: dict[Reading, int] = {}
+        self.texts: dict[Text, int] = {}
+
+    def place(self, text: _Sum) -> int:
+        """Where a text is among the texts."""
+        mix = tuple((self.readings.setdefault(reading, len(self.readings)), share) for reading, share in text.mix)
+        return self.texts.setdefault(Text(mix, text.chunks), len(self.texts))
+
+
+def _schedule(branches: Sequence[_Branch], steps: int, index: _Index) -> tuple[tuple[int, ...], ...]:
+    """Which text each step and branch sees."""
+    if all(len(branch.sums) == 1 for branch in branches):
+        return (tuple(index.place(branch.sums[0]) for branch in branches),) * steps
+    known: dict[tuple[int, int], int] = {}
+    rows: dict[tuple[int, ...], tuple[int, ...]] = {}
+    schedule = []
+    for step in range(steps):
+        row = []
+        for number, branch in enumerate(branches):
+            place = number, grammar.text_index(branch.ends, step)
+            if place not in known:
+                known[place] = index.place(branch.sums[place[1]])
+            row.append(known[place])
+        schedule.append(rows.setdefault(tuple(row), tuple(row)))
+    return tuple(schedule)
+
+
+def _account(branches: Sequence[_Branch]) -> tuple[int, int, str]:
+    """Tokens, chunks and what was cut."""
+    tokens = sum(max(text.tokens for text in branch.sums) for branch in branches)
+    chunks = max(text.chunks for branch in branches for text in branch.sums)
+    return tokens, chunks, " ".join(filter(None, (text.cut for branch in branches for text in branch.sums)))
+
+
+def _told(name: str, problems: Sequence[grammar.Problem]) -> Iterable[str]:
+    for letter, message in problems[:_TOLD]:
+        yield f"{name}, letter {letter}: {message}"
+    if len(problems) > _TOLD:
+        yield f"{name}: and {len(problems) - _TOLD} more like these"
+
+
+# --- Chunks ---
+
+
+def _of_chunks(chunks: Sequence[Chunk]) -> Reading:
+    return Reading(tuple(chunk.ids for chunk in chunks), tuple(chunk.weights for chunk in chunks), None)
+
+
+def _longer(text: _Sum, chunks: int, tokenizer: Tokenizer) -> _Sum:
+    """The same text with chunks of the empty prompt behind it."""
+    missing = chunks - text.chunks
+    if not missing:
+        return text
+    ids, weights = empty_chunk(tokenizer)
+    everywhere = (True,) * len(ids)
+    mix = tuple(
+        (
+            Reading(
+                reading.ids + (ids,) * missing,
+                reading.weights + (weights,) * missing,
+                None if reading.mask is None else reading.mask + (everywhere,) * missing,
+            ),
+            share,
+        )
+        for reading, share in text.mix
+    )
+    return text._replace(mix=mix)
+
+
+def _fill(branch: _Branch, chunks: int, tokenizer: Tokenizer) -> _Branch:
+    return branch._replace(sums=tuple(_longer(text, chunks, tokenizer) for text in branch.sums))
+
+
+def _without_weights(branch: _Branch) -> _Branch:
+    return branch._replace(
+        sums=tuple(
+            text._replace(mix=tuple((_unweighted(reading), share) for reading, share in text.mix))
+            for text in branch.sums
+        )
+    )
+
+
+def _unweighted(reading: Reading) -> Reading:
+    return reading._replace(weights=tuple((1.0,) * len(row) for row in reading.weights))
+
+
+# --- AUTOMATIC1111 ---
+
+
+def _read_a1111(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
+    parsed = grammar.parse(prompt, negative=negative)
+    problems = (*parsed.problems, *grammar.step_problems(parsed.switches, steps))
+    return _Side(tuple(_a1111_branch(tokenizer, part, steps) for part in parsed.prompt.parts), problems)
+
+
+def _a1111_branch(tokenizer: Tokenizer, part: grammar.Part, steps: int) -> _Branch:
+    """A part, all of whose texts have as many chunks as the longest: the web UI encodes them as one batch."""
+    known: dict[str, _Sum] = {}
+    timed = grammar.texts_of_steps(part.pieces, steps)
+    for _, text in timed:
+        if text not in known:
+            chunks, tokens = a1111_chunks(tokenizer, text)
+            known[text] = _Sum(((_of_chunks(chunks), 1.0),), tokens, "")
+    sums = tuple(known[text] for _, text in timed)
+    branch = _Branch(tuple(end for end, _ in timed), sums, part.weight)
+    return branch if len(known) == 1 else _fill(branch, max(text.chunks for text in sums), tokenizer)
+
+
+# --- Text without grammar, as diffusers reads it ---
+
+
+def _read_plain(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
+    ids = tokenizer.encode(prompt)
+    room = tokenizer.length - 2
+    chunk = make_chunk(tokenizer, ids[:room], [1.0] * min(len(ids), room))
+    text = _Sum(((_of_chunks([chunk]), 1.0),), len(ids), tokenizer.decode(ids[room:]))
+    return _Side((_Branch((steps,), (text,), 1.0),), ())
+
+
+# --- ComfyUI ---
+
+
+def _read_comfyui(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
+    parsed = comfyui.parse(prompt)
+    chunks, tokens = comfyui_chunks(tokenizer, parsed.spans)
+    return _Side((_Branch((steps,), (_Sum(((_of_chunks(chunks), 1.0),), tokens, ""),), 1.0),), parsed.problems)
+
+
+# --- Compel ---
+
+
+class _Row(NamedTuple):
+    """A chunk, and which of its tokens may be attended to."""
+
+    chunk: Chunk
+    mask: tuple[bool, ...] | None
+
+
+class _RowSum(NamedTuple):
+    """What becomes one chunk of a text."""
+
+    mix: tuple[tuple[_Row, float], ...]
+    tokens: int
+    cut: str
+
+
+def _read_compel(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
+    parsed = compel.parse(prompt)
+    rows = [_compel_row(tokenizer, part) for part in parsed.parts]
+    text = _Sum(_side_by_side(rows), sum(row.tokens for row in rows), " ".join(filter(None, (row.cut for row in rows))))
+    return _Side((_Branch((steps,), (text,), 1.0),), parsed.problems)
+
+
+def _compel_row(tokenizer: Tokenizer, part: compel.Part) -> _RowSum:
+    """One part of a conjunction: a sum over the prompts of a blend."""
+    mix: dict[_Row, float] = {}
+    tokens, cut = 0, []
+    for fragments, share in part.sum:
+        rows, ids = _compel_rows(tokenizer, fragments)
+        for row, of_row in rows:
+            weighted = tuple(weight * part.weight for weight in row.chunk.weights)
+            key = row._replace(chunk=row.chunk._replace(weights=weighted))
+            mix[key] = mix.get(key, 0.0) + of_row * share
+        tokens = max(tokens, len(ids))
+        cut.append(tokenizer.decode(ids[tokenizer.length - 2 :]))
+    return _RowSum(tuple(mix.items()), tokens, " ".join(filter(None, cut)))
+
+
+def _compel_rows(
+    tokenizer: Tokenizer, fragments: Sequence[compel.Fragment]
+) -> tuple[list[tuple[_Row, float]], list[int]]:
+    """The chunk of a prompt, and the same without each fragment that weighs less than 1; and all tokens.
+
+    As `get_embeddings_for_weighted_prompt_fragments` of the package: the less a fragment weighs, the more weighs the
+    encoding in which nothing attends to it.
+    """
+    room = tokenizer.length - 2
+    ids: list[int] = []
+    weights: list[float] = []
+    without: list[tuple[int, int, float]] = []
+    for text, weight in fragments:
+        tokens = tokenizer.encode(text)
+        # The package cuts each fragment, and then their row.
+        first, last = 1 + len(ids), len(ids) + min(len(tokens), room)
+        if tokens and weight < 1 and first <= room:
+            # Of a fragment that is cut, the end goes too.
+            without.append((first, last if last <= room else room + 1, weight))
+        ids += tokens
+        weights += [weight] * len(tokens)
+    chunk = make_chunk(tokenizer, ids[:room], weights[:room])
+    rows = [(_Row(chunk, None), 1.0)]
+    for first, last, weight in without:
+        mask = tuple(not first <= at <= last for at in range(tokenizer.length))
+        rows.append((_Row(chunk, mask), math.tan((1 - max(_LEAST_WEIGHT, weight)) * math.pi / 2)))
+    total = sum(share for _, share in rows)
+    return [(row, share / total) for row, share in rows], ids
+
+
+def _side_by_side(sums: Sequence[_RowSum]) -> tuple[tuple[Reading, float], ...]:
+    """The sum of readings which has these sums as its chunks.
+
+    All readings but the first differ from it in one chunk. Shares sum up to 1 in each chunk, unless there is only one.
+    """
+    first = [row_sum.mix[0] for row_sum in sums]
+    if len(sums) == 1:
+        return tuple((_of_rows([row]), share) for row, share in sums[0].mix)
+    others = []
+    for index, row_sum in enumerate(sums):
+        for row, share in row_sum.mix[1:]:
+            rows = [base for base, _ in first]
+            rows[index] = row
+            others.append((_of_rows(rows), share))
+    rest = 1.0 - sum(share for _, share in others)
+    return ((_of_rows([row for row, _ in first]), rest), *others)
+
+
+def _of_rows(rows: Sequence[_Row]) -> Reading:
+    reading = _of_chunks([row.chunk for row in rows])
+    if all(row.mask is None for row in rows):
+        return reading
+    return reading._replace(mask=tuple(row.mask or (True,) * len(row.chunk.ids) for row in rows))
+
+
+SYNTAXES = {
+    "a1111": _Syntax(_read_a1111, around_empty=False, even=False),
+    "compel": _Syntax(_read_compel, around_empty=True, even=True),
+    "comfyui": _Syntax(_read_comfyui, around_empty=True, even=False),
+    "plain": _Syntax(_read_plain, around_empty=False, even=False),
+}
