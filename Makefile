@@ -23,6 +23,7 @@ $(PARITY_VENV)/.installed: pyproject.toml requirements.lock
 	$(PARITY_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable . --group dev --group parity
+	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps k-diffusion==0.1.1.post1
 	touch $@
 
 demo: install ## pictures from configs/emoji_demo.txt and a contact sheet, in demo/
@@ -35,7 +36,7 @@ test: install ## the tests, without torch
 test-slow: install ## the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m slow
 
-parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers and transformers
+parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers, k-diffusion and transformers
 	$(PARITY_VENV)/bin/python -m pytest -m parity tests/parity
 
 golden: $(PARITY_VENV)/.installed ## records the references of tests/golden anew

@@ -6,6 +6,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
+from sdjax.classifier import load_classifier
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.images.encode import FORMATS
 from sdjax.job import Job, JobError
@@ -14,10 +15,12 @@ from sdjax.model import load
 # Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
 _LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
 _CLUSTER_SHARDS = 64
+# Steps that every sampler can take.
+_FEW_STEPS = 4
 
 
 def check_model(config: RunConfig) -> None:
-    """Finds out whether the model is there and can do what the configuration asks of every row.
+    """Finds out whether the model and other files are there and can do what the configuration asks of every row.
 
     Raises:
       RunConfigError: if it can't.
@@ -25,11 +28,20 @@ def check_model(config: RunConfig) -> None:
     """
     model = load(config.model, variant=config.variant, dtype=config.dtype, weights=False)
     # What the configuration leaves open rows may say, and steps go together with their schedule.
-    asked = {"sampler": model.sampler or next(iter(SAMPLERS)), **dict(config.job), "steps": 1, "schedule": None}
+    asked = {
+        "sampler": model.sampler or next(iter(SAMPLERS)),
+        **dict(config.job),
+        "steps": _FEW_STEPS,
+        "schedule": None,
+    }
     try:
         model.resolve(Job(**{**asked, "prompt": "any", "seed": 0}))
     except JobError as error:
         raise RunConfigError(f"{config.model}: {error}") from error
+    if config.classifier:
+        load_classifier(config.classifier)
+    if config.wildcards and next(storage.list_files(config.wildcards), None) is None:
+        raise RunConfigError(f"wildcards = {config.wildcards}: there is no such folder, or no file in it")
 
 
 def check_format(out: str, format_name: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `sdjax generate | verify | sheet | inspect | env`."""
+"""The command line: `sdjax generate | verify | sheet | grid | inspect | env`."""
 
 import argparse
 import logging
@@ -32,6 +32,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", help="a bundled model or a diffusers folder (default: emoji)")
     generate.add_argument("--config", type=Path, metavar="FILE", help="YAML with keys of the run and of jobs")
     generate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one key; goes before FILE")
+    generate.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=VALUES",
+        help="all values, for rows that leave KEY open: seed=1..100, steps=10..50..10, sampler=euler,ddim",
+    )
+    generate.add_argument("--wildcards", metavar="FOLDER", help="files for __name__ in prompts")
     generate.add_argument("--repeat", type=int, metavar="N", help="images per row, each of its own seed")
     generate.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -45,6 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--file", help="where to write it, as PNG (default: OUT/sheet.png)")
     sheet.add_argument("--columns", type=int, default=8, help="pictures in a row (default: 8)")
     sheet.add_argument("--limit", type=int, default=200, help="pictures at most (default: 200)")
+
+    grid = commands.add_parser("grid", help="a comparison sheet of an output: its pictures by the values of fields")
+    grid.add_argument("out", metavar="OUT", help="an output of generate")
+    grid.add_argument("--x", default="", metavar="FIELD", help="along the columns: steps, or steps=5,20")
+    grid.add_argument("--y", default="", metavar="FIELD", help="along the rows: sampler, or sampler=euler,ddim")
+    grid.add_argument("--z", default="", metavar="FIELD", help="from block to block")
+    grid.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only these pictures")
+    grid.add_argument("--file", help="where to write it, as PNG (default: OUT/grid.png)")
 
     inspect = commands.add_parser("inspect", help="what a model or a picture is")
     inspect.add_argument("path", metavar="PATH", help="a bundled model, a diffusers folder, or a picture")
@@ -91,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _verify(options, console)
         if options.command == "sheet":
             return _sheet(options)
+        if options.command == "grid":
+            return _grid(options)
         return _inspect(options.path) if options.command == "inspect" else _env()
     except (ValueError, OSError) as error:
         # Every error of ours is one of these and says what to do.
@@ -102,12 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(options: argparse.Namespace, flags: list[str], console: Console) -> int:
-    from pipelines import config, generate, progress, storage
+    from pipelines import config, generate, progress, storage, sweeps
 
     keys = config.read_file(options.config) if options.config else {}
     keys |= config.read_settings(options.set)
-    keys |= {name: getattr(options, name) for name in ("model", "repeat") if getattr(options, name) is not None}
-    run_config = config.make(keys)
+    keys |= {
+        name: getattr(options, name) for name in ("model", "repeat", "wildcards") if getattr(options, name) is not None
+    }
+    run_config = config.make(keys, sweeps.read_sweeps(options.sweep))
     folder = tempfile.mkdtemp(prefix="sdjax-progress-")
     try:
         if options.quiet:
@@ -158,16 +178,19 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
 
     from pipelines import compiled, storage, verify
     from sdjax.checkpoints.tensors import CheckpointError
+    from sdjax.classifier import load_classifier
     from sdjax.engine import Engine
     from sdjax.model import load
 
-    name, variant = verify.model_of(options.out)
-    name = options.model or name
+    made = verify.made_with(options.out)
+    name = options.model or made.model
     compiled.use_cache()
 
     def engine_for(batch_size: int, dtype: str) -> Engine:
         try:
-            return Engine(load(name, variant=variant, dtype=dtype), batch_size=batch_size)
+            classifier = load_classifier(made.classifier) if made.classifier else None
+            model = load(name, variant=made.variant, dtype=dtype)
+            return Engine(model, batch_size=batch_size, classifier=classifier)
         except CheckpointError as error:
             if options.model:
                 raise
@@ -195,6 +218,16 @@ def _sheet(options: argparse.Namespace) -> int:
     target = options.file or storage.join(options.out, "sheet.png")
     count = sheet.write(options.out, target, columns=options.columns, limit=options.limit)
     print(f"{count} pictures in {target}")
+    return 0
+
+
+def _grid(options: argparse.Namespace) -> int:
+    from pipelines import grid, storage
+
+    target = options.file or storage.join(options.out, "grid.png")
+    axes = grid.Axes(*(grid.read_axis(text) for text in (options.x, options.y, options.z)))
+    count, empty = grid.write(options.out, target, axes, grid.read_where(options.where))
+    print(f"{count} pictures in {target}" + (f", {empty} places empty" if empty else ""))
     return 0
 
 

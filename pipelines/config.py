@@ -2,14 +2,16 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pipelines.sweeps import ROW_KEYS
 from sdjax.images.encode import FORMATS
-from sdjax.job import FIELDS, Job, JobError, field_from_text
+from sdjax.images.steps import ANIMATIONS
+from sdjax.job import FIELDS, Job, JobError, field_from_text, field_named, with_fields_named
 from sdjax.model import DTYPES
 
 
@@ -30,6 +32,11 @@ class RunConfig:
         as many as there are workers on this machine, or 64 on a cluster.
       host_batch: images handed to the engine at once; has no say in any image.
       format: of the picture files: "png", "webp" (lossless) or "jpeg".
+      animation: of kept steps: "webp" or "gif".
+      wildcards: folder of the files that `__name__` in prompts stands for; None has none.
+      combinations: of templates, for rows that don't say: "random", "all" or "none" (they are plain text).
+      classifier: a bundled name or a folder, for rows with a `classifier_scale`; None has none.
+      sweeps: values of fields that rows leave open, from the command line.
       repeat: images per row.
       run_seed: from which the seeds of rows without one are derived.
       job: fields for what rows leave open.
@@ -42,6 +49,11 @@ class RunConfig:
     shards: int | None = None
     host_batch: int = 64
     format: str = "png"
+    animation: str = "webp"
+    wildcards: str | None = None
+    combinations: str = "random"
+    classifier: str | None = None
+    sweeps: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     repeat: int = 1
     run_seed: int = 0
     job: tuple[tuple[str, Any], ...] = ()
@@ -53,11 +65,21 @@ class RunConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise RunConfigError(f"{name} = {value!r}: expected a whole number from {least} on")
-        for name, known in (("format", FORMATS), ("dtype", DTYPES)):
+        for name, known in (
+            ("format", FORMATS),
+            ("animation", ANIMATIONS),
+            ("combinations", ROW_KEYS["combinations"]),
+            ("dtype", DTYPES),
+        ):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise RunConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
-        for name, kind in (("model", str), ("variant", str | None)):
+        for name, kind in (
+            ("model", str),
+            ("variant", str | None),
+            ("wildcards", str | None),
+            ("classifier", str | None),
+        ):
             if not isinstance(getattr(self, name), kind):
                 raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected text")
         try:
@@ -66,7 +88,7 @@ class RunConfig:
             raise RunConfigError(str(error)) from error
 
 
-_RUN_KEYS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name != "job")
+_RUN_KEYS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name not in ("job", "sweeps"))
 # A prompt belongs into the prompt file.
 _JOB_KEYS = tuple(name for name in FIELDS if name != "prompt")
 
@@ -94,7 +116,7 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals:
             raise RunConfigError(f"--set {setting}: expected KEY=VALUE")
-        key = key.strip()
+        key = field_named(key.strip())
         try:
             if key not in FIELDS:
                 found[key] = yaml.safe_load(text)
@@ -108,13 +130,21 @@ def read_settings(settings: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def make(keys: Mapping[str, Any]) -> RunConfig:
+def make(keys: Mapping[str, Any], sweeps: Mapping[str, Sequence[Any]] | None = None) -> RunConfig:
     """A run config from keys of the run and of jobs together.
+
+    Args:
+      keys: from a file and from settings.
+      sweeps: from `sweeps.read_sweeps`.
 
     Raises:
       RunConfigError: for an unknown key or a value out of its range.
     """
     known = (*_RUN_KEYS, *_JOB_KEYS)
+    try:
+        keys = with_fields_named(keys)
+    except JobError as error:
+        raise RunConfigError(str(error)) from error
     for key in keys:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1, 0.5)
@@ -122,4 +152,5 @@ def make(keys: Mapping[str, Any]) -> RunConfig:
             raise RunConfigError(f"unknown key {key!r}{hint}; known: {', '.join(known)}")
     run = {key: value for key, value in keys.items() if key in _RUN_KEYS}
     job = tuple(sorted((key, value) for key, value in keys.items() if key in _JOB_KEYS and value is not None))
-    return RunConfig(**run, job=job)
+    swept = tuple((key, tuple(values)) for key, values in (sweeps or {}).items())
+    return RunConfig(**run, job=job, sweeps=swept)

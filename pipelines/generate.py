@@ -23,10 +23,15 @@ from pipelines import checks, compiled, storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.progress import Reporter
 from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows, shortened
-from sdjax.engine import Bucket, Engine, Result
+from sdjax.classifier import BUNDLED as CLASSIFIERS
+from sdjax.classifier import load_classifier
+from sdjax.engine import Engine, Result
 from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
+from sdjax.images.steps import animation, strip
 from sdjax.job import Job, JobError
 from sdjax.model import BUNDLED, load
+from sdjax.program import Bucket
+from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
 
 METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
 # Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
@@ -37,7 +42,7 @@ class Run(NamedTuple):
     """What every worker of a run has to know.
 
     progress: a folder of the machine that started the run.
-    name: of this run, unlike any other's.
+    name: of this run, unlike any other's; seeds that are to be drawn at random are drawn from it.
     shards: into how many parts the sampling is cut.
     """
 
@@ -74,13 +79,15 @@ class Counts(NamedTuple):
 class Wanted(NamedTuple):
     """An image that a row asks for.
 
-    bucket: jobs of one may be batched: they share a compiled program.
+    bucket: jobs of one may be batched: they share a compiled program, and the steps in which they are guided.
+    notes: of where it comes from, for its metadata.
     cut: whether a prompt of it was too long.
     source, line: where the row is.
     """
 
     job: Job
-    bucket: Bucket
+    bucket: tuple[Bucket, tuple[int, int] | None]
+    notes: Mapping[str, Any]
     cut: bool
     source: str
     line: int
@@ -97,16 +104,19 @@ def _reporter(folder: str) -> Reporter:
 
 
 @functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
-def _engine(model_name: str, variant: str | None, dtype: str, batch_size: int, progress: str) -> Engine:
+def _engine(
+    model_name: str, variant: str | None, dtype: str, batch_size: int, classifier: str | None, progress: str
+) -> Engine:
     reporter = _reporter(progress)
 
     def on_compile(bucket: Bucket) -> None:
-        reporter.doing(f"compiling {bucket.sampler} {bucket.width}x{bucket.height}")
+        reporter.doing(f"compiling {bucket.width}x{bucket.height}")
 
     reporter.doing(f"loading {model_name}")
     compiled.use_cache()
     model = load(model_name, variant=variant, dtype=dtype)
-    engine = Engine(model, batch_size=batch_size, on_compile=on_compile)
+    guide = load_classifier(classifier) if classifier else None
+    engine = Engine(model, batch_size=batch_size, classifier=guide, on_compile=on_compile)
     reporter.doing("")
     return engine
 
@@ -116,7 +126,7 @@ def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
     with _lock, _reporting_failure(run):
         config = run.config
-        yield _engine(config.model, config.variant, config.dtype, config.batch_size, run.progress)
+        yield _engine(config.model, config.variant, config.dtype, config.batch_size, config.classifier, run.progress)
 
 
 @contextlib.contextmanager
@@ -126,6 +136,23 @@ def _reporting_failure(run: Run) -> Iterator[None]:
     except Exception as error:  # told in plain words, then raised as it is
         _reporter(run.progress).failed(str(error) if isinstance(error, ValueError | OSError) else repr(error))
         raise
+
+
+@functools.lru_cache(maxsize=1)
+def wildcards_of(folder: str | None, run_name: str) -> Wildcards:
+    """The wildcards of a run, each file read once by a process."""
+    if folder is None:
+        return NO_WILDCARDS
+
+    @functools.cache
+    def files() -> dict[str, str]:
+        found = (path for path in storage.list_files(folder) if path.endswith(".txt"))
+        return {wildcard_name(path.removeprefix(folder).lstrip("/")): path for path in found}
+
+    def read(name: str) -> tuple[str, ...]:
+        return wildcard_lines(storage.read_whole(files()[name]), files()[name])
+
+    return Wildcards(files, read, folder)
 
 
 # --- The plain functions ---
@@ -143,18 +170,28 @@ def rows_of(path: str, run: Run) -> Iterator[Row]:
 
 def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
     """The images that a row asks for, by id, or why there are none."""
-    jobs = parse(row, dict(run.config.job), run.config.repeat, run.config.run_seed)
+    jobs = parse(row, run.config, run.name, wildcards_of(run.config.wildcards, run.name))
     if isinstance(jobs, Reject):
         return jobs
     with engine_of(run) as engine:
         try:
-            tasks = [engine.prepare(job) for job in jobs]
+            tasks = [engine.prepare(asked.job, asked.notes) for asked in jobs]
         except JobError as error:
             return Reject(row.source, row.line, row.text, str(error))
     _reporter(run.progress).add("wanted", len(tasks))
     return [
-        (task.id, Wanted(task.job, task.bucket, any(tokens.cut for tokens in task.prompts), row.source, row.line))
-        for task in tasks
+        (
+            task.id,
+            Wanted(
+                task.job,
+                (task.bucket, task.guided),
+                asked.notes,
+                bool(task.metadata["prompt_cut"] or task.metadata["negative_prompt_cut"]),
+                row.source,
+                row.line,
+            ),
+        )
+        for task, asked in zip(tasks, jobs, strict=True)
     ]
 
 
@@ -166,7 +203,7 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str
     """
     reporter = _reporter(run.progress)
     with engine_of(run) as engine:
-        tasks = [engine.prepare(each.job) for each in wanted.values()]
+        tasks = [engine.prepare(each.job, each.notes) for each in wanted.values()]
         if [task.id for task in tasks] != list(wanted):
             raise RunConfigError(
                 f"this worker's fingerprint, {dict(engine.fingerprint)}, is not that of the worker which planned its "
@@ -188,8 +225,22 @@ def _write(result: Result, run: Run) -> str | None:
         data = encode(result.image, result.metadata, run.config.format)
     except EncodeError as error:
         return str(error)
+    if result.previews:  # before the picture, whose being there says that all is done
+        _write_previews(result, run)
     storage.write_whole(storage.image_path(run.out, result.metadata["id"], FORMATS[run.config.format].extension), data)
     return None
+
+
+def _write_previews(result: Result, run: Run) -> None:
+    """Writes the kept steps of a picture, as a strip and as an animation."""
+    told = result.metadata
+    title = f"{told['prompt']} ({told['sampler']}, {told['steps_taken']} steps, seed {told['seed']})"
+    kind = run.config.animation
+    for extension, data in (
+        ("png", strip(result.previews, result.image, title)),
+        (kind, animation(result.previews, result.image, kind)),
+    ):
+        storage.write_whole(storage.steps_path(run.out, told["id"], extension), data)
 
 
 def file_name(image_id: str, extension: str) -> str:
@@ -271,7 +322,7 @@ class _Sample(beam.DoFn):
 
 def _batch_key(image_id: str, wanted: Wanted, shards: int) -> str:
     """Images of one key are batched: they share a compiled program, and a worker."""
-    return f"{tuple(wanted.bucket)} {int(image_id[:8], 16) % shards}"
+    return f"{wanted.bucket} {int(image_id[:8], 16) % shards}"
 
 
 def whole_row(
@@ -410,6 +461,18 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     _ = _gathered(counts, "Counts") | "WriteSummary" >> beam.Map(write_summary, run)
 
 
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """The same with paths that workers and `verify` find from any folder."""
+    changes: dict[str, Any] = {}
+    if config.model not in BUNDLED:
+        changes["model"] = os.path.abspath(config.model)
+    if config.classifier and config.classifier not in CLASSIFIERS:
+        changes["classifier"] = os.path.abspath(config.classifier)
+    if config.wildcards and os.path.isdir(config.wildcards):
+        changes["wildcards"] = os.path.abspath(config.wildcards)
+    return dataclasses.replace(config, **changes)
+
+
 def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[str], progress: str) -> Counts:
     """Runs the pipeline to its end.
 
@@ -432,8 +495,7 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
     options = checks.checked_options(flags)
     named = options.view_as(StandardOptions).runner
     checks.check_model(config)
-    if config.model not in BUNDLED:  # so that workers and `verify` find it from any folder
-        config = dataclasses.replace(config, model=os.path.abspath(config.model))
+    config = _with_whole_paths(config)
     run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or checks.workers(options))
     with storage.only_run(out):
         checks.check_format(out, config.format)

@@ -8,21 +8,36 @@ such format, no rows, columns that no job has, a gzip that breaks off) is a `Pro
 import collections
 import contextlib
 import csv
+import dataclasses
 import gzip
 import io
+import itertools
 import json
+import math
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.config import RunConfig
+from pipelines.sweeps import PROMPTS, ROW_KEYS, check_number, drawn_seed, expand, row_key, size, swept
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import Job, job_from_text, repeated, unknown_fields
+from sdjax.job import RANDOM_SEED, Job, job_from_text, repeated, unknown_fields, with_fields_named
+from sdjax.text.templates import (
+    Template,
+    TemplateError,
+    Wildcards,
+    choose,
+    combinations,
+    count,
+    has_template,
+    parse_template,
+)
 
 OpenBinary = Callable[[], io.BufferedIOBase]
 
@@ -245,7 +260,7 @@ def _table(delimiter: str) -> Callable[[io.BufferedIOBase, str], Iterator[Row]]:
 
 
 def _check_columns(columns: Sequence[str], name: str) -> None:
-    problem = unknown_fields(columns)
+    problem = unknown_fields(column for column in columns if column not in ROW_KEYS)
     if problem:
         raise PromptFileError(f"{name}: {problem}. Rename or remove it: nothing in a prompt file is ignored.")
     twice = [column for column, count in collections.Counter(columns).items() if count > 1]
@@ -361,26 +376,115 @@ def _check_head(head: bytes, gzipped: bool, name: str) -> None:
 # --- From rows to jobs ---
 
 
-def parse(row: Row, defaults: Mapping[str, Any], repeats: int, run_seed: int) -> list[Job] | Reject:
-    """The jobs that a row asks for, or why there are none.
+class Asked(NamedTuple):
+    """A job that a row asks for, and notes for its metadata on how it came about.
+
+    notes: `prompt_template` and `negative_prompt_template` where there was one, and with them `template_mode`:
+      "random" (the job's seed chose) or "all".
+    """
+
+    job: Job
+    notes: dict[str, Any]
+
+
+def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> list[Asked] | Reject:
+    """The jobs that a row asks for, or why there are none: a row is made as a whole or not at all.
 
     Args:
       row: from `read_rows`.
-      defaults: job fields for what the row leaves open: its missing, null and blank values.
-      repeats: pictures of each row, at least 1.
-      run_seed: from which seeds are derived for rows without one.
+      config: says what the row leaves open by missing, null and blank values.
+      run_name: of this run, unlike any other's; random seeds are drawn from it.
+      wildcards: for the templates in prompts.
     """
     if row.values is None:
         return Reject(row.source, row.line, row.text, row.problem or "unreadable")
     given = {name: value for name, value in row.values.items() if not _is_blank(value)}
     try:
         for name, value in given.items():
-            _check_text(name, value)
-        return list(repeated(job_from_text({**defaults, **given}), job_from_text(given), repeats, run_seed))
+            for each in value if isinstance(value, list) else [value]:
+                _check_text(name, each)
+        return list(_asked(row, with_fields_named(given), config, run_name, wildcards))
     except OverflowError:
         return Reject(row.source, row.line, row.text, "a number in it is far too large; make it smaller")
-    except ValueError as error:  # JobError, or one of Python's own about numbers of too many digits
+    except ValueError as error:  # of jobs, sweeps, templates, or one of Python's own about numbers of too many digits
         return Reject(row.source, row.line, row.text, shortened(str(error)))
+
+
+def _asked(
+    row: Row, given: Mapping[str, Any], config: RunConfig, run_name: str, wildcards: Wildcards
+) -> Iterator[Asked]:
+    mode = row_key(given, "combinations", config.combinations)
+    # They have no say in seeds that are derived or drawn, so that the pictures of a sweep begin from the same noise.
+    varied = swept(given) - set(PROMPTS)
+    check_number(size(given, dict(config.sweeps)) * config.repeat, "sweeps and repeats together")
+    total = 0
+    for values in expand(given, dict(config.sweeps)):
+        filled = {name: value for name, value in values.items() if not _is_blank(value)}
+        whole = {**dict(config.job), **filled}
+        own = {name: value for name, value in filled.items() if name in given and name not in varied}
+        templates = {} if mode == "none" else _templates(whole)
+        notes = {f"{name}_template": template.text for name, template in templates.items()}
+        notes |= {"template_mode": mode} if templates else {}
+        counts = [_of(name, count, template, wildcards) for name, template in templates.items()]
+        total += config.repeat * (math.prod(counts) if mode == "all" else 1)
+        check_number(total, "or more, with all that its templates stand for")
+        # At first the templates stand for themselves.
+        texts_of_all: Iterable[tuple[str, ...]] = [tuple(template.text for template in templates.values())]
+        if mode == "all":
+            texts_of_all = itertools.product(*(_all(name, each, wildcards) for name, each in templates.items()))
+        for texts in texts_of_all:
+            resolved = dict(zip(templates, texts, strict=True))
+            asked = job_from_text({**own, **{name: text for name, text in resolved.items() if name in own}})
+            for repeat, job in enumerate(
+                repeated(job_from_text({**whole, **resolved}), asked, config.repeat, config.run_seed)
+            ):
+                job = _with_seeds_drawn(job, asked, row, repeat, run_name)
+                if mode == "random" and templates:
+                    job = _with_texts_chosen(job, templates, wildcards)
+                yield Asked(job, notes)
+
+
+def _templates(values: Mapping[str, Any]) -> dict[str, Template]:
+    """What is a template among prompt and negative prompt."""
+    texts = {name: values.get(name) for name in PROMPTS}
+    return {
+        name: _of(name, parse_template, text)
+        for name, text in texts.items()
+        if isinstance(text, str) and has_template(text)
+    }
+
+
+def _of(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result; what it says of a template is said with the field's name."""
+    try:
+        return function(*arguments)
+    except TemplateError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _all(name: str, template: Template, wildcards: Wildcards) -> list[str]:
+    texts = _of(name, lambda: list(combinations(template, wildcards)))
+    for text in texts:
+        _check_text(name, text)
+    return texts
+
+
+def _with_seeds_drawn(job: Job, asked: Job, row: Row, repeat: int, run_name: str) -> Job:
+    seeds: dict[str, Any] = {
+        name: drawn_seed(run_name, row.source, row.line, f"{name} {asked.to_json()}", repeat)
+        for name in ("seed", "variation_seed")
+        if getattr(job, name) == RANDOM_SEED
+    }
+    return dataclasses.replace(job, **seeds) if seeds else job
+
+
+def _with_texts_chosen(job: Job, templates: Mapping[str, Template], wildcards: Wildcards) -> Job:
+    texts = {name: _of(name, choose, each, wildcards, job.seed, name) for name, each in templates.items()}
+    for name, text in texts.items():
+        _check_text(name, text)
+    if _is_blank(texts.get("prompt", job.prompt)):
+        raise ValueError("prompt: the template gives no text; leave something in it whatever is chosen")
+    return dataclasses.replace(job, **texts)
 
 
 def _is_blank(value: Any) -> bool:

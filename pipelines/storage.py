@@ -33,7 +33,7 @@ from sdjax.images import encode
 
 # With a dot, so that readers of data sets pass over it.
 TEMPORARY = ".sdjax-tmp-"
-IMAGES = "images"
+IMAGES, STEPS = "images", "steps"
 # After this long without a change a file that can't be locked is nobody's any more. Writing one takes
 # seconds.
 ABANDONED_SECONDS = 24 * 3600
@@ -78,6 +78,11 @@ def join(folder: str, *names: str) -> str:
 def image_path(out: str, image_id: str, extension: str) -> str:
     """Where a picture belongs: `images/ab/<id>.png`, so that no folder gets more than a 256th of them."""
     return join(out, IMAGES, image_id[:2], f"{image_id}.{extension}")
+
+
+def steps_path(out: str, image_id: str, extension: str) -> str:
+    """Where the kept steps of a picture belong: `steps/ab/<id>.png`."""
+    return join(out, STEPS, image_id[:2], f"{image_id}.{extension}")
 
 
 def open_binary(path: str) -> io.BufferedIOBase:
@@ -156,6 +161,11 @@ def list_done(out: str) -> Iterator[Done]:
         found = _IMAGE_NAME.fullmatch(os.path.basename(path))
         if found and os.path.basename(os.path.dirname(path)) == found[1][:2]:
             yield Done(found[1], path, size)
+
+
+def list_files(folder: str) -> Iterator[str]:
+    """The paths of all files below a folder; none if it isn't there."""
+    return (path for path, _, _ in _listed(folder))
 
 
 @contextlib.contextmanager

@@ -167,8 +167,16 @@ def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
     return [name for name in ("device_kind", "jaxlib", "sdjax") if ours[name] != theirs[name]]
 
 
-def model_of(out: str) -> tuple[str, str | None]:
-    """The model (and variant) with which the last run into an output was configured.
+class Made(NamedTuple):
+    """With what the last run into an output was configured."""
+
+    model: str
+    variant: str | None
+    classifier: str | None
+
+
+def made_with(out: str) -> Made:
+    """The model, its variant and the classifier of an output.
 
     Raises:
       StorageError: if the output has no summary, or not one that `generate` writes.
@@ -176,6 +184,6 @@ def model_of(out: str) -> tuple[str, str | None]:
     path = storage.join(out, SUMMARY)
     try:
         config = json.loads(storage.read_whole(path))["config"]
-        return config["model"], config["variant"]
+        return Made(config["model"], config["variant"], config["classifier"])
     except (ValueError, KeyError, TypeError) as error:
         raise storage.StorageError(f"{path} is not what generate writes ({error!r}): run it again") from error

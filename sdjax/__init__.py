@@ -2,6 +2,7 @@
 
 from sdjax.api import generate
 from sdjax.checkpoints.tensors import CheckpointError
+from sdjax.classifier import Classifier, label_named, load_classifier
 from sdjax.engine import Engine, Result
 from sdjax.job import Job, JobError
 from sdjax.model import Model, load
@@ -10,6 +11,7 @@ from sdjax.version import __version__
 
 __all__ = [
     "CheckpointError",
+    "Classifier",
     "ConfigError",
     "Engine",
     "Job",
@@ -18,5 +20,7 @@ __all__ = [
     "Result",
     "__version__",
     "generate",
+    "label_named",
     "load",
+    "load_classifier",
 ]

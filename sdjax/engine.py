@@ -13,24 +13,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt8
 
+from sdjax import conditions
+from sdjax.classifier import Classifier
 from sdjax.diffusion import noise
-from sdjax.diffusion.guidance import classifier_free, denoised, network_input
-from sdjax.diffusion.sample import Table, sample, stack_tables
-from sdjax.diffusion.samplers import SAMPLERS, Latents, Level
-from sdjax.diffusion.schedule import Steps
-from sdjax.job import Job, image_id
-from sdjax.model import DTYPES, Model
-from sdjax.text.tokenizer import Tokens
+from sdjax.diffusion.brownian import TorchBrownianTree
+from sdjax.diffusion.sample import Trail, stack_tables
+from sdjax.diffusion.tableau import Table
+from sdjax.images.steps import Preview
+from sdjax.job import MAX_STEPS, Job, JobError, image_id
+from sdjax.model import Model
+from sdjax.program import Beginning, Bucket, Inputs, first_latents, latents_of, pixels_of, specs
+from sdjax.text.conditioning import Conditioning, condition
 from sdjax.version import __version__
 
-# Lengths of compiled coefficient tables: a job's steps are rounded up to the next.
-_TABLE_ROWS = (32, 64, 128, 256, 512, 1024)
+# Lengths of compiled tables: a job's evaluations are rounded up to the next.
+_TABLE_ROWS = (64, 128, 256, 512, 1024, 2048)
+# Lengths of compiled trails of kept steps, likewise.
+_FRAMES = (0, 8, 16, 32, 64, 128, 256, 512, 1024)
 # How programs are compiled, by platform. On the CPU sums over a picture, as in a group norm, are left out of what XLA
 # gives to YNNPACK: that splits them by the number of threads, which follows the number of devices and of cores, and so
 # the bits would. Matrix products and convolutions stay with it: Eigen, the other choice, splits these by threads too
@@ -45,17 +49,6 @@ _COMPILER_OPTIONS: Mapping[str, Mapping[str, str | bool]] = {
 _CPU_FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "bf16", "sve")
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
-
-
-class Bucket(NamedTuple):
-    """What one compiled program is for. Everything else about a job is an array."""
-
-    height: int
-    width: int
-    sampler: str
-    guided: bool
-    noise_source: str
-    rows: int
 
 
 def device_kind(device: jax.Device) -> str:
@@ -84,13 +77,17 @@ class Task(NamedTuple):
 
     job: with all defaults filled in.
     id: of the image.
-    prompts: tokens of what the network is asked for: (conditional, unconditional), or the one that counts.
+    guided: the evaluations that are guided, from one to before another, if not all or none are: only jobs of the same
+      share a batch.
+    prompts: what of its prompts is used.
     """
 
     job: Job
     id: str
     bucket: Bucket
-    prompts: tuple[Tokens, ...]
+    guided: tuple[int, int] | None
+    prompts: conditions.Used
+    table: Table
     metadata: Mapping[str, Any]
 
 
@@ -100,23 +97,13 @@ class Result(NamedTuple):
     image: sRGB.
     metadata: flat and JSON: the job as it was done, the model, the fingerprint, what was cut.
     finite: False if the network gave NaN or infinity, so that the image is worth nothing.
+    previews: the steps that were kept.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     metadata: Mapping[str, Any]
     finite: bool
-
-
-class _Inputs(NamedTuple):
-    """The arrays of one batch; `Engine._specs` says which axis runs over images."""
-
-    ids: Any  # (images, prompts, tokens)
-    words: Any  # (images, 2) the seeds
-    start: Any  # (images,) standard deviation of the first latents
-    guidance_scale: Any  # (images,)
-    steps: Any  # (images,)
-    table: Table  # (rows, images)
-    noise: Any  # torch only: (images, h, w, c) and (rows, images, h, w, c)
+    previews: tuple[Preview, ...] = ()
 
 
 class Engine:
@@ -133,6 +120,7 @@ class Engine:
         *,
         batch_size: int = 4,
         devices: Sequence[jax.Device] | None = None,
+        classifier: Classifier | None = None,
         on_compile: Callable[[Bucket], None] = lambda bucket: None,
     ) -> None:
         """Puts the model's parameters on the devices.
@@ -141,6 +129,7 @@ class Engine:
           model: from `sdjax.load`.
           batch_size: images per device in each compiled program, at least 1; part of the fingerprint.
           devices: of one kind; all local ones if None.
+          classifier: for jobs with a `classifier_scale`.
           on_compile: called before a program is compiled.
 
         Raises:
@@ -161,45 +150,124 @@ class Engine:
             "jaxlib": jaxlib.__version__,
             "sdjax": __version__,
         }
+        self.classifier = classifier
         self._on_compile = on_compile
         self._mesh = Mesh(np.array(self.devices), ("data",))
-        self._params = jax.device_put(model.params, NamedSharding(self._mesh, PartitionSpec()))
-        self._programs: dict[Bucket, Callable[..., Any]] = {}
+        params = {**model.params, "classifier": classifier.params if classifier else {}}
+        self._params = jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+        self._programs: dict[Bucket | tuple[int, ...], Callable[..., Any]] = {}
 
-    def prepare(self, job: Job) -> Task:
-        """Works out what a job takes; raises `JobError` if the model can't do it."""
+    def prepare(self, job: Job, notes: Mapping[str, Any] | None = None) -> Task:
+        """Works out what a job takes.
+
+        Args:
+          job: with a seed.
+          notes: more to be told in the metadata, of where the job comes from; without a say in the id.
+
+        Raises:
+          JobError: if the model can't do it, or the prompt can't be read and is to be rejected then.
+        """
         job = self.model.resolve(job)
-        assert job.height is not None and job.width is not None and job.sampler is not None
-        conditional, unconditional = self.model.tokenizer(job.prompt), self.model.tokenizer(job.negative_prompt)
-        prompts = {1.0: (conditional,), 0.0: (unconditional,)}.get(job.guidance_scale, (conditional, unconditional))
-        steps = self.model.steps(job)
-        length = len(steps.timesteps)
+        assert job.height is not None and job.width is not None
+        table = self.model.table(job)
+        steps = int(table.step[-1]) + 1
+        read = condition(
+            self.model.tokenizer,
+            job.prompt,
+            job.negative_prompt,
+            syntax=job.prompt_syntax,
+            emphasis=job.emphasis,
+            steps=steps,
+        )
+        if read.problems and job.prompt_problems == "reject":
+            raise JobError(
+                f"{'; '.join(read.problems)}. Set prompt_problems = accept to have it read all the same, or "
+                "prompt_syntax = plain to take every sign as text"
+            )
+        prompts, guided = self._branches(job, read, table)
+        frames = len(range(0, steps, job.preview_every)) if job.preview_every else 0
         bucket = Bucket(
             job.height,
             job.width,
-            job.sampler,
-            len(prompts) == 2,
-            job.noise_source,
-            next(rows for rows in _TABLE_ROWS if rows >= length),
+            prompts.shape,
+            guided is not None,
+            self._host_noise_places(job, table),
+            self._resized_from(job) if job.noise_source == "threefry" else None,
+            next(rows for rows in _TABLE_ROWS if rows >= table.evaluations),
+            next(count for count in _FRAMES if count >= frames),
+            job.classifier_scale != 0,
         )
-        identity = image_id(job, self.model.digest, self.fingerprint)
+        fingerprint = dict(self.fingerprint)
+        if bucket.classifier:
+            fingerprint["classifier_digest"] = self._checked_classifier(job).digest
+        identity = image_id(job, self.model.digest, fingerprint)
         metadata = {
             "id": identity,
             **{name: getattr(job, name) for name in job.__dataclass_fields__},
             "model": self.model.name,
             "model_digest": self.model.digest,
-            **self.fingerprint,
-            "timestep_spacing": steps.spacing,
-            "steps_taken": length,
-            "prompt_tokens": conditional.total,
-            "prompt_cut": conditional.cut,
-            "negative_prompt_cut": unconditional.cut,
+            **fingerprint,
+            "steps_taken": steps,
+            "evaluations": table.evaluations,
+            "prompt_tokens": read.tokens,
+            "prompt_chunks": read.chunks,
+            "prompt_cut": read.cut,
+            "negative_prompt_tokens": read.negative_tokens,
+            "negative_prompt_chunks": read.negative_chunks,
+            "negative_prompt_cut": read.negative_cut,
+            "problems_found": "; ".join(read.problems),
+            **(notes or {}),
         }
-        return Task(job, identity, bucket, prompts, metadata)
+        return Task(job, identity, bucket, guided, prompts, table, metadata)
+
+    @staticmethod
+    def _branches(job: Job, read: Conditioning, table: Table) -> tuple[conditions.Used, tuple[int, int] | None]:
+        """What the network is asked: of the prompt's parts and the negative prompt those that count."""
+        parts = len(read.part_weights)
+        steps = int(table.step[-1]) + 1
+        begin, end = int(job.guidance_start * steps), int(job.guidance_end * steps)
+        whole = begin == 0 and end == steps
+        if begin >= end:
+            raise JobError(
+                f"guidance_start = {job.guidance_start}, guidance_end = {job.guidance_end}: of {steps} steps none is "
+                "within; guidance_scale = 1 is without guidance"
+            )
+        if whole and job.guidance_scale == 0:
+            return conditions.used(read, (parts,), guided=False), None
+        if read.part_weights == (1.0,) and job.guidance_scale == 1:
+            return conditions.used(read, (0,), guided=False), None
+        if not whole and sum(read.part_weights) == 0:
+            raise JobError("the weights of the prompt's parts add up to 0: such a prompt needs guidance in every step")
+        guided = None
+        if not whole:
+            within = np.flatnonzero((table.step >= begin) & (table.step < end))
+            guided = (int(within[0]), int(within[-1]) + 1)
+        return conditions.used(read, tuple(range(parts + 1)), guided=True), guided
+
+    def _checked_classifier(self, job: Job) -> Classifier:
+        if self.classifier is None:
+            raise JobError(f"classifier_scale = {job.classifier_scale}: this engine has no classifier; leave it out")
+        count = len(self.classifier.labels)
+        if job.classifier_label is None or job.classifier_label >= count:
+            raise JobError(f"classifier_label = {job.classifier_label}: expected a number from 0 to {count - 1}")
+        return self.classifier
+
+    @staticmethod
+    def _host_noise_places(job: Job, table: Table) -> int | None:
+        if job.noise_source == "threefry":
+            return None
+        return next(rows for rows in _TABLE_ROWS if rows >= table.evaluations) + 1 if table.draws.any() else 0
+
+    def _resized_from(self, job: Job) -> tuple[int, int] | None:
+        if job.seed_resize_from_width is None or job.seed_resize_from_height is None:
+            return None
+        factor = self.model.vae.config.factor
+        size = job.seed_resize_from_height // factor, job.seed_resize_from_width // factor
+        return None if (job.seed_resize_from_height, job.seed_resize_from_width) == (job.height, job.width) else size
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Result]:
         """Makes the images of any tasks; they come in batches of one bucket, not in the order given."""
-        flying: deque[tuple[list[Task], tuple[Array, Array]]] = deque()
+        flying: deque[tuple[list[Task], tuple[Array, ...]]] = deque()
         for batch in self._batches(tasks):
             flying.append((batch, self._dispatch(batch)))
             if len(flying) >= _AHEAD:
@@ -208,130 +276,165 @@ class Engine:
             yield from self._collect(*flying.popleft())
 
     def _batches(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
-        waiting: dict[Bucket, list[Task]] = {}
+        waiting: dict[tuple[Any, ...], list[Task]] = {}
         for task in tasks:
-            batch = waiting.setdefault(task.bucket, [])
+            batch = waiting.setdefault((task.bucket, task.guided), [])
             batch.append(task)
             if len(batch) == self.images_per_batch:
-                yield waiting.pop(task.bucket)
+                yield waiting.pop((task.bucket, task.guided))
         yield from waiting.values()
 
-    def _dispatch(self, batch: list[Task]) -> tuple[Array, Array]:
+    def _dispatch(self, batch: list[Task]) -> tuple[Array, ...]:
         bucket = batch[0].bucket
         inputs = self._inputs(batch + batch[-1:] * (self.images_per_batch - len(batch)))
-        if bucket not in self._programs:
-            self._on_compile(bucket)
-            program = jax.jit(self._sharded(bucket))
+        latents, trail = self._compiled(bucket, self._program(bucket), inputs)(self._params, inputs)
+        images, finite = self._decoded(latents)
+        if not bucket.frames:
+            return images, finite
+        kept = max(len(self._kept_steps(task)) for task in batch)
+        frames = [self._decoded(values[index])[0] for index in range(kept) for values in trail]
+        return images, finite, *frames
+
+    def _compiled(self, key: Any, program: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
+        if key not in self._programs:
+            if isinstance(key, Bucket):
+                self._on_compile(key)
             options = dict(_COMPILER_OPTIONS.get(self.devices[0].platform, {}))
-            self._programs[bucket] = program.lower(self._params, inputs).compile(options)
-        return self._programs[bucket](self._params, inputs)
+            self._programs[key] = jax.jit(program).lower(self._params, inputs).compile(options)
+        return self._programs[key]
+
+    def _decoded(self, latents: Array) -> tuple[Array, Array]:
+        """Pixels of a batch of latents: (images, whether each is finite)."""
+        program = self._sharded(functools.partial(pixels_of, self.model), PartitionSpec("data"), 2)
+        return self._compiled(latents.shape, program, latents)(self._params, latents)
 
     @staticmethod
-    def _collect(batch: list[Task], output: tuple[Array, Array]) -> Iterator[Result]:
-        images, finite = (np.asarray(array) for array in output)
-        for task, image, whole in zip(batch, images, finite, strict=False):
-            yield Result(image, task.metadata, bool(whole))
+    def _kept_steps(task: Task) -> range:
+        return range(0, int(task.table.step[-1]) + 1, task.job.preview_every or MAX_STEPS)
 
-    def _inputs(self, batch: list[Task]) -> _Inputs:
+    def _collect(self, batch: list[Task], output: tuple[Array, ...]) -> Iterator[Result]:
+        images, finite, *frames = (np.asarray(array) for array in output)
+        for index, (task, image, whole) in enumerate(zip(batch, images, finite, strict=False)):
+            previews = [
+                Preview(step, frames[2 * place][index], frames[2 * place + 1][index])
+                for place, step in enumerate(self._kept_steps(task))
+                if frames
+            ]
+            yield Result(image, task.metadata, bool(whole), tuple(previews))
+
+    def _inputs(self, batch: list[Task]) -> Inputs:
         bucket = batch[0].bucket
-        sampler = SAMPLERS[bucket.sampler]
-        laid = [self.model.steps(task.job) for task in batch]
-        tables = [sampler.coefficients(self.model.scheduler, steps) for steps in laid]
-        inputs = _Inputs(
-            ids=np.array([[tokens.ids for tokens in task.prompts] for task in batch], np.int32),
-            words=np.stack([noise.seed_words(_seed(task.job)) for task in batch]),
-            start=np.array([steps.start for steps in laid], np.float32),
-            guidance_scale=np.array([task.job.guidance_scale for task in batch], np.float32),
-            steps=np.array([len(steps.timesteps) for steps in laid], np.int32),
-            table=stack_tables(tables, bucket.rows),
-            noise=self._host_noise(batch) if bucket.noise_source == "torch" else (),
-        )
-        return jax.device_put(inputs, jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), self._specs(bucket)))
+        tables = [task.table for task in batch]
+        jobs = [task.job for task in batch]
 
-    def _host_noise(self, batch: list[Task]) -> tuple[np.ndarray, ...]:
-        height, width, channels = self._latent_shape(batch[0].bucket)
-        rows = batch[0].bucket.rows if SAMPLERS[batch[0].bucket.sampler].draws_noise else 0
-        drawn = []
-        for task in batch:
-            steps = len(self.model.steps(task.job).timesteps) if rows else 0
-            first, rest = noise.torch_noise(_seed(task.job), height, width, channels, steps)
-            drawn.append((first, np.pad(rest, ((0, rows - steps), (0, 0), (0, 0), (0, 0)))))
-        return np.stack([first for first, _ in drawn]), np.stack([rest for _, rest in drawn], axis=1)
+        def floats(*values: list[float]) -> np.ndarray:
+            return np.array(values, np.float32).T
+
+        latents, later = self._begun(batch) if bucket.host_noise is None else self._host_noise(batch)
+        inputs = Inputs(
+            prompts=conditions.arrays(
+                [task.prompts for task in batch], tables, [job.clip_skip for job in jobs], bucket.rows
+            ),
+            words=np.stack([noise.seed_words(_seed(job)) for job in jobs]),
+            latents=latents,
+            guidance=floats(
+                [job.guidance_scale for job in jobs],
+                [job.guidance_rescale for job in jobs],
+                [job.classifier_scale for job in jobs],
+            ),
+            threshold=floats(
+                [job.dynamic_thresholding_ratio or 0.0 for job in jobs], [job.sample_max_value for job in jobs]
+            ),
+            labels=np.array([job.classifier_label or 0 for job in jobs], np.int32),
+            guided=np.array(batch[0].guided or (0, bucket.rows), np.int32),
+            tables=stack_tables(tables, bucket.rows),
+            frames=self._frames(batch) if bucket.frames else (),
+            noise=later,
+        )
+        return jax.device_put(inputs, jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs(inputs)))
+
+    def _begun(self, batch: list[Task]) -> tuple[Array, tuple[()]]:
+        """The first latents, of noise drawn on the device."""
+        bucket, jobs = batch[0].bucket, [task.job for task in batch]
+        shape = self._latent_shape(bucket)
+        beginning = Beginning(
+            words=np.stack([noise.seed_words(_seed(job)) for job in jobs]),
+            variation_words=np.stack([noise.seed_words(job.variation_seed or 0) for job in jobs]),
+            variation_strength=np.array([job.variation_strength for job in jobs], np.float32),
+            start=np.array([task.table.start for task in batch], np.float32),
+            first_noise=np.array([task.table.first_noise for task in batch], np.float32),
+        )
+        beginning = jax.device_put(beginning, NamedSharding(self._mesh, PartitionSpec("data")))
+        program = functools.partial(first_latents, shape, bucket.resized_from)
+        mapped = self._mapped(program, PartitionSpec("data"), PartitionSpec("data"))
+        return self._compiled((shape, bucket.resized_from), mapped, beginning)(self._params, beginning), ()
+
+    def _frames(self, batch: list[Task]) -> np.ndarray:
+        frames = np.full((batch[0].bucket.rows, len(batch)), -1, np.int32)
+        for number, task in enumerate(batch):
+            for place, step in enumerate(self._kept_steps(task)):
+                frames[np.flatnonzero(task.table.step == step)[0], number] = place
+        return frames
+
+    def _host_noise(self, batch: list[Task]) -> tuple[np.ndarray, np.ndarray | tuple[()]]:
+        """The first latents, of noise drawn on the host; and the noise at each place at which the table draws any."""
+        places = batch[0].bucket.host_noise or 0
+        shape = self._latent_shape(batch[0].bucket)
+        first = np.empty((len(batch), *shape), np.float32)
+        later = np.zeros((places, len(batch), *shape), np.float32)
+        for number, task in enumerate(batch):
+            job, table = task.job, task.table
+            source = noise.HostNoise(
+                job.noise_source,
+                _seed(job),
+                shape,
+                variation_seed=job.variation_seed,
+                variation_strength=job.variation_strength,
+                resize_from=self._resized_from(job),
+            )
+            first[number] = source.first * np.float32(table.start)
+            # diffusers draws white noise for these, A1111 and k-diffusion the increments of a path.
+            white = job.timestep_spacing != "k_diffusion" and job.sampler in _WHITE_IN_DIFFUSERS
+            paths = np.flatnonzero(table.brownian)
+            if len(paths) and not white:
+                ends = np.concatenate([table.sigma, table.span[paths].ravel()])
+                tree = TorchBrownianTree(ends[ends > 0].min(), ends.max(), _seed(job), shape, job.noise_source)
+            for place in np.flatnonzero(table.draws):
+                path = table.brownian[place] and not white
+                later[place, number] = tree(*table.span[place]) if path else source.next(shape)
+            if table.first_noise:
+                first[number] += later[0, number] * np.float32(table.first_noise)
+        return first, later if places else ()
 
     def _latent_shape(self, bucket: Bucket) -> tuple[int, int, int]:
         cfg = self.model.vae.config
         return bucket.height // cfg.factor, bucket.width // cfg.factor, cfg.latent_channels
 
-    def _specs(self, bucket: Bucket) -> _Inputs:
-        """Which axis of each input runs over images."""
-        first, second = PartitionSpec("data"), PartitionSpec(None, "data")
-        empty = SAMPLERS[bucket.sampler].coefficients(self.model.scheduler, _ONE_STEP)
-        return _Inputs(
-            ids=first,
-            words=first,
-            start=first,
-            guidance_scale=first,
-            steps=first,
-            table=jax.tree.map(lambda _: second, empty),
-            noise=(first, second) if bucket.noise_source == "torch" else (),
+    def _program(self, bucket: Bucket) -> Callable[..., Any]:
+        log_probability = self.classifier.log_probability if self.classifier else None
+        program = functools.partial(latents_of, self.model, log_probability, bucket, self._latent_shape(bucket))
+
+        def sharded(params: Any, inputs: Inputs) -> Any:
+            trail: Any = PartitionSpec(None, "data")
+            outputs = (PartitionSpec("data"), Trail(trail, trail))
+            return self._mapped(program, specs(inputs), outputs)(params, inputs)
+
+        return sharded
+
+    def _sharded(self, program: Callable[..., Any], inputs: Any, outputs: int) -> Callable[..., Any]:
+        return self._mapped(program, inputs, (PartitionSpec("data"),) * outputs)
+
+    def _mapped(self, program: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
+        # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
+        return jax.shard_map(
+            program, mesh=self._mesh, in_specs=(PartitionSpec(), inputs), out_specs=outputs, check_vma=False
         )
 
-    def _sharded(self, bucket: Bucket) -> Callable[..., tuple[Array, Array]]:
-        specs = (PartitionSpec(), self._specs(bucket))
-        program = functools.partial(_program, self.model, bucket, self._latent_shape(bucket))
-        data = PartitionSpec("data")
-        # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
-        return jax.shard_map(program, mesh=self._mesh, in_specs=specs, out_specs=(data, data), check_vma=False)
 
-
-# Steps that only tell what a sampler's table looks like.
-_ONE_STEP = Steps(np.zeros(1), np.array([1.0, 0.0]), 1.0, "leading")
+# Samplers of which diffusers' class draws white noise where k-diffusion's has a Brownian path.
+_WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
 
 
 def _seed(job: Job) -> int:
     assert job.seed is not None, "the job is not resolved"
     return job.seed
-
-
-def _program(
-    model: Model, bucket: Bucket, shape: tuple[int, int, int], params: Any, inputs: _Inputs
-) -> tuple[UInt8[Array, "b h w 3"], Array]:
-    """Text to pixels for one device's share of a batch: (images, whether each is finite)."""
-    dtype = DTYPES[model.dtype]
-    sampler = SAMPLERS[bucket.sampler]
-    batch, prompts, length = inputs.ids.shape
-    # float32 means float32, also where the device would rather round its factors.
-    with jax.default_matmul_precision("highest" if model.dtype == "float32" else "default"):
-        ids = jnp.moveaxis(inputs.ids, 1, 0).reshape(prompts * batch, length)
-        context = model.text_encoder.apply({"params": params["text_encoder"]}, ids).last_hidden_state
-        scale = inputs.guidance_scale[:, None, None, None]
-
-        def denoise(latents: Latents, level: Level) -> Latents:
-            network = jnp.tile(network_input(latents, level.sigma).astype(dtype), (prompts, 1, 1, 1))
-            timesteps = jnp.tile(level.timestep.reshape(batch), prompts)
-            prediction = model.unet.apply({"params": params["unet"]}, network, timesteps, context)
-            prediction = prediction.astype(jnp.float32)
-            if bucket.guided:
-                conditional, unconditional = jnp.split(prediction, 2)
-                prediction = classifier_free(unconditional, conditional, scale)
-            return denoised(prediction, latents, level.sigma, model.scheduler.prediction_type)
-
-        if bucket.noise_source == "torch":
-            first, later = inputs.noise
-            draw = lambda step: later[step]  # noqa: E731  (the two sources, side by side)
-        else:
-            first = noise.start_noise(inputs.words, shape)
-            draw = lambda step: noise.step_noise(inputs.words, step, shape)  # noqa: E731
-        latents = sample(
-            sampler,
-            denoise,
-            first * inputs.start[:, None, None, None],
-            inputs.table,
-            inputs.steps,
-            draw if sampler.draws_noise else None,
-        )
-        vae_dtype = jax.tree.leaves(params["vae"])[0].dtype
-        scaled = (latents / model.vae.config.scaling_factor).astype(vae_dtype)
-        pixels = model.vae.apply({"params": params["vae"]}, scaled, method="decode").astype(jnp.float32)
-    finite = jnp.isfinite(pixels).all(axis=(1, 2, 3))
-    return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8), finite

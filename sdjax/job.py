@@ -10,23 +10,44 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
-from sdjax.diffusion.samplers import SAMPLERS
-from sdjax.diffusion.schedule import SCHEDULES
+from sdjax.diffusion.samplers import SAMPLERS, Options, names
+from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
+from sdjax.text.conditioning import SYNTAXES
 
 MAX_STEPS = 1000
 MAX_SIDE = 8192
 MAX_GUIDANCE = 1000.0
 # Letters of a prompt: far beyond any that a text encoder reads, little enough to keep in memory by the million.
 MAX_PROMPT = 100_000
-
+# What weights in A1111's syntax do: as there; without restoring means; nothing.
+EMPHASES = ("original", "no_norm", "ignore")
+# A seed that stands for one drawn at random.
+RANDOM_SEED = -1
 
 # Of derived seeds: so many that no two of a large run fall together, within the whole numbers of any JSON reader. torch
 # sees the low 32 bits of a seed alone.
 _SEED_BYTES = 6
 
-
 # Up to here a float holds each whole number.
 _EXACT = 2**53
+
+# What A1111's settings and command lines call the sources of noise.
+_SOURCE_NAMES = {"cpu": "torch", "nv": "philox", "gpu": "philox", "cuda": "philox"}
+# Names of fields in other tools (A1111's command line and API, diffusers, ComfyUI's nodes).
+ALIASES = {
+    "cfg_scale": "guidance_scale",
+    "cfg": "guidance_scale",
+    "num_inference_steps": "steps",
+    "sampler_name": "sampler",
+    "scheduler": "schedule",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
+    "seed_resize_from_w": "seed_resize_from_width",
+    "seed_resize_from_h": "seed_resize_from_height",
+    "rng": "noise_source",
+}
+# A1111's own count of clip skip, in which 1 skips nothing.
+_A1111_CLIP_SKIP = "clip_stop_at_last_layers"
 
 
 class JobError(ValueError):
@@ -40,14 +61,37 @@ class Job:
     Attributes:
       prompt: what is to be seen.
       negative_prompt: what is not.
-      seed: 0 to 2^64 - 1; None derives one from the run's seed, the row's content and its repeat number.
-      steps: of the sampler, 1 to 1000.
-      guidance_scale: of classifier-free guidance; 0 is unconditional, 1 conditional alone.
+      prompt_syntax: a key of `SYNTAXES`: how prompts are read.
+      emphasis: one of `EMPHASES`: what weights in A1111's syntax do.
+      prompt_problems: "reject" a prompt that can't be read as it stands, or "accept" it as A1111 reads it.
+      clip_skip: layers of the text encoder left out at its end: 0 none, 1 the last (A1111's "Clip skip: 2").
+      seed: 0 to 2^64 - 1; None derives one from the run's seed, the row's content and its repeat number; -1 draws one.
+      noise_source: "threefry"; "torch" or "philox" for the numbers of torch's generators on CPU and CUDA.
+      variation_seed: another seed, to whose noise the first latents go by `variation_strength`, 0 to 1.
+      variation_strength: of it.
+      seed_resize_from_width: pixels of a picture whose composition is kept, as far as the first latents decide it.
+      seed_resize_from_height: likewise.
       width: pixels, a multiple of the VAE's factor; None is the model's own size.
       height: likewise.
-      sampler: a key of `SAMPLERS`; None is the checkpoint's own.
-      schedule: a key of `SCHEDULES`; None is the checkpoint's own.
-      noise_source: "threefry", or "torch" for the numbers of torch's CPU generator.
+      steps: of the sampler, 1 to 1000.
+      sampler: a key of `SAMPLERS`, or its name in diffusers, A1111 or ComfyUI; None is the checkpoint's own.
+      schedule: a key of `SCHEDULES`, or another tool's name for it; None is the checkpoint's own.
+      timestep_spacing: one of `SPACINGS`; None is the checkpoint's own.
+      eta: share of fresh noise of samplers that draw any; None is the sampler's default.
+      s_churn: noise added before steps; s_tmin, s_tmax: between these sigmas; s_noise: factor of all noise added.
+      s_tmin: see there.
+      s_tmax: likewise; None is no limit.
+      s_noise: likewise.
+      solver_order: 1 to 3 (lms: 4); None is the sampler's default.
+      guidance_scale: of classifier-free guidance; 0 is unconditional, 1 conditional alone.
+      guidance_rescale: 0 to 1, how far the deviation of guided predictions is brought back.
+      guidance_start: share of the steps before guidance begins, 0 to 1.
+      guidance_end: share of the steps after which it ends; outside, the conditional prediction counts alone.
+      dynamic_thresholding_ratio: quantile beyond which clean latents are cut; None does not.
+      sample_max_value: largest bound of that.
+      classifier_scale: of guidance by the engine's classifier; 0 is none.
+      classifier_label: the classifier's label to go to.
+      preview_every: keeps every so many steps' picture; None keeps none.
 
     Raises:
       JobError: for a value out of its range.
@@ -55,18 +99,44 @@ class Job:
 
     prompt: str
     negative_prompt: str = ""
+    prompt_syntax: str = "a1111"
+    emphasis: str = "original"
+    prompt_problems: str = "reject"
+    clip_skip: int = 0
     seed: int | None = None
-    steps: int = 20
-    guidance_scale: float = 7.5
+    noise_source: str = "threefry"
+    variation_seed: int | None = None
+    variation_strength: float = 0.0
+    seed_resize_from_width: int | None = None
+    seed_resize_from_height: int | None = None
     width: int | None = None
     height: int | None = None
+    steps: int = 20
     sampler: str | None = None
     schedule: str | None = None
-    noise_source: str = "threefry"
+    timestep_spacing: str | None = None
+    eta: float | None = None
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float | None = None
+    s_noise: float = 1.0
+    solver_order: int | None = None
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    dynamic_thresholding_ratio: float | None = None
+    sample_max_value: float = 1.0
+    classifier_scale: float = 0.0
+    classifier_label: int | None = None
+    preview_every: int | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(field.name, getattr(self, field.name))
+        for name in FIELDS:
+            _check_type(name, getattr(self, name))
+            # 7 and 7.0 are the same job, and so are 0 and -0.
+            if float in _allowed(name) and getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         for name in ("prompt", "negative_prompt"):
             _require(
                 len(getattr(self, name)) <= MAX_PROMPT,
@@ -74,23 +144,117 @@ class Job:
                 f"{len(getattr(self, name))} letters",
                 f"up to {MAX_PROMPT}",
             )
-        _within("seed", self.seed, 0, MAX_SEED)
-        _within("steps", self.steps, 1, MAX_STEPS)
-        _within("width", self.width, 1, MAX_SIDE)
-        _within("height", self.height, 1, MAX_SIDE)
-        _within("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
-        # 7 and 7.0 are the same job, and so are 0 and -0.
-        object.__setattr__(self, "guidance_scale", float(self.guidance_scale) + 0.0)
-        _one_of("sampler", self.sampler, SAMPLERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("noise_source", self.noise_source, SOURCES)
+        for name, (least, most) in _RANGES.items():
+            _within(name, getattr(self, name), least, most)
+        self._name_sampler()
+        source = self.noise_source.strip().lower()
+        object.__setattr__(self, "noise_source", _SOURCE_NAMES.get(source, source))
+        for name, known in _CHOICES.items():
+            _one_of(name, getattr(self, name), known)
+        _require(
+            self.guidance_start < self.guidance_end,
+            "guidance_start",
+            self.guidance_start,
+            f"less than guidance_end, {self.guidance_end}",
+        )
+        _require(
+            self.variation_strength == 0 or self.variation_seed is not None,
+            "variation_strength",
+            self.variation_strength,
+            "a variation_seed with it",
+        )
+        _require(
+            (self.seed_resize_from_width is None) == (self.seed_resize_from_height is None),
+            "seed_resize_from_width",
+            self.seed_resize_from_width,
+            "seed_resize_from_height with it, and the other way round",
+        )
+        _require(
+            self.classifier_scale == 0 or self.classifier_label is not None,
+            "classifier_scale",
+            self.classifier_scale,
+            "a classifier_label with it",
+        )
+
+    def _name_sampler(self) -> None:
+        """Turns the names of other tools into the registry's."""
+        if self.schedule is not None:
+            schedule = names.schedule_named(self.schedule)
+            if self.schedule in SPACINGS:
+                raise JobError(
+                    f"schedule = {self.schedule!r}: that is how timesteps are laid; say it in timestep_spacing"
+                )
+            if schedule is None:
+                _one_of("schedule", self.schedule, SCHEDULES, names.A1111_SCHEDULES.values())
+            object.__setattr__(self, "schedule", schedule or None)
+        if self.sampler is None:
+            return
+        named = names.sampler_named(self.sampler)
+        if named is None:
+            if names.is_adaptive(self.sampler):
+                raise JobError(
+                    f"sampler = {self.sampler!r}: an adaptive sampler decides from picture to picture how many steps "
+                    "it takes, which the compiled loop can't; dpm_fast is the same solver with fixed steps"
+                )
+            _one_of("sampler", self.sampler, SAMPLERS, names.known_sampler_names())
+            return
+        if named.schedule and self.schedule not in (None, named.schedule):
+            raise JobError(f"sampler = {self.sampler!r} names another schedule than schedule = {self.schedule!r}")
+        object.__setattr__(self, "sampler", named.sampler)
+        object.__setattr__(self, "schedule", named.schedule or self.schedule)
+
+    @property
+    def sampler_options(self) -> Options:
+        """What is set of the sampler."""
+        return Options(self.eta, self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, self.solver_order)
 
     def to_json(self) -> str:
-        """The canonical form: all fields, sorted, without spaces."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        """The canonical form: the prompt and all that is not at its default, sorted, without spaces.
+
+        So a field that comes with a later version, and does nothing by default, leaves every id as it is.
+        """
+        said = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name == "prompt" or getattr(self, field.name) != field.default
+        }
+        return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 FIELDS: Mapping[str, Any] = typing.get_type_hints(Job)
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "clip_skip": (0, 11),
+    "seed": (RANDOM_SEED, MAX_SEED),
+    "variation_seed": (RANDOM_SEED, MAX_SEED),
+    "variation_strength": (0.0, 1.0),
+    "seed_resize_from_width": (1, MAX_SIDE),
+    "seed_resize_from_height": (1, MAX_SIDE),
+    "width": (1, MAX_SIDE),
+    "height": (1, MAX_SIDE),
+    "steps": (1, MAX_STEPS),
+    "eta": (0.0, 1.0),
+    "s_churn": (0.0, 1000.0),
+    "s_tmin": (0.0, 1e6),
+    "s_tmax": (0.0, 1e6),
+    "s_noise": (0.0, 10.0),
+    "solver_order": (1, 4),
+    "guidance_scale": (0.0, MAX_GUIDANCE),
+    "guidance_rescale": (0.0, 1.0),
+    "guidance_start": (0.0, 1.0),
+    "guidance_end": (0.0, 1.0),
+    "dynamic_thresholding_ratio": (0.0, 1.0),
+    "sample_max_value": (1.0, 1000.0),
+    "classifier_scale": (-MAX_GUIDANCE, MAX_GUIDANCE),
+    "classifier_label": (0, 2**31 - 1),
+    "preview_every": (1, MAX_STEPS),
+}
+_CHOICES: Mapping[str, Iterable[str]] = {
+    "prompt_syntax": SYNTAXES,
+    "emphasis": EMPHASES,
+    "prompt_problems": ("reject", "accept"),
+    "noise_source": SOURCES,
+    "timestep_spacing": SPACINGS,
+}
 
 
 def _require(condition: bool, name: str, found: object, expected: str) -> None:
@@ -116,21 +280,57 @@ def _within(name: str, value: float | None, least: float, most: float) -> None:
         _require(least <= value <= most, name, value, f"a number from {least} to {most}")
 
 
-def _one_of(name: str, value: str | None, known: Iterable[str]) -> None:
+def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Iterable[str] = ()) -> None:
     if value is not None and value not in known:
-        near = difflib.get_close_matches(value.lower(), list(known), 1, 0.4)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        by_lower = {word.lower(): word for word in (*spellings, *known)}
+        near = difflib.get_close_matches(value.lower(), by_lower, 1, 0.4)
+        hint = f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
         raise JobError(f"{name} = {value!r}: expected one of {', '.join(known)}{hint}")
 
 
-def unknown_fields(names: Iterable[str]) -> str | None:
+def field_named(name: str) -> str:
+    """The field that a column or key means, by the names of other tools too; the name itself if none."""
+    plain = str(name).strip().lower().replace(" ", "_") if name not in FIELDS else name
+    return plain if plain in FIELDS else ALIASES.get(plain, name)
+
+
+def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row under the names of our fields.
+
+    Raises:
+      JobError: if two columns mean one field.
+    """
+    named: dict[str, Any] = {}
+    for name, value in row.items():
+        field = field_named(name)
+        if str(name).strip().lower() == _A1111_CLIP_SKIP:
+            field, value = "clip_skip", _from_a1111_clip_skip(value)
+        if field in named:
+            raise JobError(f"{name!r} and another column both mean {field}; keep one")
+        named[field] = value
+    return named
+
+
+def _from_a1111_clip_skip(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return value
+    try:
+        layers = int(value)
+    except (TypeError, ValueError):
+        layers = 0
+    _require(layers >= 1, _A1111_CLIP_SKIP, value, "a whole number from 1 (nothing left out) to 12")
+    return layers - 1
+
+
+def unknown_fields(columns: Iterable[str]) -> str | None:
     """Says which names are no fields of a job, with near matches; None if all are."""
-    strange = [name for name in names if name not in FIELDS]
+    known = (*FIELDS, *ALIASES, _A1111_CLIP_SKIP)
+    strange = [name for name in columns if field_named(name) not in FIELDS and name.lower() != _A1111_CLIP_SKIP]
     if not strange:
         return None
     hints = []
     for name in strange:
-        near = difflib.get_close_matches(str(name).lower(), FIELDS, 1, 0.5)
+        near = difflib.get_close_matches(str(name).lower(), known, 1, 0.5)
         hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
     return f"unknown column {', '.join(hints)}; known: {', '.join(FIELDS)}"
 
@@ -145,7 +345,7 @@ def job_from_text(row: Mapping[str, Any]) -> Job:
     if problem:
         raise JobError(problem)
     values: dict[str, Any] = {}
-    for name, value in row.items():
+    for name, value in with_fields_named(row).items():
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
         values[name] = field_from_text(name, value) if isinstance(value, str) else _integral(name, value)
@@ -201,6 +401,8 @@ def repeated(job: Job, row: Job, repeats: int, run_seed: int) -> tuple[Job, ...]
     """
     if job.seed is None:
         return tuple(dataclasses.replace(job, seed=derived_seed(run_seed, row, repeat)) for repeat in range(repeats))
+    if job.seed == RANDOM_SEED:
+        return (job,) * repeats
     return tuple(dataclasses.replace(job, seed=job.seed + repeat) for repeat in range(repeats))
 
 

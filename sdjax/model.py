@@ -2,17 +2,20 @@
 
 import dataclasses
 import importlib.resources
+import secrets
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.tensors import CheckpointError, Params
-from sdjax.diffusion.noise import TORCH_LEAST
-from sdjax.diffusion.samplers import SAMPLERS
-from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, Steps, default_schedule, lay_steps
-from sdjax.job import Job, JobError
+from sdjax.diffusion.noise import MAX_SEED
+from sdjax.diffusion.samplers import SAMPLERS, config_for, fill_in, table_of
+from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, default_schedule, default_spacing
+from sdjax.diffusion.tableau import Table
+from sdjax.job import RANDOM_SEED, Job, JobError
 from sdjax.models import VAE, TextEncoder, UNet
 from sdjax.text.tokenizer import Tokenizer
 
@@ -51,17 +54,16 @@ class Model:
         return latents[0] * self.vae.config.factor, latents[1] * self.vae.config.factor
 
     def resolve(self, job: Job) -> Job:
-        """The job with everything said that it left to the model.
+        """The job with everything said that it left to the model, and random seeds drawn.
 
         Raises:
           JobError: if this model can't do what the job asks, or the job has no seed.
         """
         height, width = job.height or self.size[0], job.width or self.size[1]
-        factor = self.vae.config.factor
-        for name, side in (("height", height), ("width", width)):
-            if side % factor:
-                near = max(factor, round(side / factor) * factor)
-                raise JobError(f"{name} = {side}: expected a multiple of {factor}, the VAE's factor; {near} is near")
+        self._check_sides(job, height=height, width=width)
+        self._check_sides(
+            job, seed_resize_from_height=job.seed_resize_from_height, seed_resize_from_width=job.seed_resize_from_width
+        )
         sampler = job.sampler or self.sampler
         if sampler is None:
             raise JobError(
@@ -69,29 +71,76 @@ class Model:
                 f"set sampler to one of {', '.join(SAMPLERS)}"
             )
         if job.seed is None:
-            raise JobError("the job has no seed; give one from 0 on")
+            raise JobError("the job has no seed; give one from 0 on, or -1 for a random one")
+        layers = self.text_encoder.config.num_hidden_layers
+        if job.clip_skip >= layers:
+            raise JobError(f"clip_skip = {job.clip_skip}: the text encoder has {layers} layers; expected less")
+        config = self._config(sampler)
         schedule = job.schedule or default_schedule(self.scheduler)
-        numbers = (height // factor) * (width // factor) * self.vae.config.latent_channels
-        if job.noise_source == "torch" and numbers < TORCH_LEAST:
-            raise JobError(
-                f"{width}x{height} pixels take {numbers} numbers of noise, and torch draws fewer than {TORCH_LEAST} in "
-                "another way; make it larger or take noise_source = threefry"
-            )
-        resolved = dataclasses.replace(job, height=height, width=width, sampler=sampler, schedule=schedule)
-        self.steps(resolved)
+        spacing = job.timestep_spacing or default_spacing(config, SAMPLERS[sampler].rules, schedule)
+        try:
+            options = fill_in(config, sampler, job.sampler_options)
+        except ScheduleError as error:
+            raise JobError(str(error)) from error
+        ratio = job.dynamic_thresholding_ratio
+        if ratio is None and config.thresholding:
+            if sampler in _KEEP_NOISE:
+                raise JobError(
+                    f"the checkpoint's scheduler asks for thresholding, which diffusers' {sampler} does to the clean "
+                    "latents and not to the noise; that is not supported: name another sampler, or set "
+                    "dynamic_thresholding_ratio to have both"
+                )
+            ratio = config.dynamic_thresholding_ratio
+        most = job.sample_max_value if job.dynamic_thresholding_ratio is not None else config.sample_max_value
+        resolved = dataclasses.replace(
+            job,
+            height=height,
+            width=width,
+            seed=_drawn(job.seed),
+            variation_seed=None if job.variation_seed is None else _drawn(job.variation_seed),
+            sampler=sampler,
+            schedule=schedule,
+            timestep_spacing=spacing,
+            eta=options.eta,
+            solver_order=options.solver_order,
+            dynamic_thresholding_ratio=ratio,
+            sample_max_value=most if ratio is not None else job.sample_max_value,
+        )
+        self.table(resolved)
         return resolved
 
-    def steps(self, job: Job) -> Steps:
-        """The levels which a resolved job's sampler visits.
+    def _check_sides(self, job: Job, **sides: int | None) -> None:
+        factor = self.vae.config.factor
+        for name, side in sides.items():
+            if side is not None and side % factor:
+                near = max(factor, round(side / factor) * factor)
+                raise JobError(f"{name} = {side}: expected a multiple of {factor}, the VAE's factor; {near} is near")
+
+    def _config(self, sampler: str) -> SchedulerConfig:
+        return config_for(self.scheduler, sampler, own=sampler == self.sampler)
+
+    def table(self, job: Job) -> Table:
+        """The steps which a resolved job's sampler takes.
 
         Raises:
           JobError: if the schedule has not so many.
         """
         assert job.sampler is not None and job.schedule is not None, "the job is not resolved"
+        spacing: Any = job.timestep_spacing
         try:
-            return lay_steps(self.scheduler, SAMPLERS[job.sampler].rules, job.schedule, job.steps)
+            return table_of(
+                self._config(job.sampler), job.sampler, job.schedule, spacing, job.steps, job.sampler_options
+            )
         except ScheduleError as error:
             raise JobError(str(error)) from error
+
+
+# Samplers of diffusers that threshold clean latents and go on with the noise of those before.
+_KEEP_NOISE = ("ddim", "tcd")
+
+
+def _drawn(seed: int) -> int:
+    return secrets.randbelow(min(2**48, MAX_SEED)) if seed == RANDOM_SEED else seed
 
 
 def load(

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdjax
-from sdjax.engine import Bucket, Engine, Result, device_kind
+from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.engine import Engine, Result, device_kind
+from sdjax.program import Bucket
 
 BATCH = 2
 # Everything that may be mixed in a batch or keep jobs from sharing one; two programs.
@@ -87,9 +89,37 @@ def test_a_picture_does_not_depend_on_the_number_of_devices(sd1, pictures, devic
     assert same(make(fewer, JOBS), pictures)
 
 
+# Of each sampler a job on the device's noise and one on torch's, of different lengths, prompts and options.
+OF_EACH_SAMPLER = tuple(
+    sdjax.Job(
+        prompt=PROMPTS[index % 3],
+        seed=index,
+        steps=4 + index % 5,
+        guidance_scale=1.5 + index,
+        sampler=name,
+        noise_source=source,
+        variation_seed=7,
+        variation_strength=(index % 3) / 4,
+        s_churn=5.0 if row.churns else 0.0,
+        width=48,
+    )
+    for source in ("threefry", "torch")
+    for index, (name, row) in enumerate(SAMPLERS.items())
+)
+
+
+def test_pictures_of_each_sampler_depend_on_neither_order_nor_neighbours_nor_devices(sd1, engine):
+    pictures = make(engine, OF_EACH_SAMPLER)
+    assert all(result.finite for result in pictures)
+    assert same(make(engine, OF_EACH_SAMPLER[::-1]), pictures[::-1])
+    assert same(make(engine, OF_EACH_SAMPLER[::3]), pictures[::3])
+    fewer = Engine(sd1, batch_size=BATCH, devices=jax.local_devices()[:1])
+    assert same(make(fewer, OF_EACH_SAMPLER), pictures)
+
+
 def test_what_may_differ_within_a_batch_does_not_compile_again(engine, pictures, compiled):
     before = list(compiled)
-    assert len(before) == len(set(before)) == 2
+    assert len(before) == len(set(before))
     changed = dataclasses.replace(
         DETERMINISTIC[0],
         prompt="a photo",
@@ -97,35 +127,48 @@ def test_what_may_differ_within_a_batch_does_not_compile_again(engine, pictures,
         seed=99,
         steps=32,
         guidance_scale=3.3,
+        guidance_rescale=0.5,
         schedule="karras",
+        clip_skip=1,
+        emphasis="no_norm",
+        variation_seed=5,
+        variation_strength=0.3,
+        dynamic_thresholding_ratio=0.9,
     )
-    make(engine, [changed])
+    prompts = [dataclasses.replace(changed, prompt=prompt) for prompt in ("a (red:1.3) photo", "[a cat] (dog)")]
+    make(engine, [changed, *prompts])
+    samplers = [dataclasses.replace(changed, sampler=name, schedule=None, noise_source="threefry") for name in SAMPLERS]
+    make(engine, [dataclasses.replace(job, steps=20, width=48) for job in samplers])
     assert compiled == before
 
 
 def test_what_needs_another_program_is_another_bucket(engine):
-    job = DETERMINISTIC[0]
+    job = dataclasses.replace(DETERMINISTIC[0], steps=4)
     other = [
-        {"steps": 33},
+        {"steps": 65},
         {"guidance_scale": 1.0},
-        {"sampler": "ddim"},
+        {"guidance_end": 0.5},
         {"noise_source": "threefry"},
         {"width": 64},
         {"height": 64},
+        {"prompt": "a AND b"},
+        {"prompt": "[a|b]"},
+        {"prompt": "a BREAK b"},
+        {"preview_every": 1},
     ]
     buckets = {engine.prepare(dataclasses.replace(job, **change)).bucket for change in other}
     assert len(buckets | {engine.prepare(job).bucket}) == len(other) + 1
 
 
 def test_only_what_counts_is_computed(engine):
-    def prompts(scale: float) -> tuple[str, ...]:
-        job = sdjax.Job(prompt="a cat", negative_prompt="a dog", seed=0, guidance_scale=scale, sampler="euler")
-        known = {engine.model.tokenizer(text): text for text in ("a cat", "a dog")}
-        return tuple(known[tokens] for tokens in engine.prepare(job).prompts)
+    def branches(scale: float, prompt: str = "a cat") -> tuple[int, int, bool]:
+        job = sdjax.Job(prompt=prompt, negative_prompt="a dog", seed=0, guidance_scale=scale, sampler="euler")
+        used = engine.prepare(job).prompts
+        return used.shape.branches, len(used.readings), used.shape.guided
 
-    assert prompts(7.5) == ("a cat", "a dog")
-    assert prompts(1.0) == ("a cat",)
-    assert prompts(0.0) == ("a dog",)
+    assert branches(7.5) == (2, 2, True)
+    assert branches(1.0) == branches(0.0) == (1, 1, False)
+    assert branches(7.5, "a cat AND a mouse") == branches(1.0, "a cat AND a mouse") == (3, 3, True)
 
 
 def test_without_guidance_the_network_sees_each_picture_once(sd1):
@@ -134,7 +177,7 @@ def test_without_guidance_the_network_sees_each_picture_once(sd1):
     def batches(scale: float) -> set[str]:
         engine = Engine(sd1, batch_size=3, devices=jax.local_devices()[:1])
         task = engine.prepare(sdjax.Job(prompt="a cat", seed=0, guidance_scale=scale, sampler="euler"))
-        text = jax.jit(engine._sharded(task.bucket)).lower(sd1.params, engine._inputs([task] * 3)).as_text()
+        text = jax.jit(engine._program(task.bucket)).lower(engine._params, engine._inputs([task] * 3)).as_text()
         # Convolutions over 2x2 cells, the network's lowest level; those of the VAE see 8x8 at least.
         return set(re.findall(r"stablehlo\.convolution.*\(tensor<(\d+)x2x2x\d+xf32>, tensor", text))
 
@@ -144,7 +187,8 @@ def test_without_guidance_the_network_sees_each_picture_once(sd1):
 
 def test_a_picture_that_is_not_finite_is_told_and_leaves_its_neighbours_alone(engine, pictures):
     # Only the word "castle", which one of the four jobs has, is broken.
-    ids = [task.prompts[0].ids for task in map(engine.prepare, DETERMINISTIC)]
+    tasks = [engine.prepare(job).prompts for job in DETERMINISTIC]
+    ids = [task.conditioning.readings[task.readings[0]].ids[0] for task in tasks]
     [word] = set(ids[2]) - set(ids[0]) - set(ids[1]) - set(engine.model.tokenizer("the cat and the dog on a").ids)
 
     def spoil(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
@@ -166,18 +210,23 @@ def test_metadata_say_what_was_done_with_all_defaults_filled_in(engine, pictures
     assert {name: metadata[name] for name in dataclasses.asdict(resolved)} == dataclasses.asdict(resolved)
     assert (metadata["width"], metadata["height"], metadata["sampler"]) == (32, 32, "euler")
     assert metadata["model_digest"] == engine.model.digest and metadata["batch_size"] == BATCH
-    assert metadata["prompt_cut"] == "" != pictures[3].metadata["prompt_cut"]
-    assert pictures[3].metadata["prompt_tokens"] == 120
-    steps = engine.model.steps(resolved)
-    assert (metadata["steps_taken"], metadata["timestep_spacing"]) == (len(steps.timesteps), steps.spacing)
-    trailing = engine.prepare(dataclasses.replace(DETERMINISTIC[0], schedule="trailing", steps=61)).metadata
+    assert (pictures[3].metadata["prompt_tokens"], pictures[3].metadata["prompt_chunks"]) == (120, 2)
+    plain = engine.prepare(dataclasses.replace(DETERMINISTIC[3], prompt_syntax="plain")).metadata
+    assert (plain["prompt_tokens"], plain["prompt_chunks"]) == (120, 1)
+    assert pictures[3].metadata["prompt_cut"] == "" != plain["prompt_cut"]
+    assert (metadata["steps_taken"], metadata["timestep_spacing"]) == (1, "linspace")
+    trailing = engine.prepare(dataclasses.replace(DETERMINISTIC[0], timestep_spacing="trailing", steps=61)).metadata
     assert (trailing["steps"], trailing["steps_taken"], trailing["timestep_spacing"]) == (61, 62, "trailing")
+    heun = engine.prepare(dataclasses.replace(DETERMINISTIC[0], sampler="heun", steps=10)).metadata
+    assert (heun["steps_taken"], heun["evaluations"]) == (10, 19)
 
 
 def test_a_default_and_the_same_value_said_are_one_job(engine):
-    said = dataclasses.replace(DETERMINISTIC[0], width=32, height=32, schedule="leading")
+    said = dataclasses.replace(
+        DETERMINISTIC[0], width=32, height=32, schedule="Uniform", sampler="EulerDiscreteScheduler"
+    )
     left = engine.prepare(DETERMINISTIC[0])
-    assert left.id == engine.prepare(dataclasses.replace(said, schedule=left.job.schedule)).id
+    assert left.id == engine.prepare(dataclasses.replace(said, timestep_spacing=left.job.timestep_spacing)).id
     assert left.id != engine.prepare(dataclasses.replace(said, schedule="karras")).id
 
 
@@ -187,8 +236,17 @@ def test_a_default_and_the_same_value_said_are_one_job(engine):
         ({"width": 30}, "width = 30: expected a multiple of 4, the VAE's factor; 32 is near"),
         ({"height": 1}, "height = 1: expected a multiple of 4, the VAE's factor; 4 is near"),
         ({"seed": None}, "the job has no seed"),
-        ({"width": 4, "height": 4, "noise_source": "torch"}, "4x4 pixels take 4 numbers of noise, and torch draws"),
-        ({"sampler": None}, "PNDMScheduler, is not among the samplers; set sampler to one of ddim, euler"),
+        ({"sampler": None, "steps": 2}, "steps = 2: pndm takes 4 at least"),
+        ({"eta": 0.5}, "eta = 0.5: euler has none; leave it out, or take one of ddim"),
+        ({"sampler": "ddim", "s_churn": 1.0}, "s_churn = 1.0: ddim has none; leave it out, or take one of euler"),
+        ({"sampler": "uni_pc", "solver_order": 4}, "solver_order = 4: uni_pc has 1, 2, 3"),
+        ({"schedule": "simple", "timestep_spacing": "leading"}, "schedule = simple is not one of those that diffusers"),
+        ({"clip_skip": 3}, "clip_skip = 3: the text encoder has"),
+        ({"seed_resize_from_width": 30, "seed_resize_from_height": 32}, "seed_resize_from_width = 30: expected"),
+        ({"prompt": "a (red apple"}, "prompt, letter 3: "),
+        ({"prompt": "[a:b:9]", "steps": 5}, "prompt, letter "),
+        ({"guidance_start": 0.9, "guidance_end": 0.95}, "of 1 steps none is within"),
+        ({"classifier_scale": 1.0, "classifier_label": 3}, "this engine has no classifier"),
     ],
 )
 def test_what_a_model_can_not_do_is_an_error_that_says_what_it_can(engine, change, message):

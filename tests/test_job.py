@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -11,34 +12,64 @@ FINGERPRINT = {"batch_size": 4, "device_kind": "cpu", "dtype": "float32", "jaxli
 OTHER = {
     "prompt": "a pear",
     "negative_prompt": "blurry",
+    "prompt_syntax": "compel",
+    "emphasis": "no_norm",
+    "prompt_problems": "accept",
+    "clip_skip": 1,
     "seed": 7,
-    "steps": 21,
-    "guidance_scale": 3.0,
+    "noise_source": "torch",
+    "variation_seed": 3,
+    "variation_strength": 0.5,
+    "seed_resize_from_width": 32,
+    "seed_resize_from_height": 32,
     "width": 64,
     "height": 64,
+    "steps": 21,
     "sampler": "euler",
     "schedule": "karras",
-    "noise_source": "torch",
+    "timestep_spacing": "trailing",
+    "eta": 0.5,
+    "s_churn": 1.0,
+    "s_tmin": 0.1,
+    "s_tmax": 10.0,
+    "s_noise": 1.1,
+    "solver_order": 3,
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.7,
+    "guidance_start": 0.1,
+    "guidance_end": 0.9,
+    "dynamic_thresholding_ratio": 0.99,
+    "sample_max_value": 2.0,
+    "classifier_scale": 1.0,
+    "classifier_label": 4,
+    "preview_every": 5,
+}
+# What one field wants of another.
+TOGETHER = {
+    "variation_strength": {"variation_seed": 3},
+    "seed_resize_from_width": {"seed_resize_from_height": 64},
+    "seed_resize_from_height": {"seed_resize_from_width": 64},
+    "classifier_scale": {"classifier_label": 5},
 }
 
 
-def test_a_job_is_known_by_one_text():
-    assert Job(prompt="漢字", seed=1).to_json() == (
-        '{"guidance_scale":7.5,"height":null,"negative_prompt":"","noise_source":"threefry","prompt":"漢字",'
-        '"sampler":null,"schedule":null,"seed":1,"steps":20,"width":null}'
-    )
+def test_a_job_is_known_by_one_text_of_what_it_says():
+    assert Job(prompt="漢字", seed=1, steps=20).to_json() == '{"prompt":"漢字","seed":1}'
+    whole = {**OTHER, "prompt": "", "sampler": "Euler"}
+    assert json.loads(Job(**whole).to_json()) == {**OTHER, "prompt": ""}
 
 
 def test_an_id_stays_what_it_was():
     # Recorded: a change makes every picture of every earlier run anew.
-    assert image_id(Job(prompt="a red apple", seed=1), "abc", FINGERPRINT) == "f8591d9c4f852b773f92df2abfae635d"
+    assert image_id(Job(prompt="a red apple", seed=1), "abc", FINGERPRINT) == "6fb7b302d74d8f27ad145fca65410ce6"
 
 
 def test_everything_that_decides_the_bits_is_in_the_id():
     assert OTHER.keys() == FIELDS.keys()
     job = Job(prompt="an apple", seed=1)
     ids = {image_id(job, "abc", FINGERPRINT), image_id(job, "abd", FINGERPRINT)}
-    ids |= {image_id(dataclasses.replace(job, **{name: value}), "abc", FINGERPRINT) for name, value in OTHER.items()}
+    others = [dataclasses.replace(job, **{name: value, **TOGETHER.get(name, {})}) for name, value in OTHER.items()]
+    ids |= {image_id(other, "abc", FINGERPRINT) for other in others}
     ids |= {image_id(job, "abc", {**FINGERPRINT, name: "other"}) for name in FINGERPRINT}
     assert len(ids) == 2 + len(OTHER) + len(FINGERPRINT)
     assert all(len(identity) == 32 and int(identity, 16) >= 0 for identity in ids)
@@ -57,14 +88,21 @@ def test_the_same_number_written_otherwise_is_the_same_job():
         ("steps", 1001, "a number from 1 to 1000"),
         ("guidance_scale", float("nan"), "a number from 0.0 to 1000.0"),
         ("guidance_scale", -1.0, "a number from 0.0 to 1000.0"),
-        ("seed", -1, "a number from 0 to 18446744073709551615"),
-        ("seed", 2**64, "a number from 0 to 18446744073709551615"),
+        ("seed", -2, "a number from -1 to 18446744073709551615"),
+        ("seed", 2**64, "a number from -1 to 18446744073709551615"),
         ("width", 0, "a number from 1 to 8192"),
         ("height", 8200, "a number from 1 to 8192"),
         ("sampler", "eular", "did you mean 'euler'?"),
-        ("sampler", "Euler", "did you mean 'euler'?"),
+        ("sampler", "Eular a", "did you mean 'Euler a'?"),
+        ("sampler", "EulerDiscretScheduler", "did you mean 'EulerDiscreteScheduler'?"),
         ("schedule", "karas", "did you mean 'karras'?"),
-        ("noise_source", "cuda", "one of threefry, torch"),
+        ("schedule", "align steps", "did you mean 'Align Your Steps'?"),
+        ("noise_source", "gpus", "one of threefry, torch, philox"),
+        ("timestep_spacing", "leding", "did you mean 'leading'?"),
+        ("prompt_syntax", "a111", "did you mean 'a1111'?"),
+        ("clip_skip", 12, "a number from 0 to 11"),
+        ("variation_strength", 0.5, "a variation_seed with it"),
+        ("classifier_scale", 1.0, "a classifier_label with it"),
     ],
 )
 def test_an_impossible_value_is_an_error_that_names_it_and_what_is_possible(field, value, expected):
@@ -91,6 +129,51 @@ def test_a_row_that_makes_no_job_is_an_error_that_says_why(row, expected):
     with pytest.raises(JobError) as raised:
         job_from_text(row)
     assert expected in str(raised.value)
+
+
+def test_samplers_go_by_the_names_of_three_vocabularies():
+    for name in ("dpmpp_2m", "DPM++ 2M", "dpm++ 2m", "DPMSolverMultistepScheduler", "k_dpmpp_2m", "DPMSolverMultistep"):
+        assert Job(prompt="a", sampler=name).sampler == "dpmpp_2m"
+    karras = Job(prompt="a", sampler="DPM++ 2M SDE Karras")
+    assert (karras.sampler, karras.schedule) == ("dpmpp_2m_sde", "karras")
+    assert Job(prompt="a", schedule="SGM Uniform").schedule == "sgm_uniform"
+    assert Job(prompt="a", schedule="normal").schedule == "uniform"
+    assert Job(prompt="a", schedule="Automatic").schedule is None
+    with pytest.raises(JobError, match="names another schedule"):
+        Job(prompt="a", sampler="DPM++ 2M Karras", schedule="simple")
+
+
+def test_a_spacing_in_the_place_of_a_schedule_is_told():
+    with pytest.raises(JobError, match=r"schedule = 'trailing': that is how timesteps are laid; say it in timestep_sp"):
+        Job(prompt="a", schedule="trailing")
+
+
+@pytest.mark.parametrize("name", ["dpm_adaptive", "DPM adaptive"])
+def test_why_there_is_no_adaptive_sampler_is_told(name):
+    with pytest.raises(JobError, match="decides from picture to picture"):
+        Job(prompt="a", sampler=name)
+
+
+def test_names_of_fields_in_other_tools_are_read():
+    row = {
+        "prompt": "a",
+        "cfg_scale": "4",
+        "Sampler Name": "Euler a",
+        "num_inference_steps": 7,
+        "subseed": 3,
+        "RNG": "NV",
+    }
+    assert job_from_text(row) == Job(
+        prompt="a", guidance_scale=4.0, sampler="euler_ancestral", steps=7, variation_seed=3, noise_source="philox"
+    )
+    with pytest.raises(JobError, match="both mean guidance_scale"):
+        job_from_text({"prompt": "a", "cfg_scale": 4, "guidance_scale": 4})
+
+
+def test_clip_skip_is_recorded_as_diffusers_counts_it():
+    assert job_from_text({"prompt": "a", "CLIP_stop_at_last_layers": "2"}) == Job(prompt="a", clip_skip=1)
+    with pytest.raises(JobError, match=r"clip_stop_at_last_layers = 0: expected a whole number from 1"):
+        job_from_text({"prompt": "a", "clip_stop_at_last_layers": 0})
 
 
 def test_text_and_typed_values_make_the_same_job():

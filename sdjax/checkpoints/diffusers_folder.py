@@ -23,12 +23,14 @@ from sdjax.checkpoints.tensors import (
     weight_files,
     write_params,
 )
-from sdjax.diffusion.samplers import CLASSES
+from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 
 # Pipelines that draw pictures from text with the parts below.
 _PIPELINES = ("StableDiffusionPipeline",)
+# Of the scheduler's config, what is written though it be the default: diffusers' classes have other ones.
+_ALWAYS_WRITTEN = frozenset({"beta_start", "beta_end", "beta_schedule", "prediction_type", "set_alpha_to_one"})
 # Parts of such a pipeline which are not used: the first is not there without its own checkpoint's classifier.
 _UNUSED_PARTS = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 
@@ -157,7 +159,7 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None 
     vae = VAEConfig.from_json(*config("vae"))
     scheduler_json, scheduler_file = config("scheduler", "scheduler_config.json")
     scheduler_class = str(scheduler_json.get("_class_name"))
-    scheduler = SchedulerConfig.from_json(scheduler_json, scheduler_file, scheduler_class in CLASSES)
+    scheduler = SchedulerConfig.from_json(scheduler_json, scheduler_file)
     # As diffusers' pipeline does, whatever the file says.
     scheduler = dataclasses.replace(scheduler, steps_offset=1)
     configs: dict[str, NetworkConfig] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
@@ -186,7 +188,7 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None 
         vae,
         scheduler,
         scheduler_class,
-        CLASSES.get(scheduler_class),
+        own_sampler(scheduler_class, scheduler),
         root / "tokenizer",
         params,
         digest,
@@ -207,7 +209,7 @@ def describe_folder(root: Path) -> Iterator[tuple[str, str]]:
     kind = scheduler.get("_class_name")
     yield (
         "scheduler",
-        f"{kind}, predicts {SchedulerConfig.from_json(scheduler, str(file), kind in CLASSES).prediction_type}",
+        f"{kind}, predicts {SchedulerConfig.from_json(scheduler, str(file)).prediction_type}",
     )
     for name, part in PARTS.items():
         config_file = root / part.folder / "config.json"
@@ -256,7 +258,11 @@ def write_folder(
       special_tokens: `bos_token_id`, `eos_token_id` and `pad_token_id` for the text encoder's config.
       dtype: of the stored tensors.
     """
-    scheduler_json = {key: value for key, value in dataclasses.asdict(scheduler).items() if value is not None}
+    scheduler_json = {
+        field.name: getattr(scheduler, field.name)
+        for field in dataclasses.fields(scheduler)
+        if field.name in _ALWAYS_WRITTEN or getattr(scheduler, field.name) != field.default
+    }
     documents = {
         "model_index.json": {
             "_class_name": "StableDiffusionPipeline",

@@ -12,26 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 from xml.sax import saxutils
 
+from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.samplers.names import A1111_SAMPLERS, A1111_SCHEDULES
+
 # https://cv.iptc.org/newscodes/digitalsourcetype: made by a model, by prompting.
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
-# A1111's names of what a job names in `sampler` and `schedule`. The spacings have no A1111 name; ours are
-# kept.
-A1111_SAMPLERS = {
-    "ddim": "DDIM",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "dpmpp_2m": "DPM++ 2M",
-}
-A1111_SCHEDULES = {
-    "uniform": "Uniform",
-    "karras": "Karras",
-    "leading": "Leading",
-    "linspace": "Linspace",
-    "trailing": "Trailing",
-}
 # Without an entry of RNG readers take the seed for one of the GPU's generator.
-A1111_RNGS = {"torch": "CPU", "threefry": "threefry"}
+A1111_RNGS = {"torch": "CPU", "philox": "NV", "threefry": "threefry"}
 # The digits of a model's digest that A1111 shows.
 _HASH_DIGITS = 10
 
@@ -82,8 +70,7 @@ def a1111_text(metadata: Mapping[str, Any]) -> str:
     """The generation parameters as AUTOMATIC1111's web UI writes them (`create_infotext`).
 
     Args:
-      metadata: at least `prompt`, `negative_prompt`, `steps`, `sampler`, `schedule`, `guidance_scale`,
-        `seed`, `width`, `height`, `model`, `model_digest`, `noise_source` and `sdjax` (the version).
+      metadata: of a picture made by the engine.
     """
     settings = {
         "Steps": metadata["steps"],
@@ -94,12 +81,43 @@ def a1111_text(metadata: Mapping[str, Any]) -> str:
         "Size": f"{metadata['width']}x{metadata['height']}",
         "Model hash": metadata["model_digest"][:_HASH_DIGITS],
         "Model": metadata["model"],
+        **_unusual(metadata),
         "RNG": A1111_RNGS[metadata["noise_source"]],
         "Version": f"sdjax {metadata['sdjax']}",
     }
     negative = f"\nNegative prompt: {metadata['negative_prompt']}" if metadata["negative_prompt"] else ""
     last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items())
     return NO_TEXT.sub("\ufffd", f"{metadata['prompt']}{negative}\n{last}".strip())
+
+
+def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What A1111 writes only where it is not as usual."""
+    settings: dict[str, Any] = {}
+    if metadata["clip_skip"]:
+        settings["Clip skip"] = metadata["clip_skip"] + 1
+    if metadata["variation_strength"]:
+        settings["Variation seed"] = metadata["variation_seed"]
+        settings["Variation seed strength"] = _plain_number(metadata["variation_strength"])
+    if metadata["seed_resize_from_width"]:
+        size = f"{metadata['seed_resize_from_width']}x{metadata['seed_resize_from_height']}"
+        settings["Seed resize from"] = size
+    if metadata["eta"] is not None and metadata["eta"] != SAMPLERS[metadata["sampler"]].eta:
+        settings["Eta"] = _plain_number(metadata["eta"])
+    for key, name, usual in (
+        ("Sigma churn", "s_churn", 0.0),
+        ("Sigma tmin", "s_tmin", 0.0),
+        ("Sigma tmax", "s_tmax", None),
+        ("Sigma noise", "s_noise", 1.0),
+    ):
+        if metadata[name] != usual:
+            settings[key] = _plain_number(metadata[name])
+    if metadata["emphasis"] != "original" and metadata["prompt_syntax"] == "a1111":
+        settings["Emphasis"] = {"no_norm": "No norm", "ignore": "Ignore"}[metadata["emphasis"]]
+    if metadata.get("prompt_template"):
+        settings["Template"] = metadata["prompt_template"]
+    if metadata.get("negative_prompt_template"):
+        settings["Negative Template"] = metadata["negative_prompt_template"]
+    return settings
 
 
 def _plain_number(value: float) -> int | float:

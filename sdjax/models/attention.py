@@ -18,13 +18,13 @@ def _scores_to_values(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b k h d"],
     value: Float[Array, "b k h d"],
-    mask: Bool[Array, "q k"] | None,
+    mask: Bool[Array, "#b #q k"] | None,
 ) -> Float[Array, "b q h d"]:
     """softmax(q k^T / sqrt(d)) v, the scores and the softmax in float32."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * (query.shape[-1] ** -0.5)
     if mask is not None:
-        scores = jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1)
     # Sums over keys, and their totals, can be too large for float16.
@@ -54,7 +54,7 @@ def dot_product_attention(
     query: Float[Array, "b q h d"],
     key: Float[Array, "b k h d"],
     value: Float[Array, "b k h d"],
-    mask: Bool[Array, "q k"] | None = None,
+    mask: Bool[Array, "#b #q k"] | None = None,
 ) -> Float[Array, "b q h d"]:
     """Attention over `h` heads of width `d`; `mask` is True where a query may look.
 
@@ -74,13 +74,20 @@ class Attention(nn.Module):
     Attributes:
       heads: number of heads; the width of one is `channels / heads`.
       qkv_bias: whether the three input projections have a bias (the VAE's do).
+
+    `mask` is True where the context may be looked at.
     """
 
     heads: int
     qkv_bias: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m e"] | None = None) -> Float[Array, "b n c"]:
+    def __call__(
+        self,
+        x: Float[Array, "b n c"],
+        context: Float[Array, "b m e"] | None = None,
+        mask: Bool[Array, "b m"] | None = None,
+    ) -> Float[Array, "b n c"]:
         channels = x.shape[-1]
         source = x if context is None else context
 
@@ -90,7 +97,8 @@ class Attention(nn.Module):
         query = split(nn.Dense(channels, use_bias=self.qkv_bias, name="to_q")(x))
         key = split(nn.Dense(channels, use_bias=self.qkv_bias, name="to_k")(source))
         value = split(nn.Dense(channels, use_bias=self.qkv_bias, name="to_v")(source))
-        out = dot_product_attention(query, key, value).reshape(x.shape)
+        seen = None if mask is None else mask[:, None]
+        out = dot_product_attention(query, key, value, seen).reshape(x.shape)
         return nn.Dense(channels, name="to_out_0")(out)
 
 
@@ -124,13 +132,15 @@ class TransformerBlock(nn.Module):
     only_cross_attention: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"], context: Float[Array, "b m e"]) -> Float[Array, "b n c"]:
+    def __call__(
+        self, x: Float[Array, "b n c"], context: Float[Array, "b m e"], mask: Bool[Array, "b m"] | None = None
+    ) -> Float[Array, "b n c"]:
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
-        first_context = context if self.only_cross_attention else None
-        x = x + Attention(self.heads, name="attn1")(norm("norm1")(x), first_context)
-        x = x + Attention(self.heads, name="attn2")(norm("norm2")(x), context)
+        first = (context, mask) if self.only_cross_attention else (None, None)
+        x = x + Attention(self.heads, name="attn1")(norm("norm1")(x), *first)
+        x = x + Attention(self.heads, name="attn2")(norm("norm2")(x), context, mask)
         return x + FeedForward(name="ff")(norm("norm3")(x))
 
 
@@ -147,7 +157,9 @@ class SpatialTransformer(nn.Module):
     only_cross_attention: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m e"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Float[Array, "b m e"], mask: Bool[Array, "b m"] | None = None
+    ) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
         y = nn.GroupNorm(self.groups, epsilon=1e-6, use_fast_variance=False, name="norm")(x)
         if self.use_linear_projection:
@@ -156,7 +168,7 @@ class SpatialTransformer(nn.Module):
             y = Conv(channels, (1, 1), name="proj_in")(y).reshape(batch, height * width, channels)
         for index in range(self.layers):
             block = TransformerBlock(self.heads, self.only_cross_attention, name=f"transformer_blocks_{index}")
-            y = block(y, context)
+            y = block(y, context, mask)
         if self.use_linear_projection:
             y = nn.Dense(channels, name="proj_out")(y).reshape(x.shape)
         else:

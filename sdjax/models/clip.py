@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.models.attention import dot_product_attention
 from sdjax.models.config import read_config, require, require_positive
@@ -72,7 +72,7 @@ class TextEncoderConfig:
 class TextEncoding(NamedTuple):
     """What the encoder gives.
 
-    last_hidden_state: after the final layer norm.
+    last_hidden_state: of the last layer that was not left out, after the final layer norm.
     hidden_states: the embeddings, then the output of each layer, before the final layer norm.
     """
 
@@ -84,15 +84,17 @@ class _SelfAttention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], mask: Bool[Array, "b n"] | None) -> Float[Array, "b n c"]:
         length, channels = x.shape[1:]
 
         def project(name: str) -> Array:
             y = nn.Dense(channels, name=name)(x)
             return y.reshape(*y.shape[:2], self.heads, channels // self.heads)
 
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        out = dot_product_attention(project("q_proj"), project("k_proj"), project("v_proj"), causal)
+        seen = jnp.tril(jnp.ones((1, length, length), bool))
+        if mask is not None:
+            seen = seen & mask[:, None]
+        out = dot_product_attention(project("q_proj"), project("k_proj"), project("v_proj"), seen)
         return nn.Dense(channels, name="out_proj")(out.reshape(x.shape))
 
 
@@ -110,30 +112,42 @@ class _Layer(nn.Module):
     config: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    def __call__(self, x: Float[Array, "b n c"], mask: Bool[Array, "b n"] | None) -> Float[Array, "b n c"]:
         cfg = self.config
 
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=cfg.layer_norm_eps, use_fast_variance=False, name=name)
 
-        x = x + _SelfAttention(cfg.num_attention_heads, name="self_attn")(norm("layer_norm1")(x))
+        x = x + _SelfAttention(cfg.num_attention_heads, name="self_attn")(norm("layer_norm1")(x), mask)
         return x + _MLP(cfg.intermediate_size, cfg.hidden_act, name="mlp")(norm("layer_norm2")(x))
 
 
 class TextEncoder(nn.Module):
-    """Token ids to hidden states."""
+    """Token ids to hidden states.
+
+    `mask` is True at tokens that others may look at. `clip_skip` is how many of the last layers are left out before the
+    final norm, for each text.
+    """
 
     config: TextEncoderConfig
 
     @nn.compact
-    def __call__(self, input_ids: Int[Array, "b n"]) -> TextEncoding:
+    def __call__(
+        self,
+        input_ids: Int[Array, "b n"],
+        mask: Bool[Array, "b n"] | None = None,
+        clip_skip: Int[Array, " b"] | None = None,
+    ) -> TextEncoding:
         cfg = self.config
         tokens = nn.Embed(cfg.vocab_size, cfg.hidden_size, name="token_embedding")
         positions = nn.Embed(cfg.max_position_embeddings, cfg.hidden_size, name="position_embedding")
         x = tokens(input_ids) + positions(jnp.arange(input_ids.shape[1]))[None]
         hidden_states = [x]
         for index in range(cfg.num_hidden_layers):
-            x = _Layer(cfg, name=f"layers_{index}")(x)
+            x = _Layer(cfg, name=f"layers_{index}")(x, mask)
             hidden_states.append(x)
+        if clip_skip is not None:
+            from_end = cfg.num_hidden_layers - clip_skip[None, :, None, None]
+            x = jnp.take_along_axis(jnp.stack(hidden_states), from_end, axis=0)[0]
         final = nn.LayerNorm(epsilon=cfg.layer_norm_eps, use_fast_variance=False, name="final_layer_norm")
         return TextEncoding(final(x), tuple(hidden_states))

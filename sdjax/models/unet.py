@@ -6,12 +6,12 @@ Ronneberger et al. 2015, arXiv:1505.04597; Rombach et al. 2022, arXiv:2112.10752
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.models.attention import SpatialTransformer
 from sdjax.models.config import read_config, require, require_positive
@@ -196,18 +196,25 @@ class _Level(nn.Module):
         return self.config.per_level("only_cross_attention")[self.level]
 
 
+class Context(NamedTuple):
+    """What cross-attention looks at; `mask` is True where it may."""
+
+    states: Float[Array, "b m e"]
+    mask: Bool[Array, "b m"] | None
+
+
 class DownBlock(_Level):
     """Gives the features and all that the way up will see of this level."""
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], time: Float[Array, "b t"], context: Float[Array, "b m e"]
+        self, x: Float[Array, "b h w c"], time: Float[Array, "b t"], context: Context
     ) -> tuple[Float[Array, "b i j d"], list[Array]]:
         skips = []
         for index in range(self.config.per_level("layers_per_block")[self.level]):
             x = self.residual(index)(x, time)
             if self.attention:
-                x = self.transformer(index)(x, context)
+                x = self.transformer(index)(x, *context)
             skips.append(x)
         if self.level < len(self.config.block_out_channels) - 1:
             x = Downsample("both", name="downsamplers_0")(x)
@@ -224,10 +231,10 @@ class MidBlock(_Level):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], time: Float[Array, "b t"], context: Float[Array, "b m e"]
+        self, x: Float[Array, "b h w c"], time: Float[Array, "b t"], context: Context
     ) -> Float[Array, "b h w c"]:
         x = self.residual(0)(x, time)
-        x = self.transformer(0)(x, context)
+        x = self.transformer(0)(x, *context)
         return self.residual(1)(x, time)
 
 
@@ -240,13 +247,13 @@ class UpBlock(_Level):
         x: Float[Array, "b h w c"],
         skips: list[Array],
         time: Float[Array, "b t"],
-        context: Float[Array, "b m e"],
+        context: Context,
         upsample_to: tuple[int, int] | None,
     ) -> Float[Array, "b i j d"]:
         for index, skip in enumerate(skips):
             x = self.residual(index)(jnp.concatenate([x, skip], axis=-1), time)
             if self.attention:
-                x = self.transformer(index)(x, context)
+                x = self.transformer(index)(x, *context)
         return x if upsample_to is None else Upsample(name="upsamplers_0")(x, *upsample_to)
 
 
@@ -262,8 +269,11 @@ class UNet(nn.Module):
         timesteps: Float[Array, " b"],
         context: Float[Array, "b m e"],
         class_labels: Int[Array, " b"] | Float[Array, "b ..."] | None = None,
+        context_mask: Bool[Array, "b m"] | None = None,
     ) -> Float[Array, "b h w o"]:
-        """`context` are the text encoder's hidden states; `class_labels` only where the config asks.
+        """`context` are the text encoder's hidden states, seen where `context_mask` is True.
+
+        Class labels are given only where the config asks.
 
         Raises:
           ValueError: if class labels are missing, or given to a network that takes none.
@@ -274,20 +284,22 @@ class UNet(nn.Module):
             raise ValueError(f"this UNet {wanted} class labels (class_embed_type, num_class_embeds in its config)")
         time = self._time_embedding(timesteps, class_labels).astype(sample.dtype)
 
+        seen = Context(context, context_mask)
+
         x = Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(sample)
         skips = [x]
         for level, kind in enumerate(cfg.down_block_types):
-            x, kept = DownBlock(cfg, level, _DOWN_ATTENTION[kind], name=f"down_blocks_{level}")(x, time, context)
+            x, kept = DownBlock(cfg, level, _DOWN_ATTENTION[kind], name=f"down_blocks_{level}")(x, time, seen)
             skips.extend(kept)
         levels = len(cfg.block_out_channels)
-        x = MidBlock(cfg, levels - 1, True, name="mid_block")(x, time, context)
+        x = MidBlock(cfg, levels - 1, True, name="mid_block")(x, time, seen)
         for index, kind in enumerate(cfg.up_block_types):
             level = levels - 1 - index
             count = cfg.per_level("layers_per_block")[level] + 1
             skips, used = skips[:-count], skips[-count:][::-1]
             upsample_to = skips[-1].shape[1:3] if skips else None
             block = UpBlock(cfg, level, _UP_ATTENTION[kind], name=f"up_blocks_{index}")
-            x = block(x, used, time, context, upsample_to)
+            x = block(x, used, time, seen, upsample_to)
         norm = nn.GroupNorm(cfg.norm_num_groups, epsilon=cfg.norm_eps, use_fast_variance=False, name="conv_norm_out")
         return Conv(cfg.out_channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))
 

@@ -101,16 +101,68 @@ def test_a_folder_without_its_weights_is_checked_but_not_read(folder: Path, sd1_
 
 
 def test_a_checkpoint_whose_own_sampler_is_none_of_ours_loads_for_jobs_that_name_one(folder: Path) -> None:
-    own = {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2", "disable_corrector": [], "solver_order": 3}
-    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(own))
+    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(_class_name="SASolverScheduler"))
     model = sdjax.load(folder, weights=False)
     assert model.sampler is None
-    with pytest.raises(sdjax.JobError, match="UniPCMultistepScheduler, is not among the samplers"):
+    with pytest.raises(sdjax.JobError, match="SASolverScheduler, is not among the samplers"):
         model.resolve(sdjax.Job(prompt="a", seed=0))
     assert model.resolve(sdjax.Job(prompt="a", seed=0, sampler="euler")).sampler == "euler"
-    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(_class_name="DPMSolverMultistepScheduler"))
-    with pytest.raises(sdjax.ConfigError, match=r"solver_type = 'bh2' is not supported|disable_corrector"):
-        sdjax.load(folder, weights=False)
+
+
+@pytest.mark.parametrize(
+    "config, sampler, filled",
+    [
+        (
+            {"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1", "solver_order": 3},
+            "uni_pc",
+            {"solver_order": 3},
+        ),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "plms", {}),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "pndm", {}),
+        (
+            {
+                "_class_name": "DPMSolverMultistepScheduler",
+                "algorithm_type": "sde-dpmsolver++",
+                "use_karras_sigmas": True,
+            },
+            "dpmpp_2m_sde",
+            {"schedule": "karras", "eta": 1.0},
+        ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "thresholding": True, "sample_max_value": 1.5},
+            "dpmpp_2m",
+            {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.5},
+        ),
+        ({"_class_name": "TCDScheduler", "timestep_spacing": "trailing"}, "tcd", {"eta": 0.3}),
+    ],
+)
+def test_a_checkpoints_own_scheduler_decides_what_a_job_leaves_open(config, sampler, filled, folder):
+    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(config))
+    job = sdjax.load(folder, weights=False).resolve(sdjax.Job(prompt="a", seed=0))
+    assert job.sampler == sampler
+    assert {name: getattr(job, name) for name in filled} == filled
+
+
+@pytest.mark.parametrize(
+    "config, error, message",
+    [
+        ({"solver_type": "bh3"}, sdjax.ConfigError, "solver_type = 'bh3' is not one of midpoint, heun"),
+        ({"variance_type": "learned"}, sdjax.ConfigError, "variance_type = 'learned' is not one of fixed_small"),
+        ({"use_flow_sigmas": True}, sdjax.ConfigError, "use_flow_sigmas = True is not supported"),
+        ({"use_karras_sigmas": True, "use_beta_sigmas": True}, sdjax.ConfigError, "only one of use_karras_sigmas"),
+        ({"_class_name": "DDIMScheduler", "thresholding": True}, sdjax.JobError, "asks for thresholding"),
+        (
+            {"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver++"},
+            sdjax.JobError,
+            "DPMSolverSinglestepScheduler, is not among the samplers",
+        ),
+        ({"algorithm_type": "dpmsolver"}, sdjax.ConfigError, "needs final_sigmas_type = sigma_min"),
+    ],
+)
+def test_an_option_of_a_scheduler_that_is_not_supported_is_an_error(config, error, message, folder):
+    edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(config))
+    with pytest.raises(error, match=message):
+        sdjax.load(folder, weights=False).resolve(sdjax.Job(prompt="a", seed=0))
 
 
 def test_the_offset_of_steps_is_that_of_diffusers_pipeline_whatever_the_file_says(folder: Path) -> None:
@@ -191,7 +243,7 @@ def test_a_spoilt_checkpoint_is_refused_with_what_is_wrong_with_it(kind: str, fo
         ("unet/config.json", {"norm_num_groups": 5}, "are not multiples of norm_num_groups"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor = 0.1 is not supported"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type = 'sample'"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type = 'flow'"),
         ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "use_flow_sigmas = True is not supported"),
     ],
 )

@@ -1,6 +1,3 @@
-import io
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,70 +5,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.diffusion.noise import MAX_SEED, TorchGenerator, seed_words, start_noise, step_noise, torch_noise
+from sdjax.diffusion.noise import (
+    MAX_SEED,
+    HostNoise,
+    host_generator,
+    resized,
+    seed_words,
+    slerp,
+    start_noise,
+    step_noise,
+    varied_start_noise,
+)
+from tests.golden import noise as golden
 
-# torch 2.13.0's torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed)), under "seed shape"; every
-# 97th value of 4x64x64; under "seed after" what 23 and then 4x8x8 give once 4x8x8 have been drawn.
-RECORDED = dict(np.load(io.BytesIO(Path(__file__).with_name("torch_randn.npz").read_bytes())))
-# A bit or two of float32.
-CLOSE = {"rtol": 0, "atol": 6e-7}
+# What A1111's ImageRNG gives at the start and for two steps, under "source case".
+RECORDED = golden.recorded("image")
 
 SHAPE = (16, 16, 4)
+HOST_SOURCES = ("torch", "philox")
 seeds = st.integers(0, MAX_SEED)
+strengths = st.floats(0, 1, width=32)
 
 
 def words_of(*seeds):
     return jnp.asarray(np.stack([seed_words(seed) for seed in seeds]))
 
 
-# --- torch's generator ---
-
-
-def ours(name):
-    seed, what = name.split()
-    generator = TorchGenerator(int(seed))
-    if what == "after":
-        generator.randn(4, 8, 8)
-        return np.concatenate([generator.randn(23), generator.randn(4, 8, 8).ravel()])
-    values = generator.randn(*map(int, what.split("x"))).ravel()
-    return values[::97] if what == "4x64x64" else values
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_a_seed_gives_what_torch_gives(name):
-    np.testing.assert_allclose(ours(name), RECORDED[name], **CLOSE)
-
-
-def test_most_values_are_torchs_to_the_bit():
-    same = np.concatenate([ours(name) == RECORDED[name] for name in RECORDED])
-    print(f"{same.mean():.1%} of {same.size} values to the bit")
-    assert same.mean() > 0.8
-
-
-def test_only_the_low_32_bits_of_a_seed_count_as_in_torch():
-    for low, high in ((0, 2**32), (1, 2**32 + 1), (2**32 - 1, MAX_SEED)):
-        np.testing.assert_array_equal(TorchGenerator(low).randn(4, 8, 8), TorchGenerator(high).randn(4, 8, 8))
-        np.testing.assert_array_equal(RECORDED[f"{low} 4x8x8"], RECORDED[f"{high} 4x8x8"])
-
-
-def test_fewer_than_16_numbers_are_refused_since_torch_draws_them_otherwise():
-    with pytest.raises(ValueError, match="torch draws 15 numbers, fewer than 16"):
-        TorchGenerator(0).randn(3, 5)
-
-
-def test_diffusers_draws_the_latents_and_then_the_noise_of_each_step():
-    first, rest = torch_noise(42, 8, 8, 4, steps=2)
-    assert first.shape == (8, 8, 4) and rest.shape == (2, 8, 8, 4)
-    generator = TorchGenerator(42)
-    for drawn in (first, *rest):
-        np.testing.assert_array_equal(drawn.transpose(2, 0, 1), generator.randn(4, 8, 8))
-    np.testing.assert_allclose(first.transpose(2, 0, 1).ravel(), RECORDED["42 4x8x8"], **CLOSE)
-
-
-def test_without_steps_only_the_latents_are_drawn():
-    first, rest = torch_noise(42, 8, 8, 4, steps=0)
-    assert rest.shape == (0, 8, 8, 4)
-    np.testing.assert_array_equal(first, torch_noise(42, 8, 8, 4, steps=3)[0])
+def varied(seeds, variation_seeds, strengths, shape, from_shape=None):
+    words = words_of(*seeds), words_of(*variation_seeds)
+    return np.asarray(varied_start_noise(*words, jnp.asarray(strengths, jnp.float32), shape, from_shape))
 
 
 # --- threefry ---
@@ -117,15 +79,161 @@ def test_no_two_uses_of_a_seed_and_no_two_seeds_share_noise():
     assert correlation.max() < 5 / np.sqrt(flat.shape[1])
 
 
-@pytest.mark.parametrize("source", ["threefry", "torch"])
-def test_noise_is_standard_normal(source):
+# --- the host's sources, as A1111 and diffusers draw from them ---
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_an_image_gets_the_noise_that_a1111_gives_it(name):
+    source, case = name.split(" ", 1)
+    (channels, height, width), strength, size = golden.IMAGES[case]
+    shape = (height, width, channels)
+    noise = HostNoise(
+        source,
+        golden.IMAGE_SEED,
+        shape,
+        variation_seed=golden.VARIATION_SEED,
+        variation_strength=strength,
+        resize_from=size,
+    )
+    drawn = np.stack([noise.first, noise.next(shape), noise.next(shape)]).transpose(0, 3, 1, 2)
+    print(f"{name}: at most {np.abs(drawn - RECORDED[name]).max():.1e} from A1111")
+    np.testing.assert_allclose(drawn, RECORDED[name], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("source", HOST_SOURCES)
+def test_diffusers_draws_the_latents_and_then_the_noise_of_each_step(source):
+    noise, generator = HostNoise(source, 42, (8, 6, 4)), host_generator(source, 42)
+    for drawn in (noise.first, noise.next((8, 6, 4)), noise.next((8, 6, 4))):
+        np.testing.assert_array_equal(drawn, generator.randn(4, 8, 6).transpose(1, 2, 0))
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(HOST_SOURCES), seeds, strengths, st.sampled_from([None, (3, 3), (8, 8), (12, 5)]))
+def test_the_noise_of_steps_depends_neither_on_variation_nor_on_size(source, seed, strength, size):
+    plain = HostNoise(source, seed, (8, 8, 4))
+    other = HostNoise(source, seed, (8, 8, 4), variation_seed=1, variation_strength=strength, resize_from=size)
+    np.testing.assert_array_equal(plain.next((8, 8, 4)), other.next((8, 8, 4)))
+
+
+# --- every source ---
+
+
+def at_the_start(source, seed, shape, variation_seed=0, strength=0.0, size=None):
     if source == "threefry":
-        values = np.asarray(start_noise(words_of(*range(4)), (64, 64, 4)), np.float64).ravel()
-    else:
-        values = np.stack([torch_noise(seed, 64, 64, 4, 0)[0] for seed in range(4)]).astype(np.float64).ravel()
+        return varied([seed], [variation_seed], [strength], shape, size)[0]
+    noise = HostNoise(source, seed, shape, variation_seed=variation_seed, variation_strength=strength, resize_from=size)
+    return noise.first
+
+
+SOURCES = ("threefry", *HOST_SOURCES)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4])
+@pytest.mark.parametrize("source", SOURCES)
+def test_noise_is_standard_normal(source, strength):
+    drawn = [at_the_start(source, seed, (64, 64, 4), 1000 + seed, strength) for seed in range(4)]
+    values = np.stack(drawn).astype(np.float64).ravel()
     error = 1 / np.sqrt(values.size)
     print(f"{source}: mean {values.mean():.4f}, variance {values.var():.4f}, kurtosis {(values**4).mean():.3f}")
     assert abs(values.mean()) < 5 * error
-    assert abs(values.var() - 1) < 5 * np.sqrt(2) * error
+    # Slerp keeps the length of a column rather than the variance, which is off by its share in the column.
+    assert abs(values.var() - 1) < 5 * np.sqrt(2) * error + (0.01 if strength else 0)
     assert abs((values**3).mean()) < 5 * np.sqrt(15) * error
-    assert abs((values**4).mean() - 3) < 5 * np.sqrt(96) * error
+    assert abs((values**4).mean() - 3) < 5 * np.sqrt(96) * error + (0.06 if strength else 0)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_variation_leads_from_one_seed_to_the_other(source):
+    here, there = (at_the_start(source, seed, SHAPE) for seed in (1, 2))
+    np.testing.assert_array_equal(at_the_start(source, 1, SHAPE, 2, 0.0), here)
+    np.testing.assert_allclose(at_the_start(source, 1, SHAPE, 2, 1.0), there, atol=2e-6)
+    distances = [
+        np.linalg.norm(at_the_start(source, 1, SHAPE, 2, strength) - here) for strength in np.linspace(0, 1, 6)
+    ]
+    assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_variation_on_the_seed_itself_changes_nothing(source):
+    here = at_the_start(source, 1, SHAPE)
+    np.testing.assert_allclose(at_the_start(source, 1, SHAPE, 1, 0.3), here, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("size", [(8, 8), (24, 20), (5, 31)])
+def test_a_seed_from_another_size_is_in_the_middle(source, size):
+    inner, drawn = at_the_start(source, 3, (*size, 4)), at_the_start(source, 3, SHAPE, size=size)
+    assert drawn.shape == SHAPE
+    # A pixel in the middle of both, counted from there.
+    shifts = [(wanted - given_size) // 2 for wanted, given_size in zip(SHAPE[:2], size, strict=True)]
+    for row in (6, 8, 9):
+        for column in (6, 8, 9):
+            np.testing.assert_array_equal(drawn[row, column], inner[row - shifts[0], column - shifts[1]])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_resizing_takes_every_number_from_one_or_the_other(height, width, rows, columns):
+    inner = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns, 1) + 1
+    outer = -np.arange(height * width, dtype=np.float32).reshape(height, width, 1) - 1
+    drawn = resized(inner, outer, np)
+    np.testing.assert_array_equal(drawn, resized(jnp.asarray(inner), jnp.asarray(outer), jnp))
+    assert np.all((drawn == outer) | np.isin(drawn, inner))
+    taken = drawn[drawn > 0]
+    assert len(np.unique(taken)) == len(taken)
+    # An odd number is cut by one more, as much at one side as at the other.
+    kept = [
+        min(size, wanted) - (size > wanted and (size - wanted) % 2)
+        for size, wanted in ((rows, height), (columns, width))
+    ]
+    assert len(taken) == kept[0] * kept[1]
+
+
+# --- variations on the device ---
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.lists(seeds, min_size=3, max_size=3), strengths, st.permutations(range(3)))
+def test_variations_depend_neither_on_place_nor_on_neighbours(three, strength, order):
+    chosen = np.array(order)
+    strengths = np.float32([0, strength, 1])
+    others = [5, 6, 7]
+
+    def draw(which, from_shape):
+        pick = lambda values: [values[index] for index in which]  # noqa: E731
+        return varied(pick(three), pick(others), pick(strengths), (6, 6, 4), from_shape)
+
+    for from_shape in (None, (4, 8)):
+        together = draw(range(3), from_shape)
+        np.testing.assert_array_equal(draw(order, from_shape), together[chosen])
+        for place in range(3):
+            np.testing.assert_array_equal(draw([place], from_shape)[0], together[place])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(seeds, min_size=2, max_size=2), st.lists(seeds, min_size=2, max_size=2))
+def test_without_strength_the_noise_is_the_seeds_to_the_bit(two, others):
+    np.testing.assert_array_equal(varied(two, others, [0, 0], SHAPE), start_noise(words_of(*two), SHAPE))
+    np.testing.assert_array_equal(varied(two, others, [0, 0], SHAPE, SHAPE[:2]), start_noise(words_of(*two), SHAPE))
+
+
+def test_the_margin_around_a_smaller_noise_repeats_none_of_it():
+    drawn = varied([3], [0], [0], SHAPE, (8, 8))[0]
+    assert len(np.unique(drawn)) == drawn.size
+
+
+@settings(deadline=None)
+@given(strengths)
+def test_slerp_on_the_device_is_that_on_the_host(strength):
+    low, high = (host_generator("torch", seed).randn(8, 6, 4) for seed in (1, 2))
+    there = slerp(jnp.asarray(low), jnp.asarray(high), jnp.float32(strength), jnp)
+    np.testing.assert_allclose(slerp(low, high, strength, np), there, atol=2e-6)
+
+
+def test_slerp_of_columns_that_are_the_same_stays_finite():
+    low = host_generator("torch", 1).randn(8, 6, 4)
+    high = host_generator("torch", 2).randn(8, 6, 4)
+    high[:, 2] = low[:, 2]
+    drawn = slerp(low, high, 0.5, np)
+    np.testing.assert_allclose(drawn[:, 2], low[:, 2], atol=1e-5)
+    assert np.isfinite(drawn).all()

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,79 +5,131 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdjax.diffusion.brownian import increment
 from sdjax.diffusion.noise import seed_words, start_noise, step_noise
 from sdjax.diffusion.sample import sample, stack_tables
-from sdjax.diffusion.samplers import SAMPLERS
-from sdjax.diffusion.schedule import SchedulerConfig, lay_steps
+from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
+from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.tableau import Table, run_on_host
 
 CONFIG = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-BATCH, ROWS, SHAPE = 3, 9, (4, 6, 2)
+BATCH, ROWS, SHAPE = 3, 24, (4, 6, 2)
 
-images = st.tuples(st.integers(0, 2**64 - 1), st.integers(1, ROWS), st.sampled_from(["uniform", "karras"]))
+# (seed, sampler, steps, schedule); four steps are the least that all have.
+images = st.tuples(
+    st.integers(0, 2**64 - 1),
+    st.sampled_from(list(SAMPLERS)),
+    st.integers(4, 9),
+    st.sampled_from(["uniform", "karras"]),
+)
+
+
+def laid(sampler: str, count: int, schedule: str = "uniform", **options: float) -> Table:
+    config = config_for(CONFIG, sampler, own=False)
+    return table_of(config, sampler, schedule, "k_diffusion", count, fill_in(config, sampler, Options(**options)))
 
 
 def denoise(latents, level):
     """As little linear as a network, and told the level."""
-    mixed = jnp.tanh(latents) * jnp.cos(0.01 * level.timestep)
-    return mixed + 0.1 * jnp.roll(latents, 1, axis=1) / (1 + level.sigma)
+    wide = level.timestep[:, None, None, None], level.sigma[:, None, None, None]
+    mixed = jnp.tanh(latents) * jnp.cos(0.01 * wide[0])
+    return mixed + 0.1 * jnp.roll(latents, 1, axis=1) / (1 + wide[1])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run(name, words, start, table, steps):
-    sampler = SAMPLERS[name]
-    draw = functools.partial(step_noise, words, shape=SHAPE) if sampler.draws_noise else None
-    latents = start_noise(words, SHAPE) * start[:, None, None, None]
-    return sample(sampler, denoise, latents, table, steps, draw)
+@jax.jit
+def run(words, starts, tables):
+    def draw(wanted):
+        path = increment(words, wanted.span[:, 0], wanted.span[:, 1], SHAPE)
+        return jnp.where(wanted.brownian[:, None, None, None], path, step_noise(words, wanted.place, SHAPE))
+
+    return sample(denoise, start_noise(words, SHAPE) * starts[:, None, None, None], tables, draw)[0]
 
 
-def sampled(name, batch):
-    """The last latents of (seed, steps, schedule) for each image."""
-    sampler = SAMPLERS[name]
-    laid = [lay_steps(CONFIG, sampler.rules, schedule, count) for _, count, schedule in batch]
-    return np.asarray(
-        run(
-            name,
-            jnp.asarray(np.stack([seed_words(seed) for seed, _, _ in batch])),
-            jnp.asarray([steps.start for steps in laid], jnp.float32),
-            jax.tree.map(jnp.asarray, stack_tables([sampler.coefficients(CONFIG, steps) for steps in laid], ROWS)),
-            jnp.asarray([len(steps.timesteps) for steps in laid], jnp.int32),
-        )
-    )
+def sampled(batch):
+    """The last latents of each image."""
+    tables = [laid(*image[1:]) for image in batch]
+    words = np.stack([seed_words(image[0]) for image in batch])
+    starts = np.array([table.start for table in tables], np.float32)
+    return np.asarray(run(words, starts, stack_tables(tables, ROWS)))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(batch=st.lists(images, min_size=BATCH, max_size=BATCH))
-def test_an_image_is_the_same_to_the_bit_beside_others_of_any_number_of_steps(name, batch):
-    together = sampled(name, batch)
+def test_an_image_is_the_same_to_the_bit_beside_others_of_any_sampler_and_number_of_steps(batch):
+    together = sampled(batch)
     assert np.isfinite(together).all()
     for image, latents in zip(batch, together, strict=True):
-        for copy in sampled(name, [image] * BATCH):
+        for copy in sampled([image] * BATCH):
             np.testing.assert_array_equal(latents, copy)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_an_image_is_the_same_to_the_bit_in_any_place_of_the_batch(name):
-    batch = [(5, 3, "uniform"), (2**63, 9, "karras"), (7, 1, "uniform")]
-    forwards, backwards = sampled(name, batch), sampled(name, batch[::-1])
-    np.testing.assert_array_equal(forwards, backwards[::-1])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_is_the_same_to_the_bit_in_any_place_of_the_batch(sampler):
+    batch = [(5, sampler, 4, "uniform"), (2**63, sampler, 9, "karras"), (7, "euler", 5, "uniform")]
+    np.testing.assert_array_equal(sampled(batch), sampled(batch[::-1])[::-1])
+
+
+def test_other_samplers_schedules_step_counts_and_seeds_do_not_compile_again():
+    sampled([(1, "euler", 5, "uniform")] * BATCH)
+    before = run._cache_size()
+    sampled([(9, "heun", 7, "karras"), (2**40, "dpmpp_sde", 4, "uniform"), (3, "uni_pc", 9, "karras")])
+    assert run._cache_size() == before
+
+
+@jax.jit
+def run_with(noises, first, tables):
+    return sample(denoise, first, tables, lambda wanted: noises[wanted.place])[0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_compiled_loop_does_what_the_table_says(sampler):
+    # Restart's noise is drawn from twenty steps on.
+    table = laid(sampler, 20 if sampler == "restart" else 9, "karras")
+    rng = np.random.default_rng(0)
+    start, noises = rng.standard_normal(SHAPE), rng.standard_normal((41, *SHAPE))
+
+    def alone(latents, sigma, timestep):
+        return np.tanh(latents) * np.cos(0.01 * timestep) + 0.1 * np.roll(latents, 1, axis=0) / (1 + sigma)
+
+    wanted = run_on_host(table, alone, start, noises)
+    first = (start[None] * table.start).astype(np.float32)
+    found = run_with(noises[:, None].astype(np.float32), first, stack_tables([table], 40))
+    np.testing.assert_allclose(np.asarray(found)[0], wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_tables_of_different_lengths_are_stacked_with_a_column_for_each_image():
-    euler = SAMPLERS["euler"]
-    tables = [euler.coefficients(CONFIG, lay_steps(CONFIG, euler.rules, "uniform", count)) for count in (2, 5)]
+    tables = [laid("euler", 2), laid("heun", 3)]
     stacked = stack_tables(tables, 6)
-    for column in jax.tree.leaves(stacked):
-        assert column.shape == (6, 2) and column.dtype == np.float32
+    for column in jax.tree.leaves(stacked.rows):
+        assert column.shape[:2] == (6, 2) and column.dtype in (np.float32, bool)
+    assert stacked.count.tolist() == [2, 5]
     for index, table in enumerate(tables):
-        count = len(table.ratio)
-        np.testing.assert_array_equal(stacked.level.sigma[:count, index], table.level.sigma.astype(np.float32))
-        np.testing.assert_array_equal(stacked.ratio[:count, index], table.ratio.astype(np.float32))
-        np.testing.assert_array_equal(stacked.level.timestep[count:, index], np.float32(table.level.timestep[-1]))
+        count = table.evaluations
+        np.testing.assert_array_equal(stacked.rows.sigma[:count, index], table.sigma.astype(np.float32))
+        np.testing.assert_array_equal(stacked.rows.weights[:count, index], table.weights.astype(np.float32))
+        np.testing.assert_array_equal(stacked.rows.timestep[count:, index], np.float32(table.timestep[-1]))
 
 
-def test_other_schedules_step_counts_and_seeds_do_not_compile_again():
-    sampled("euler", [(1, 2, "uniform")] * BATCH)
-    before = run._cache_size()
-    sampled("euler", [(9, 7, "karras"), (2**40, 1, "uniform"), (3, ROWS, "karras")])
-    assert run._cache_size() == before
+def test_the_latents_of_chosen_evaluations_are_kept_on_the_way():
+    tables = [laid("euler", 5), laid("heun", 3)]
+    rows = stack_tables(tables, 8)
+    frames = np.full((8, 2), -1, np.int32)
+    frames[[0, 2, 4], 0] = [0, 1, 2]
+    frames[[0, 4], 1] = [0, 1]
+    starts = jnp.asarray(np.random.default_rng(0).standard_normal((2, *SHAPE)), jnp.float32) * 14.6
+    asked = []
+
+    def seen(latents, level):
+        asked.append(np.asarray(latents))
+        return jnp.tanh(latents)
+
+    with jax.disable_jit():
+        _, trail = sample(seen, starts, rows, None, jnp.asarray(frames), 4)
+    sigma = rows.rows.sigma
+    for place, evaluation, image in ((0, 0, 0), (1, 2, 0), (2, 4, 0), (0, 0, 1), (1, 4, 1)):
+        noisy = asked[evaluation][image]
+        np.testing.assert_allclose(
+            trail.noisy[place, image], noisy / np.hypot(sigma[evaluation, image], 1), rtol=1e-5, atol=1e-6
+        )
+        np.testing.assert_allclose(trail.clean[place, image], np.tanh(noisy), rtol=1e-5, atol=1e-6)
+    assert not np.asarray(trail.noisy)[3].any() and not np.asarray(trail.noisy)[2, 1].any()

@@ -1,28 +1,40 @@
 import dataclasses
 import math
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
 from sdjax.diffusion.schedule import (
     SCHEDULES,
+    SPACINGS,
     ScheduleError,
     SchedulerConfig,
     StepRules,
+    Steps,
     alphas_cumprod,
+    beta_quantiles,
     default_schedule,
+    default_spacing,
     lay_steps,
     timestep_of,
     training_sigmas,
 )
 from sdjax.models import ConfigError
+from tests.golden import samplers as golden
 
 STABLE_DIFFUSION = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-WHOLE = StepRules("leading", whole=True, drops_last=False, karras_over="steps", unit_start=True)
+WHOLE = StepRules("leading", whole=True, unit_start=True, schedules=("uniform",))
+
+
+def laid(sampler: str, schedule: str, count: int, spacing: str | None = None, **config: object) -> Steps:
+    """Steps of one sampler, in its own spacing if none is named."""
+    of_model = dataclasses.replace(STABLE_DIFFUSION, **config)
+    rules = SAMPLERS[sampler].rules
+    return lay_steps(of_model, rules, schedule, spacing or default_spacing(of_model, rules, schedule), count)
+
 
 EVERY_SAMPLER = pytest.mark.parametrize("sampler", SAMPLERS)
 EVERY_SCHEDULE = pytest.mark.parametrize("schedule", SCHEDULES)
@@ -33,7 +45,7 @@ configs = st.fixed_dictionaries(
         "num_train_timesteps": st.integers(100, 1200),
         "beta_start": st.floats(1e-5, 1e-3),
         "beta_end": st.floats(1.5e-3, 2e-2),
-        "beta_schedule": st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]),
+        "beta_schedule": st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2", "exp", "sigmoid"]),
         "rescale_betas_zero_snr": st.booleans(),
     }
 )
@@ -90,7 +102,9 @@ def test_zero_terminal_snr_ends_without_signal_and_moves_roots_by_one_straight_l
 
 
 def test_trained_betas_are_taken_as_they_are():
-    config = SchedulerConfig(num_train_timesteps=3, trained_betas=(0.5, 0.2, 0.75), beta_schedule="not looked at")
+    config = SchedulerConfig(
+        num_train_timesteps=3, trained_betas=(0.5, 0.2, 0.75), beta_schedule="not looked at", original_inference_steps=1
+    )
     np.testing.assert_allclose(alphas_cumprod(config), [0.5, 0.4, 0.1])
     np.testing.assert_allclose(training_sigmas(config), [1, math.sqrt(1.5), 3])
 
@@ -130,103 +144,169 @@ def test_a_timestep_is_found_again_from_its_noise(options, where):
 def test_ten_steps_are_laid_as_in_the_table_of_lin_et_al(spacing, offset, timesteps):
     # Lin et al. 2023, table 2, which counts timesteps from 1.
     config = dataclasses.replace(STABLE_DIFFUSION, steps_offset=offset)
-    laid = lay_steps(config, WHOLE, spacing, 10)
-    assert laid.timesteps.tolist() == timesteps
-    np.testing.assert_allclose(laid.sigmas[:-1], training_sigmas(config)[timesteps], rtol=1e-12)
+    steps = lay_steps(config, WHOLE, "uniform", spacing, 10)
+    assert steps.timesteps.tolist() == timesteps
+    np.testing.assert_allclose(steps.sigmas[:-1], training_sigmas(config)[timesteps], rtol=1e-12)
 
 
 def test_linspace_without_rounding_divides_the_range_evenly():
-    laid = lay_steps(STABLE_DIFFUSION, SAMPLERS["euler"].rules, "linspace", 7)
-    np.testing.assert_allclose(laid.timesteps, 166.5 * np.arange(6, -1, -1))
+    np.testing.assert_allclose(laid("euler", "uniform", 7).timesteps, 166.5 * np.arange(6, -1, -1))
 
 
 def test_dpm_solver_leaves_out_the_point_next_to_zero_noise():
-    laid = lay_steps(STABLE_DIFFUSION, SAMPLERS["dpmpp_2m"].rules, "linspace", 9)
-    assert laid.timesteps.tolist() == [999, 888, 777, 666, 555, 444, 333, 222, 111]
-    assert laid.sigmas[-1] == 0
+    steps = laid("dpmpp_2m", "uniform", 9)
+    assert steps.timesteps.tolist() == [999, 888, 777, 666, 555, 444, 333, 222, 111]
+    assert steps.sigmas[-1] == 0
 
 
-def test_a_spacing_in_the_checkpoint_is_used_unless_the_job_names_one():
+def test_the_spacing_is_the_checkpoints_or_else_the_samplers_and_a1111s_where_diffusers_has_no_such_schedule():
     config = dataclasses.replace(STABLE_DIFFUSION, timestep_spacing="trailing")
-    assert lay_steps(config, WHOLE, "uniform", 10).timesteps[0] == 999
-    assert lay_steps(config, WHOLE, "leading", 10).timesteps[0] == 900
-    assert lay_steps(STABLE_DIFFUSION, WHOLE, "uniform", 10).timesteps[0] == 900
+    assert default_spacing(config, WHOLE, "uniform") == "trailing"
+    assert default_spacing(STABLE_DIFFUSION, WHOLE, "uniform") == "leading"
+    assert default_spacing(config, WHOLE, "karras") == "k_diffusion"
+    assert default_spacing(config, SAMPLERS["euler"].rules, "karras") == "trailing"
+    assert default_spacing(config, SAMPLERS["euler"].rules, "align_your_steps") == "k_diffusion"
+    assert default_spacing(config, SAMPLERS["dpmpp_2s_ancestral"].rules, "uniform") == "k_diffusion"
 
 
 def test_karras_noise_is_even_in_its_seventh_root_between_the_ends_of_the_steps():
     # Karras et al. 2022, equation 5.
-    uniform = lay_steps(STABLE_DIFFUSION, SAMPLERS["euler"].rules, "uniform", 12)
-    karras = lay_steps(STABLE_DIFFUSION, SAMPLERS["euler"].rules, "karras", 12)
+    uniform, karras = (laid("euler", schedule, 12) for schedule in ("uniform", "karras"))
     np.testing.assert_allclose(karras.sigmas[[0, -2, -1]], uniform.sigmas[[0, -2, -1]], rtol=1e-12)
     np.testing.assert_allclose(np.diff(karras.sigmas[:-1] ** (1 / 7), n=2), 0, atol=1e-12)
 
 
 def test_karras_noise_spans_the_whole_training_range_for_dpm_solver():
-    laid = lay_steps(STABLE_DIFFUSION, SAMPLERS["dpmpp_2m"].rules, "karras", 5)
-    np.testing.assert_allclose(laid.sigmas[[0, -2]], training_sigmas(STABLE_DIFFUSION)[[-1, 0]], rtol=1e-12)
-    assert laid.timesteps[[0, -1]].tolist() == [999, 0]
+    steps = laid("dpmpp_2m", "karras", 5)
+    np.testing.assert_allclose(steps.sigmas[[0, -2]], training_sigmas(STABLE_DIFFUSION)[[-1, 0]], rtol=1e-12)
+    assert steps.timesteps[[0, -1]].tolist() == [999, 0]
 
 
-def test_karras_timesteps_say_the_noise_that_is_there():
-    laid = lay_steps(STABLE_DIFFUSION, SAMPLERS["euler"].rules, "karras", 20)
-    levels = training_sigmas(STABLE_DIFFUSION)
-    logs = np.interp(laid.timesteps, np.arange(1000), np.log(levels))
-    np.testing.assert_allclose(np.exp(logs), laid.sigmas[:-1], rtol=1e-9)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_timesteps_say_the_noise_that_is_there(schedule):
+    steps = laid("euler", schedule, 20)
+    logs = np.interp(steps.timesteps, np.arange(1000), np.log(training_sigmas(STABLE_DIFFUSION)))
+    # In diffusers' spacing timesteps between two of the model's have a mean of their sigmas; Align Your Steps ends
+    # below the model's lowest level.
+    np.testing.assert_allclose(np.exp(logs), steps.sigmas[:-1], rtol=1e-3 if schedule == "uniform" else 6e-3)
 
 
 def test_the_first_latents_have_unit_variance_for_the_network_where_the_sampler_wants_it():
-    unit = lay_steps(STABLE_DIFFUSION, SAMPLERS["ddim"].rules, "uniform", 10)
+    unit = laid("ddim", "uniform", 10)
     assert unit.start == pytest.approx(math.sqrt(1 + unit.sigmas[0] ** 2))
-    plain = lay_steps(STABLE_DIFFUSION, SAMPLERS["euler"].rules, "uniform", 10)
+    plain = laid("euler", "uniform", 10)
     assert plain.start == plain.sigmas[0]
 
 
 def test_the_last_step_can_end_at_the_least_noise_instead_of_none():
-    config = dataclasses.replace(STABLE_DIFFUSION, final_sigmas_type="sigma_min")
-    assert lay_steps(config, WHOLE, "uniform", 10).sigmas[-1] == training_sigmas(config)[0]
-    assert lay_steps(STABLE_DIFFUSION, WHOLE, "uniform", 10).sigmas[-1] == 0
+    least = training_sigmas(STABLE_DIFFUSION)[0]
+    assert laid("dpmpp_2m", "uniform", 10, final_sigmas_type="sigma_min").sigmas[-1] == least
+    assert laid("dpmpp_2m", "uniform", 10).sigmas[-1] == 0
+    assert laid("heun", "uniform", 10, final_sigmas_type="sigma_min").sigmas[-1] == 0
+    # Where the last step is there already, it stays.
+    np.testing.assert_allclose(laid("euler", "uniform", 10, final_sigmas_type="sigma_min").sigmas[-2:], least)
+
+
+# --- Schedules of A1111 ---
+
+
+@pytest.mark.parametrize("schedule", golden.WEBUI_SCHEDULES)
+@pytest.mark.parametrize("count", golden.WEBUI_STEPS)
+def test_a_schedule_has_the_sigmas_that_a1111_gave(schedule, count):
+    np.testing.assert_allclose(
+        golden.sigmas(schedule, count), golden.recorded()[f"sigmas {schedule} {count}"], rtol=golden.SIGMA_TOLERANCE
+    )
+
+
+def test_every_schedule_but_diffusers_own_is_compared_with_a1111():
+    # Lu's lambdas are diffusers', and compared with its DPM-Solver.
+    assert set(SCHEDULES) - set(golden.WEBUI_SCHEDULES) == {"lu"}
+
+
+def test_dpm_2_leaves_out_the_last_but_one_sigma_as_in_a1111():
+    plain, discarding = laid("euler", "karras", 11, "k_diffusion"), laid("dpm_2", "karras", 10, "k_diffusion")
+    np.testing.assert_array_equal(discarding.sigmas, np.delete(plain.sigmas, -2))
+
+
+def test_beta_quantiles_are_those_of_the_distribution():
+    # Of (1/2, 1/2) and (1, 1) there are closed forms.
+    shares = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(beta_quantiles(shares, 0.5, 0.5), np.sin(np.pi * shares / 2) ** 2, atol=1e-12)
+    np.testing.assert_allclose(beta_quantiles(shares, 1.0, 1.0), shares, atol=1e-12)
+    np.testing.assert_allclose(beta_quantiles(shares, 1.0, 2.5), 1 - (1 - shares) ** 0.4, atol=1e-12)
+
+
+# --- Any number of steps ---
 
 
 @EVERY_SAMPLER
-@EVERY_SCHEDULE
-@settings(deadline=None, max_examples=25)
-@given(options=configs, offset=st.integers(0, 1), share=st.floats(0, 1))
-def test_any_number_of_steps_goes_down_by_finite_coefficients_or_is_refused(sampler, schedule, options, offset, share):
-    config = SchedulerConfig(**options, steps_offset=offset)
-    count = max(1, round(share * config.num_train_timesteps))
-    rules = SAMPLERS[sampler].rules
+@settings(deadline=None, max_examples=30)
+@given(
+    schedule=st.sampled_from(list(SCHEDULES)),
+    spacing=st.sampled_from(SPACINGS),
+    options=configs,
+    offset=st.integers(0, 1),
+    count=st.integers(1, 40) | st.integers(1, 1200),
+)
+def test_any_number_of_steps_goes_down_by_finite_weights_or_is_refused(
+    sampler, schedule, spacing, options, offset, count
+):
+    config = config_for(SchedulerConfig(**options, steps_offset=offset), sampler, own=False)
     try:
-        laid = lay_steps(config, rules, schedule, count)
-    except ScheduleError as error:
-        assert f"steps = {count} is too many" in str(error) and count > config.num_train_timesteps / 2
+        steps = lay_steps(config, SAMPLERS[sampler].rules, schedule, spacing, count)
+        # Of many steps it takes long.
+        few = min(count, 40)
+        table = table_of(config, sampler, schedule, spacing, few, fill_in(config, sampler, Options()))
+    except ScheduleError:
         return
-    assert len(laid.sigmas) == len(laid.timesteps) + 1
-    assert (np.diff(laid.sigmas) < 0).all()
-    assert (np.diff(laid.timesteps) <= 0).all()
-    assert laid.timesteps[-1] >= 0 and laid.timesteps[0] < config.num_train_timesteps
-    coefficients = SAMPLERS[sampler].coefficients(config, laid)
-    for column in jax.tree.leaves(coefficients):
-        assert column.shape == laid.timesteps.shape and np.isfinite(column).all()
+    assert len(steps.sigmas) == len(steps.timesteps) + 1
+    assert (np.diff(steps.sigmas[:-1]) < 0).all() and 0 <= steps.sigmas[-1] <= steps.sigmas[-2]
+    assert (np.diff(steps.timesteps) <= 0).all()
+    assert steps.timesteps[-1] >= 0 and steps.timesteps[0] < config.num_train_timesteps
+    for column in table:
+        assert np.isfinite(column).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 15, 20, 25, 50, 100])
-@EVERY_SCHEDULE
+@pytest.mark.parametrize("schedule", sorted(set(SCHEDULES) - {"ddim_uniform"}))
 @EVERY_SAMPLER
 def test_usual_numbers_of_steps_are_given_as_asked(sampler, schedule, count):
-    assert len(lay_steps(STABLE_DIFFUSION, SAMPLERS[sampler].rules, schedule, count).timesteps) == count
+    if SAMPLERS[sampler].rules.timesteps and schedule == "uniform" and count > 50:
+        with pytest.raises(ScheduleError, match="steps = 100 is not within 1 to 50, the steps of the distilled model"):
+            laid(sampler, schedule, count)
+        return
+    assert len(laid(sampler, schedule, count).timesteps) == count
+
+
+@pytest.mark.parametrize(("count", "taken"), [(20, 20), (15, 16), (100, 100)])
+def test_the_ddim_schedule_takes_more_steps_where_they_do_not_divide_the_timesteps(count, taken):
+    # As A1111's does, whose DPM2 asks for one more of it and so may get several.
+    assert len(laid("euler", "ddim_uniform", count).timesteps) == taken
 
 
 @pytest.mark.parametrize("count", [-1, 0, 1001])
 def test_a_number_of_steps_that_the_model_has_not_is_refused(count):
     with pytest.raises(ScheduleError, match=f"steps = {count} is not within 1 to 1000"):
-        lay_steps(STABLE_DIFFUSION, WHOLE, "uniform", count)
+        lay_steps(STABLE_DIFFUSION, WHOLE, "uniform", "leading", count)
 
 
-@pytest.mark.parametrize(("sampler", "schedule"), [("dpmpp_2m", "leading"), ("euler", "trailing")])
-def test_so_many_steps_that_two_fall_on_one_timestep_are_refused(sampler, schedule):
-    count = 1000 if schedule == "leading" else 769
-    with pytest.raises(ScheduleError, match=f"steps = {count} is too many for the {schedule} spacing"):
-        lay_steps(STABLE_DIFFUSION, SAMPLERS[sampler].rules, schedule, count)
+@pytest.mark.parametrize(("sampler", "spacing", "count"), [("dpmpp_2m", "leading", 1000), ("euler", "trailing", 769)])
+def test_so_many_steps_that_two_fall_on_one_timestep_are_refused(sampler, spacing, count):
+    with pytest.raises(ScheduleError, match=f"steps = {count} is too many for the schedule uniform in the {spacing}"):
+        laid(sampler, "uniform", count, spacing)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "spacing", "message"),
+    [
+        ("lcm", "uniform", "leading", "timestep_spacing = leading: this sampler has trailing, k_diffusion"),
+        ("euler", "simple", "linspace", "schedule = simple is not one of those that diffusers lays for this sampler"),
+        ("ddim", "karras", "leading", "leave timestep_spacing out or set it to k_diffusion"),
+    ],
+)
+def test_a_spacing_or_schedule_that_a_sampler_has_not_is_refused(sampler, schedule, spacing, message):
+    with pytest.raises(ScheduleError, match=message):
+        laid(sampler, schedule, 10, spacing)
 
 
 # --- The config ---
@@ -234,7 +314,8 @@ def test_so_many_steps_that_two_fall_on_one_timestep_are_refused(sampler, schedu
 
 def test_the_checkpoint_decides_the_default_schedule():
     assert default_schedule(STABLE_DIFFUSION) == "uniform"
-    assert default_schedule(dataclasses.replace(STABLE_DIFFUSION, use_karras_sigmas=True)) == "karras"
+    for flag, schedule in (("karras_sigmas", "karras"), ("exponential_sigmas", "exponential"), ("lu_lambdas", "lu")):
+        assert default_schedule(dataclasses.replace(STABLE_DIFFUSION, **{f"use_{flag}": True})) == schedule
 
 
 def test_diffusers_config_of_stable_diffusion_is_read():
@@ -252,15 +333,21 @@ def test_diffusers_config_of_stable_diffusion_is_read():
         "trained_betas": None,
     }
     assert SchedulerConfig.from_json(data) == dataclasses.replace(
-        STABLE_DIFFUSION, set_alpha_to_one=False, steps_offset=1
+        STABLE_DIFFUSION, set_alpha_to_one=False, steps_offset=1, skip_prk_steps=True
     )
+
+
+def test_what_the_file_does_not_say_is_the_default_of_its_class():
+    assert not SchedulerConfig.from_json({"_class_name": "PNDMScheduler"}).set_alpha_to_one
+    assert SchedulerConfig.from_json({"_class_name": "DDIMScheduler"}).set_alpha_to_one
+    assert SchedulerConfig.from_json({"_class_name": "LCMScheduler"}).beta_schedule == "scaled_linear"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("beta_schedule", "sigmoid", "'sigmoid' is not one of linear, scaled_linear"),
-        ("prediction_type", "sample", "'sample' is neither epsilon nor v_prediction"),
+        ("beta_schedule", "laplace", "'laplace' is not one of linear, scaled_linear"),
+        ("prediction_type", "flow_prediction", "'flow_prediction' is not one of epsilon, v_prediction, sample"),
         ("timestep_spacing", "log", "'log'"),
         ("final_sigmas_type", "one", "'one'"),
         ("num_train_timesteps", 0, "0 is not positive"),
@@ -273,9 +360,13 @@ def test_diffusers_config_of_stable_diffusion_is_read():
         ("use_karras_sigmas", "false", "use_karras_sigmas = 'false' is not of the type bool"),
         ("steps_offset", 2000, "steps_offset = 2000 is not within 0 to 999"),
         ("steps_offset", -1, "steps_offset = -1 is not within"),
-        ("algorithm_type", "sde-dpmsolver++", "algorithm_type = 'sde-dpmsolver\\+\\+' is not supported"),
-        ("solver_order", 3, "solver_order = 3 is not supported"),
-        ("use_exponential_sigmas", True, "use_exponential_sigmas = True is not supported"),
+        ("algorithm_type", "dpmsolver", "algorithm_type = dpmsolver needs final_sigmas_type = sigma_min"),
+        ("algorithm_type", "rk45", "'rk45' is not one of dpmsolver"),
+        ("solver_order", 4, "solver_order = 4 is not one of 1, 2, 3"),
+        ("solver_type", "rk", "'rk' is not one of midpoint, heun"),
+        ("use_flow_sigmas", True, "use_flow_sigmas = True is not supported"),
+        ("original_inference_steps", 2000, "original_inference_steps = 2000 is more than num_train_timesteps"),
+        ("sample_max_value", 0.5, "sample_max_value is below 1"),
         ("brand_new_switch", 1, "unknown key 'brand_new_switch'"),
     ],
 )

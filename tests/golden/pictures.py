@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import sdjax
+from sdjax.diffusion.samplers import SAMPLERS
 
 FOLDER = Path(__file__).parent
 # At most this share of the values may differ by more than one step of 255.
@@ -19,7 +20,7 @@ _BATCH = 4
 
 
 class Picture(NamedTuple):
-    """One picture.
+    """One picture. It is compared with diffusers, or if its timestep spacing is k-diffusion's with k-diffusion.
 
     scheduler: fields of the checkpoint's scheduler config that are changed for it.
     """
@@ -37,21 +38,49 @@ _job = functools.partial(
     guidance_scale=7.5,
     noise_source="torch",
 )
+_webui = functools.partial(_job, timestep_spacing="k_diffusion")
 
-# The schedules that each of diffusers' classes has.
-_SCHEDULES = {
-    "ddim": ("uniform", "leading", "linspace", "trailing"),
-    "euler": ("uniform", "karras", "leading", "linspace", "trailing"),
-    "euler_ancestral": ("uniform", "leading", "linspace", "trailing"),
-    "dpmpp_2m": ("uniform", "karras", "leading", "linspace", "trailing"),
+# Samplers that diffusers has not.
+_K_DIFFUSIONS = ("dpm_fast", "dpmpp_2s_ancestral", "dpmpp_3m_sde")
+# To zero noise UniPC with bh1 gives NaN in diffusers.
+_CHANGED = {"uni_pc": (("final_sigmas_type", "sigma_min"),)}
+
+
+def _every_sampler(steps: Iterable[int]) -> dict[str, Picture]:
+    cases = {}
+    for sampler in SAMPLERS:
+        spacing = "k_diffusion" if sampler in _K_DIFFUSIONS else None
+        for count in steps:
+            job = _job(sampler=sampler, steps=count, timestep_spacing=spacing)
+            cases[f"{sampler}-{count}"] = Picture(job, _CHANGED.get(sampler, ()))
+    # A1111's, and with few steps k-diffusion's heun.
+    del cases["restart-20"]
+    cases["restart-7"] = Picture(_webui(sampler="restart", steps=7))
+    return cases
+
+
+# What users of A1111 know, with its defaults.
+_A1111 = {
+    "Euler a": Picture(_webui(sampler="Euler a")),
+    "LMS Karras": Picture(_webui(sampler="LMS Karras")),
+    "DPM2 a Karras": Picture(_webui(sampler="DPM2 a Karras")),
+    "DPM++ 2M Karras": Picture(_webui(sampler="DPM++ 2M Karras")),
+    "DPM++ SDE Karras": Picture(_webui(sampler="DPM++ SDE Karras", steps=10)),
+    "DPM++ 2M SDE Karras": Picture(_webui(sampler="DPM++ 2M SDE Karras", seed=2**32 + 7)),
+    "DPM++ 2M SDE Heun Exponential": Picture(_webui(sampler="DPM++ 2M SDE Heun", schedule="Exponential")),
+    "DPM++ 3M SDE Karras": Picture(_webui(sampler="DPM++ 3M SDE Karras", eta=0.7)),
+    "Heun, churned": Picture(_webui(sampler="Heun", s_churn=10.0, s_tmin=0.2, s_tmax=10.0, s_noise=1.01)),
 }
 
 
-def _scheduled(samplers: Iterable[str]) -> dict[str, Picture]:
+def _scheduled(sampler: str, schedules: Iterable[str] = (), spacings: Iterable[str] = ()) -> dict[str, Picture]:
+    """A sampler of diffusers in several schedules, each in several spacings."""
     return {
-        f"{sampler}-{schedule}": Picture(_job(sampler=sampler, schedule=schedule))
-        for sampler in samplers
-        for schedule in _SCHEDULES[sampler]
+        f"{sampler}-{schedule}-{spacing}": Picture(
+            _job(sampler=sampler, schedule=schedule, timestep_spacing=spacing, steps=9)
+        )
+        for schedule in ("uniform", *schedules)
+        for spacing in spacings
     }
 
 
@@ -59,25 +88,42 @@ _UNGUIDED = {
     "conditional_alone": Picture(_job(sampler="euler", guidance_scale=1.0)),
     "unconditional": Picture(_job(sampler="euler", guidance_scale=0.0)),
 }
+_LONG = "a red cat and a green dog on " * 14
 _OTHERS = {
     "other_seed": Picture(_job(sampler="ddim", seed=2**32 + 7)),
-    "prompt_too_long": Picture(_job(sampler="ddim", prompt="a red cat and a green dog on " * 14)),
+    "prompt_too_long": Picture(_job(sampler="ddim", prompt=_LONG, prompt_syntax="plain")),
     "few_steps": Picture(_job(sampler="dpmpp_2m", steps=5)),
     "one_step": Picture(_job(sampler="dpmpp_2m", steps=1)),
     "little_guidance": Picture(_job(sampler="euler_ancestral", guidance_scale=1.5, seed=4)),
+    "ddim_with_noise": Picture(_job(sampler="ddim", eta=0.6)),
+    "third_order": Picture(_job(sampler="dpmpp_2m", solver_order=3)),
+    "rescaled_guidance": Picture(_job(sampler="euler", guidance_rescale=0.7)),
+    # diffusers leaves layers out for the prompt alone, so without guidance; A1111 for the negative prompt too.
+    "clip_skip": Picture(_job(sampler="ddim", clip_skip=1, guidance_scale=1.0)),
+    "clip_skip_of_both": Picture(_webui(sampler="Euler", clip_skip=1)),
+    "thresholding": Picture(
+        _job(sampler="dpmpp_2m"),
+        (("thresholding", True), ("dynamic_thresholding_ratio", 0.95), ("sample_max_value", 1.5)),
+    ),
 }
 _ZERO_SNR = (("rescale_betas_zero_snr", True), ("timestep_spacing", "trailing"))
 _COSINE = (("beta_schedule", "squaredcos_cap_v2"),)
+_SPACINGS = ("leading", "linspace", "trailing")
 
-# Recorded, and made without torch in every run of the tests: few programs, for compiling them takes longest.
+# Recorded, and made without torch in every run of the tests.
 RECORDED: dict[str, dict[str, Picture]] = {
-    "sd1": {**_scheduled(_SCHEDULES), **_UNGUIDED, **_OTHERS},
-    "sd2": _scheduled(("ddim", "dpmpp_2m")),
-    "emoji": _scheduled(("euler_ancestral", "dpmpp_2m")),
+    "sd1": {**_every_sampler((20, 7)), **_A1111, **_UNGUIDED, **_OTHERS},
+    "sd2": {**_every_sampler((20, 7)), "rescaled_guidance": _OTHERS["rescaled_guidance"]},
+    "emoji": _every_sampler((20, 7)),
 }
 # Compared live only.
 LIVE: dict[str, dict[str, Picture]] = {
     "sd1": {
+        **_scheduled("ddim", spacings=_SPACINGS),
+        **_scheduled("euler", ("karras", "exponential", "beta"), _SPACINGS),
+        **_scheduled("euler_ancestral", spacings=_SPACINGS),
+        **_scheduled("dpmpp_2m", ("karras", "exponential", "beta", "lu"), _SPACINGS),
+        **_scheduled("uni_pc_bh2", ("karras",), ("linspace",)),
         "odd_size": Picture(_job(sampler="euler_ancestral", width=24, height=40)),
         **{
             f"cosine-{sampler}-{schedule}": Picture(_job(sampler=sampler, schedule=schedule), _COSINE)
@@ -86,14 +132,14 @@ LIVE: dict[str, dict[str, Picture]] = {
         },
     },
     "sd2": {
-        **_scheduled(("euler", "euler_ancestral")),
+        **_A1111,
         **_UNGUIDED,
         **{
             f"zero_snr-{sampler}": Picture(_job(sampler=sampler), _ZERO_SNR)
-            for sampler in ("ddim", "euler", "dpmpp_2m")
+            for sampler in ("ddim", "euler", "dpmpp_2m", "uni_pc_bh2")
         },
     },
-    "emoji": {**_scheduled(("ddim", "euler")), **_UNGUIDED},
+    "emoji": {**_A1111, **_UNGUIDED, "rescaled_guidance": _OTHERS["rescaled_guidance"]},
 }
 
 
@@ -105,14 +151,17 @@ def recorded_file(model: str) -> Path:
 def drawn(model: sdjax.Model, pictures: Mapping[str, Picture]) -> dict[str, np.ndarray]:
     """What sdjax draws, one program for all that share one."""
     images = {}
+    devices = jax.local_devices()[:1]
+    engine = sdjax.Engine(model, batch_size=_BATCH, devices=devices)
     for changes in dict.fromkeys(picture.scheduler for picture in pictures.values()):
         changed = dataclasses.replace(model, scheduler=dataclasses.replace(model.scheduler, **dict(changes)))
-        engine = sdjax.Engine(changed, batch_size=_BATCH, devices=jax.local_devices()[:1])
-        tasks = {
-            name: engine.prepare(picture.job) for name, picture in pictures.items() if picture.scheduler == changes
-        }
+        plans = sdjax.Engine(changed, batch_size=_BATCH, devices=devices)
+        tasks = {name: plans.prepare(picture.job) for name, picture in pictures.items() if picture.scheduler == changes}
         unique = {task.id: task for task in tasks.values()}  # the checkpoint's own schedule may be one of those named
-        results = {result.metadata["id"]: result.image for result in engine.run(unique.values())}
+        # Its steps are all that a scheduler's config decides here, so the first engine has the programs.
+        # A batch takes as long as its longest.
+        sorted_tasks = sorted(unique.values(), key=lambda task: task.table.evaluations)
+        results = {result.metadata["id"]: result.image for result in engine.run(sorted_tasks)}
         images.update({name: results[task.id] for name, task in tasks.items()})
     return images
 

@@ -1,6 +1,7 @@
 """The same comparisons by diffusers and transformers. Needs torch."""
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,50 @@ from diffusers.models.upsampling import Upsample2D
 from sdjax.checkpoints import names
 from sdjax.checkpoints.diffusers_folder import NetworkConfig
 from sdjax.checkpoints.tensors import Params
-from sdjax.diffusion.schedule import SCHEDULES
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.models.attention import Attention, SpatialTransformer
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
+from tests.golden import sampler_reference
 from tests.golden.networks import Arrays, Block, Network, block_params, inputs
 from tests.golden.pictures import Picture
 
-SCHEDULERS = {
-    "ddim": diffusers.DDIMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
-    "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+# diffusers' class of each sampler, and what of its config makes it that one.
+_TO_THE_LEAST = {"final_sigmas_type": "sigma_min"}
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddpm": (diffusers.DDPMScheduler, {}),
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": False}),
+    "plms": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    "lcm": (diffusers.LCMScheduler, {}),
+    "tcd": (diffusers.TCDScheduler, {}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_ancestral": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "dpm_2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "dpm_2_ancestral": (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    "lms": (diffusers.LMSDiscreteScheduler, {}),
+    "dpm_solver_2m": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver", **_TO_THE_LEAST}),
+    "dpm_solver_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver", **_TO_THE_LEAST}),
+    "dpm_solver_2s": (diffusers.DPMSolverSinglestepScheduler, {"algorithm_type": "dpmsolver", **_TO_THE_LEAST}),
+    "dpmpp_2s": (diffusers.DPMSolverSinglestepScheduler, {}),
+    "dpmpp_sde": (diffusers.DPMSolverSDEScheduler, {}),
+    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
+    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_heun": (
+        diffusers.DPMSolverMultistepScheduler,
+        {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+    ),
+    "deis": (diffusers.DEISMultistepScheduler, {}),
+    "uni_pc": (diffusers.UniPCMultistepScheduler, {"solver_type": "bh1"}),
+    "uni_pc_bh2": (diffusers.UniPCMultistepScheduler, {"solver_type": "bh2"}),
+}
+# The scheduler's own default, where the pipeline's is another.
+_ETA = {"tcd": 0.3}
+_SCHEDULES = {
+    "karras": {"use_karras_sigmas": True},
+    "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+    "lu": {"use_lu_lambdas": True},
 }
 
 
@@ -136,34 +169,82 @@ def block_output(block: Block) -> np.ndarray:
 
 
 class Drawer:
-    """diffusers' pipeline on a folder."""
+    """diffusers' pipeline on a folder, and k-diffusion's samplers around its networks."""
 
     def __init__(self, folder: Path) -> None:
         self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
         self.pipeline.set_progress_bar_config(disable=True)
         self._scheduler = dict(self.pipeline.scheduler.config)
+        encoder = self.pipeline.text_encoder
+        if not hasattr(encoder, "text_model"):
+            # For clip_skip: where diffusers looks for the last norm, which transformers 5 has elsewhere.
+            encoder.text_model = types.SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
 
     def draw(self, picture: Picture) -> np.ndarray:
         """What it draws: uint8, (height, width, 3)."""
+        by = self._by_k_diffusion if picture.job.timestep_spacing == "k_diffusion" else self._by_diffusers
+        return np.asarray(by(picture))
+
+    def _by_diffusers(self, picture: Picture) -> Any:
         job = picture.job
-        spacing, kind = SCHEDULES[job.schedule or "uniform"]
+        kind, own = SCHEDULERS[job.sampler]
         # The pipeline turns clipping off in the scheduler it is loaded with; so it must be in others.
-        changes: dict[str, Any] = {**dict(picture.scheduler), "clip_sample": False}
-        if spacing:
-            changes["timestep_spacing"] = spacing
-        if kind == "karras":
-            changes["use_karras_sigmas"] = True
-        self.pipeline.scheduler = SCHEDULERS[job.sampler].from_config(self._scheduler, **changes)
+        changes: dict[str, Any] = {**dict(picture.scheduler), **own, "clip_sample": False}
+        changes.update(_SCHEDULES.get(job.schedule or "", {}))
+        if job.timestep_spacing:
+            changes["timestep_spacing"] = job.timestep_spacing
+        if job.solver_order:
+            changes["solver_order"] = job.solver_order
+        if kind is diffusers.DPMSolverSDEScheduler:
+            changes["noise_sampler_seed"] = job.seed
+        self.pipeline.scheduler = kind.from_config(self._scheduler, **changes)
         # diffusers has no unconditional pictures: they are those of the negative prompt without guidance.
         prompt = job.prompt if job.guidance_scale else job.negative_prompt
-        image = self.pipeline(
+        return self.pipeline(
             prompt,
             negative_prompt=job.negative_prompt,
             height=job.height,
             width=job.width,
             num_inference_steps=job.steps,
             guidance_scale=job.guidance_scale or 1.0,
+            guidance_rescale=job.guidance_rescale,
+            clip_skip=job.clip_skip or None,
             generator=torch.Generator("cpu").manual_seed(job.seed),
             output_type="pil",
+            eta=_ETA.get(job.sampler, 0.0) if job.eta is None else job.eta,
         ).images[0]
-        return np.asarray(image)
+
+    @torch.no_grad()
+    def _by_k_diffusion(self, picture: Picture) -> Any:
+        """As A1111 does: white noise from the image's generator, paths of trees that have the image's seed."""
+        job, pipeline = picture.job, self.pipeline
+        # Both as prompts: for a negative prompt diffusers leaves out no layers.
+        texts = [job.negative_prompt, job.prompt]
+        context, _ = pipeline.encode_prompt(texts, "cpu", 1, False, clip_skip=job.clip_skip or None)
+
+        def network(scaled: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            both = pipeline.unet(scaled.repeat(2, 1, 1, 1), timestep, encoder_hidden_states=context).sample
+            without, given = both.chunk(2)
+            return without + job.guidance_scale * (given - without)
+
+        config = self._scheduler | dict(picture.scheduler)
+        training = diffusers.DDIMScheduler.from_config(config)
+        model = sampler_reference.wrapped(network, training.alphas_cumprod, config["prediction_type"])
+        shape = (1, pipeline.unet.config.in_channels, *(pipeline.unet.config.sample_size,) * 2)
+        generator = torch.Generator("cpu").manual_seed(job.seed)
+
+        def white(*_: Any) -> torch.Tensor:
+            return torch.randn(shape, generator=generator)
+
+        latents = sampler_reference.sampled_by_k_diffusion(
+            model,
+            white(),
+            "heun" if job.sampler == "restart" else job.sampler,
+            job.schedule or "uniform",
+            job.steps,
+            sampler_reference.told(job.sampler_options),
+            white,
+            sampler_reference.tree(job.seed),
+        )
+        pixels = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+        return pipeline.image_processor.postprocess(pixels, output_type="pil")[0]

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import re
@@ -13,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from sdjax.diffusion.noise import SOURCES
 from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.samplers.names import A1111_SAMPLERS, A1111_SCHEDULES
 from sdjax.diffusion.schedule import SCHEDULES
 from sdjax.images import metadata as words
 from sdjax.images.encode import (
@@ -24,9 +26,11 @@ from sdjax.images.encode import (
     read_metadata,
     read_parameters,
 )
+from sdjax.job import Job
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
 METADATA = {
+    **dataclasses.asdict(Job(prompt="")),
     "id": "0" * 32,
     "prompt": "a red apple, on a table",
     "negative_prompt": "blurry",
@@ -37,6 +41,7 @@ METADATA = {
     "height": 8,
     "sampler": "euler_ancestral",
     "schedule": "karras",
+    "eta": 1.0,
     "noise_source": "torch",
     "model": "emoji",
     "model_digest": "45dee52b12ffaa00",
@@ -121,6 +126,35 @@ def test_a_prompt_with_a_line_of_a_negative_prompt_is_ambiguous_to_a1111_and_exa
     assert read_metadata(data, "x")["prompt"] == prompt
 
 
+def test_what_is_not_as_usual_is_in_the_a1111_text():
+    unusual = METADATA | {
+        "clip_skip": 1,
+        "variation_seed": 5,
+        "variation_strength": 0.25,
+        "seed_resize_from_width": 8,
+        "seed_resize_from_height": 16,
+        "eta": 0.5,
+        "s_noise": 1.5,
+        "noise_source": "philox",
+        "emphasis": "no_norm",
+        "prompt_template": "a {red|green} apple",
+    }
+    read = a1111_reads(words.a1111_text(unusual))
+    expected = {
+        "Clip skip": "2",
+        "Variation seed": "5",
+        "Variation seed strength": "0.25",
+        "Seed resize from": "8x16",
+        "Eta": "0.5",
+        "Sigma noise": "1.5",
+        "RNG": "NV",
+        "Emphasis": "No norm",
+        "Template": "a {red|green} apple",
+    }
+    assert {key: read[key] for key in expected} == expected
+    assert not expected.keys() - {"RNG"} & a1111_reads(words.a1111_text(METADATA)).keys()
+
+
 @EVERY_FORMAT
 def test_nul_and_half_surrogate_pairs_are_replaced_for_a1111_and_kept_in_our_own_metadata(format_name):
     prompt = "a\0b\ud83dc"
@@ -130,8 +164,8 @@ def test_nul_and_half_surrogate_pairs_are_replaced_for_a1111_and_kept_in_our_own
 
 
 def test_every_sampler_schedule_and_source_of_noise_has_a_name_for_a1111():
-    assert set(words.A1111_SAMPLERS) == set(SAMPLERS)
-    assert set(words.A1111_SCHEDULES) == set(SCHEDULES)
+    assert set(A1111_SAMPLERS) == set(SAMPLERS)
+    assert set(A1111_SCHEDULES) == set(SCHEDULES)
     assert set(words.A1111_RNGS) == set(SOURCES)
 
 

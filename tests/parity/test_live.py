@@ -71,8 +71,8 @@ def test_pictures_of_the_embedded_model() -> None:
 
 def test_recordings_are_what_the_reference_gives_now(sd1_folder: Path) -> None:
     with np.load(pictures.recorded_file("sd1")) as stored:
-        drawn = reference.Drawer(sd1_folder).draw(pictures.RECORDED["sd1"]["ddim-uniform"])
-        assert pictures.share_that_differs(drawn, stored["ddim-uniform"]) == 0
+        drawn = reference.Drawer(sd1_folder).draw(pictures.RECORDED["sd1"]["ddim-20"])
+        assert pictures.share_that_differs(drawn, stored["ddim-20"]) == 0
 
 
 # --- Folders that diffusers itself writes ---
@@ -80,7 +80,7 @@ def test_recordings_are_what_the_reference_gives_now(sd1_folder: Path) -> None:
 
 @functools.cache
 def _case() -> pictures.Picture:
-    return pictures.RECORDED["sd1"]["dpmpp_2m-uniform"]
+    return pictures.RECORDED["sd1"]["dpmpp_2m-20"]
 
 
 @pytest.mark.parametrize(

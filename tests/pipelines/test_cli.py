@@ -254,6 +254,41 @@ def test_a_sheet_shows_the_pictures(run, made, tmp_path):
     assert_clear(run("sheet", tmp_path), tmp_path / "metadata.jsonl", "check the path")
 
 
+def test_sweeps_of_the_command_line_end_on_a_comparison_sheet(run, generate, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("the {cat|dog}\n")
+    sweeps = ["--sweep", "sampler=Euler,DDIM", "--sweep", "steps=1..3", "--set", "combinations=all"]
+    done = generate(path, tmp_path / "out", *sweeps)
+    assert (done.status, done.err) == (0, "") and "12 made" in done.out
+    done = run("grid", tmp_path / "out", "--x", "steps", "--y", "sampler=Euler,ddim", "--z", "prompt")
+    assert (done.status, done.err) == (0, "") and "12 pictures in" in done.out
+    with Image.open(tmp_path / "out" / "grid.png") as page:
+        assert page.width > 3 * 96 and page.height > 4 * 96
+    done = run(
+        "grid",
+        tmp_path / "out",
+        "--x",
+        "steps=1,2",
+        "--y",
+        "sampler",
+        "--where",
+        "prompt=the cat",
+        "--file",
+        tmp_path / "g.png",
+    )
+    assert done.status == 0 and "4 pictures in" in done.out
+    assert_clear(run("grid", tmp_path / "out", "--x", "steps"), "several pictures", "sampler", "--where")
+
+
+def test_sweeps_and_wildcards_that_can_not_be_are_told(generate, prompts, tmp_path):
+    out = tmp_path / "out"
+    assert_clear(generate(prompts, out, "--sweep", "steps=many"), "--sweep steps=many", "steps = 'many'")
+    assert_clear(generate(prompts, out, "--sweep", "step=1,2"), "did you mean 'steps'?")
+    assert_clear(generate(prompts, out, "--sweep", "sampler=euler,eular"), "did you mean 'euler'?")
+    assert_clear(generate(prompts, out, "--wildcards", tmp_path / "no"), "no", "there is no such folder")
+    assert not out.exists() or not list(out.glob("images/*/*"))
+
+
 def test_inspect_tells_of_a_picture_and_of_a_model(run, made, sd1_folder, tmp_path):
     row = next(read_jsonl(str(made / "metadata.jsonl")))
     done = run("inspect", made / row["file_name"])

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +89,11 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path, text, message):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(RunConfigError, match=r"gone\.yaml: there is no such file"):
         read_file(tmp_path / "gone.yaml")
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_configs_that_come_with_sdjax_can_be_used(path):
+    assert make(read_file(path))

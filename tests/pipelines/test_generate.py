@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from pipelines.generate import Counts
@@ -198,14 +199,63 @@ def test_an_unknown_key_of_an_object_is_a_reject_with_the_nearest_that_there_is(
     assert "NaN is no JSON" in reasons[1] and "not valid JSON" in reasons[2]
 
 
-def test_a_row_for_which_torch_would_draw_in_another_way_is_a_reject_too(made, run_here, tmp_path):
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        ({"prompt": "a (red apple"}, "prompt, letter 3: "),
+        ({"negative_prompt": "a] b"}, "negative_prompt, letter 2: "),
+        ({"prompt": "[a:b:9]"}, "prompt, letter "),
+        ({"prompt": "__animal__"}, "did you mean __animals__?"),
+        ({"prompt": "{a|b"}, "prompt: "),
+        ({"sampler": "eular"}, "sampler = 'eular': expected one of"),
+        ({"schedule": "karas"}, "(did you mean 'karras'?)"),
+    ],
+)
+def test_a_prompt_or_a_name_that_can_not_be_read_is_a_reject_with_its_row(values, reason, made, run_here, tmp_path):
+    wildcards = tmp_path / "wildcards"
+    wildcards.mkdir()
+    (wildcards / "animals.txt").write_text("cat")
     path = tmp_path / "rows.jsonl"
-    tiny = {"prompt": "tiny", "width": 4, "height": 4, "noise_source": "torch"}
-    path.write_text(f'{{"prompt": "the cat"}}\n{json.dumps(tiny)}\n{{"prompt": "a red apple"}}\n')
+    bad = {"prompt": "a cat", **values}
+    path.write_text(f'{{"prompt": "the cat"}}\n{json.dumps(bad)}\n{{"prompt": "a red apple"}}\n')
     out = shutil.copytree(made, tmp_path / "out")
-    assert run_here(path, out, run_seed=3) == counted(rows=3, rejected_rows=1, wanted=2, there=2)
+    counts = run_here(path, out, run_seed=3, wildcards=str(wildcards))
+    assert counts == counted(rows=3, rejected_rows=1, wanted=2, there=2)
     [reject] = read_jsonl(str(out / "rejects.jsonl"))
-    assert reject["line"] == 2 and "torch draws fewer than 16" in reject["reason"]
+    assert reject["line"] == 2 and json.loads(reject["text"]) == bad and reason in reject["reason"]
+
+
+def test_templates_sweeps_and_random_seeds_are_resolved_before_a_job_gets_its_id(run_here, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "a {red|blue} __things__", "combinations": "all", "seed": "1..2"}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({"prompt": "the cat", "seed": -1}) + "\n")
+    wildcards = tmp_path / "wildcards"
+    wildcards.mkdir()
+    (wildcards / "things.txt").write_text("apple\ncat\n")
+    out = tmp_path / "out"
+    assert run_here(path, out, wildcards=str(wildcards)) == counted(rows=2, wanted=9, made=9)
+    rows = list(read_jsonl(str(out / "metadata.jsonl")))
+    texts = {(row["prompt"], row["seed"]) for row in rows if "prompt_template" in row}
+    expected = {f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("apple", "cat")}
+    assert texts == {(text, seed) for text in expected for seed in (1, 2)}
+    assert {row["prompt_template"] for row in rows if row["prompt"] != "the cat"} == {"a {red|blue} __things__"}
+    [drawn] = [row["seed"] for row in rows if row["prompt"] == "the cat"]
+    assert 0 <= drawn < 2**48
+    again = run_here(path, out, wildcards=str(wildcards))
+    assert (again.there, again.made) == (8, 1)  # the random seed is another in another run
+
+
+def test_steps_that_are_kept_are_there_as_a_strip_and_an_animation(run_here, tmp_path):
+    path = write_prompts(tmp_path / "p.txt", "the cat")
+    out = tmp_path / "out"
+    assert run_here(path, out, steps=5, preview_every=2, animation="gif").made == 1
+    [row] = read_jsonl(str(out / "metadata.jsonl"))
+    folder = out / "steps" / row["id"][:2]
+    assert {file.name for file in folder.iterdir()} == {f"{row['id']}.png", f"{row['id']}.gif"}
+    with Image.open(folder / f"{row['id']}.gif") as moving:
+        assert moving.n_frames == 4  # steps 1, 3 and 5, and the result
+    with Image.open(folder / f"{row['id']}.png") as strip:
+        assert strip.width > 4 * 96
 
 
 def test_a_file_that_breaks_off_is_counted_apart_from_its_rows(made, run_here, tmp_path):
@@ -219,7 +269,9 @@ def test_a_file_that_breaks_off_is_counted_apart_from_its_rows(made, run_here, t
 
 def test_prompts_that_are_cut_are_counted(made, run_here, tmp_path):
     out = shutil.copytree(made, tmp_path / "out")
-    path = write_prompts(tmp_path / "p.txt", "the cat", "the dog " * 100)
+    path = tmp_path / "rows.jsonl"
+    long = {"prompt": "the dog " * 100, "prompt_syntax": "plain"}
+    path.write_text(json.dumps({"prompt": "the cat"}) + "\n" + json.dumps(long) + "\n")
     assert run_here(path, out, run_seed=3) == counted(rows=2, wanted=2, made=1, there=1, cut_prompts=1)
     [row] = [row for row in read_jsonl(str(out / "metadata.jsonl")) if row["prompt_cut"]]
     assert row["prompt_cut"].startswith("the dog") or row["prompt_cut"].startswith("dog")

@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines import prompts
+from pipelines.config import RunConfig
 from pipelines.prompts import (
     FORMATS,
     MAX_LINE_BYTES,
+    Asked,
     PromptFileError,
     Reject,
     Row,
-    parse,
     read_rows,
 )
 from sdjax.job import Job
+from sdjax.text.templates import Wildcards
 
 
 def rows_of(data, name):
@@ -307,7 +310,7 @@ def test_no_line_however_broken_stops_those_after_it_for_good(lines, extension):
     rows = rows_of(data, f"x{extension}")
     assert rows[-1].values and rows[-1].values["prompt"].endswith("a dog")
     for row in rows:
-        assert isinstance(parse(row, {}, 1, 0), list | Reject)
+        assert isinstance(parse(row), list | Reject)
         assert (row.values is None) == (row.problem is not None)
 
 
@@ -362,31 +365,48 @@ def test_parquet_text_that_is_not_utf_8_is_the_problem_of_its_row():
 
 # --- From rows to jobs ---
 
+FILES = {"animals/cats": ("tabby", "{big|small} lion"), "animals/dogs": ("pug",), "bad": ("a\0b",)}
+WILDCARDS = Wildcards(lambda: FILES, lambda name: FILES[name], "wild")
+
 
 def row(**values):
     return Row("x.csv", 7, values, "as it stands", None)
 
 
+def parse(row, defaults=None, repeats=1, run_seed=0, sweeps=None, combinations="random", run_name="run"):
+    config = RunConfig(
+        job=tuple((defaults or {}).items()),
+        repeat=repeats,
+        run_seed=run_seed,
+        sweeps=tuple((sweeps or {}).items()),
+        combinations=combinations,
+    )
+    return prompts.parse(row, config, run_name, WILDCARDS)
+
+
+def jobs(*arguments, **options):
+    found = parse(*arguments, **options)
+    assert isinstance(found, list), found
+    return [asked.job for asked in found]
+
+
 def test_a_row_gives_its_job_from_text():
     values = {"prompt": "a cat", "seed": " 5 ", "steps": "3", "guidance_scale": "2", "width": ""}
-    assert parse(row(**values), {}, 1, 0) == [Job(prompt="a cat", seed=5, steps=3, guidance_scale=2.0)]
+    assert parse(row(**values)) == [Asked(Job(prompt="a cat", seed=5, steps=3, guidance_scale=2.0), {})]
 
 
 def test_defaults_fill_what_a_row_leaves_open_and_no_more():
     defaults = {"steps": 9, "negative_prompt": "blurry", "seed": 1}
     given = row(prompt="a cat", steps="", negative_prompt=None, seed="2")
-    assert parse(given, defaults, 1, 0) == [Job(prompt="a cat", steps=9, negative_prompt="blurry", seed=2)]
+    assert jobs(given, defaults) == [Job(prompt="a cat", steps=9, negative_prompt="blurry", seed=2)]
 
 
-def test_repeats_count_up_from_a_rows_own_seed():
-    assert [job.seed for job in parse(row(prompt="a cat", seed="5"), {}, 3, 0)] == [5, 6, 7]
-
-
-def test_repeats_without_a_seed_get_different_ones_that_depend_on_the_run_and_not_on_the_place():
-    seeds = [job.seed for job in parse(row(prompt="a cat"), {}, 3, 0)]
+def test_repeats():
+    assert [job.seed for job in jobs(row(prompt="a cat", seed="5"), repeats=3)] == [5, 6, 7]
+    seeds = [job.seed for job in jobs(row(prompt="a cat"), repeats=3)]
     assert len(set(seeds)) == 3
-    assert seeds == [job.seed for job in parse(Row("y.txt", 1, {"prompt": "a cat"}, "", None), {}, 3, 0)]
-    assert seeds != [job.seed for job in parse(row(prompt="a cat"), {}, 3, 1)]
+    assert seeds == [job.seed for job in jobs(Row("y.txt", 1, {"prompt": "a cat"}, "", None), repeats=3)]
+    assert seeds != [job.seed for job in jobs(row(prompt="a cat"), repeats=3, run_seed=1)]
 
 
 @pytest.mark.parametrize(
@@ -399,39 +419,96 @@ def test_repeats_without_a_seed_get_different_ones_that_depend_on_the_run_and_no
         ({"prompt": "a", "guidance_scale": "nan"}, "guidance_scale = nan"),
         ({"prompt": "a", "guidance_scale": float("inf")}, "guidance_scale = inf"),
         ({"prompt": "a", "sampler": "eular"}, "did you mean 'euler'"),
+        ({"prompt": "a", "sampler": "euler, eular"}, "did you mean 'euler'"),
         ({"prompt": "a", "colour": "red"}, "unknown column 'colour'"),
         ({"prompt": 5}, "prompt = 5"),
-        ({"prompt": ["a"]}, "prompt = ['a']"),
+        ({"prompt": [["a"]]}, "prompt: a list within a list"),
+        ({"prompt": [5]}, "prompt = 5"),
+        ({"prompt": []}, "prompt = []"),
+        ({"prompt": {"a": 1}}, "prompt = {'a': 1}"),
         ({"prompt": b"a"}, "prompt = b'a'"),
         ({"prompt": "a", "seed": True}, "seed = True"),
         ({"prompt": "a", "seed": "9" * 5000}, "seed"),
         ({"prompt": "a", "seed": 10**400}, "seed = 1000"),
-        ({"prompt": "a", "guidance_scale": 10**400}, "guidance_scale = 1000"),
+        ({"prompt": "a", "guidance_scale": 10**400}, "far too large"),
         ({"prompt": "a\0b"}, "prompt: letter 2 is a NUL character"),
+        ({"prompt": ["x", "a\0b"]}, "prompt: letter 2 is a NUL character"),
         ({"prompt": "ab\ud83d"}, r"prompt: letter 3 is half of a surrogate pair (\ud83d)"),
         ({"prompt": "x" * 200_000}, "200000 letters"),
+        ({"prompt": "a", "sweep": "zipp"}, "sweep = 'zipp': expected one of product, zip (did you mean 'zip'?)"),
+        ({"prompt": "a", "combinations": "most"}, "combinations = 'most'"),
+        ({"prompt": "a {b"}, "prompt: letter 3: this { is never closed"),
+        ({"prompt": "a", "negative_prompt": "}"}, "negative_prompt: letter 1: this } closes no brace"),
+        ({"prompt": "__animals/catz__"}, "prompt: letter 1: there is no wildcard 'animals/catz' in wild (did you mean"),
+        ({"prompt": "__bad__"}, "prompt: letter 2 is a NUL character"),
+        ({"prompt": "__bad__", "combinations": "all"}, "prompt: letter 2 is a NUL character"),
+        ({"prompt": "{ |}"}, "the template gives no text"),
+        ({"prompt": "{ |a}", "combinations": "all"}, "no prompt in this row"),
+        ({"prompt": "a", "seed": "1..1000000"}, "this row asks for 2000000 pictures"),
+        ({"prompt": "{a|b}" * 30, "combinations": "all"}, f"this row asks for {2 * 2**30} pictures"),
+        ({"prompt": "a", "cfg": "4,5", "guidance_scale": "3"}, "both mean guidance_scale"),
     ],
 )
-def test_what_a_row_can_not_ask_for_is_a_reject_with_its_place_and_reason(values, reason):
-    reject = parse(row(**values), {}, 2, 0)
+def test_rejects(values, reason):
+    reject = parse(row(**values), repeats=2)
     assert isinstance(reject, Reject)
     assert (reject.source, reject.line, reject.text) == ("x.csv", 7, "as it stands")
     assert reason in reject.reason and len(reject.reason) < 1000
 
 
-def test_a_seed_without_room_for_the_repeats_is_a_reject():
-    assert isinstance(parse(row(prompt="a", seed=2**64 - 1), {}, 1, 0), list)
-    assert "seed" in parse(row(prompt="a", seed=2**64 - 1), {}, 2, 0).reason
+def test_a_sweep_begins_from_the_same_noise_and_other_prompts_do_not():
+    found = jobs(row(prompt=["a", "b"], cfg_scale="4, 8"), sweeps={"steps": (5, 6)})
+    assert [(job.prompt, job.guidance_scale, job.steps) for job in found] == [
+        (prompt, scale, steps) for prompt in "ab" for scale in (4.0, 8.0) for steps in (5, 6)
+    ]
+    assert len({(job.prompt, job.seed) for job in found}) == 2 == len({job.seed for job in found})
+    assert found[0].seed == jobs(row(prompt="a"))[0].seed
 
 
-def test_an_unreadable_row_is_a_reject_with_its_problem():
-    assert parse(Row("x.csv", 7, None, "as it stands", "no good"), {}, 1, 0) == Reject(
-        "x.csv", 7, "as it stands", "no good"
+def test_a_sweep_of_the_run_goes_before_its_settings_and_after_a_row():
+    assert [job.steps for job in jobs(row(prompt="a"), {"steps": 3}, sweeps={"steps": (5, 6)})] == [5, 6]
+    assert [job.steps for job in jobs(row(prompt="a", steps="4"), {"steps": 3}, sweeps={"steps": (5, 6)})] == [4]
+    assert [job.steps for job in jobs(row(prompt="a", steps=""), {"steps": 3}, sweeps={"steps": (5, 6)})] == [5, 6]
+
+
+def test_a_template_is_chosen_from_by_the_jobs_own_seed():
+    text = "a {red|green|blue|black} __animals/*__"
+    found = parse(row(prompt=text), repeats=20)
+    assert len({asked.job.prompt for asked in found}) > 5
+    assert all(asked.notes == {"prompt_template": text, "template_mode": "random"} for asked in found)
+    for asked in found:
+        [again] = jobs(row(prompt=text, seed=asked.job.seed))
+        assert again.prompt == asked.job.prompt
+
+
+def test_all_combinations():
+    found = parse(
+        row(prompt="a {red|blue} __animals/dogs__", seed=3), {"negative_prompt": "{x|y}"}, 2, combinations="all"
     )
+    assert [(asked.job.prompt, asked.job.negative_prompt, asked.job.seed) for asked in found] == [
+        (f"a {colour} pug", negative, seed) for colour in ("red", "blue") for negative in "xy" for seed in (3, 4)
+    ]
+    assert found[0].notes == {
+        "prompt_template": "a {red|blue} __animals/dogs__",
+        "negative_prompt_template": "{x|y}",
+        "template_mode": "all",
+    }
+    seeds = {asked.job.seed for asked in parse(row(prompt="{a|b|c}", combinations="all"), combinations="none")}
+    assert len(seeds) == 3
 
 
-def test_a_text_with_line_ends_of_old_macs_is_no_prompt(tmp_path):
-    path = tmp_path / "p.txt"
-    path.write_bytes(b"a cat\ra dog\r")
-    [row] = read_rows(lambda: path.open("rb"), str(path))
-    assert row.values is None and "carriage returns" in row.problem
+def test_no_templates():
+    [asked] = parse(row(prompt="a {b __c__", combinations="none", seed=1))
+    assert asked == Asked(Job(prompt="a {b __c__", seed=1), {})
+
+
+@pytest.mark.parametrize("seed", [-1, "-1", -1.0, " -1 "])
+def test_random_seeds(seed):
+    found = jobs(row(prompt="a", seed=seed, steps="3, 4"), repeats=2)
+    assert [job.seed for job in found[:2]] == [job.seed for job in found[2:]]
+    assert len({job.seed for job in found}) == 2 and all(0 <= job.seed < 2**48 for job in found)
+    assert found == jobs(row(prompt="a", seed=seed, steps="3, 4"), repeats=2)
+    assert found[0] not in jobs(row(prompt="a", seed=seed, steps="3, 4"), repeats=2, run_name="other")
+    assert jobs(row(prompt="a"), {"seed": -1}) != jobs(Row("x.csv", 8, {"prompt": "a"}, "", None), {"seed": -1})
+    [job] = jobs(row(prompt="a", seed=-1, variation_seed=-1, variation_strength=0.5))
+    assert len({job.seed, job.variation_seed, -1}) == 3

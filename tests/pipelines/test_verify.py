@@ -8,7 +8,7 @@ import pytest
 import sdjax
 from pipelines.generate import file_name
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
-from pipelines.verify import Report, model_of, remake, sampled
+from pipelines.verify import Made, Report, made_with, remake, sampled
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 
 
@@ -176,9 +176,9 @@ def test_metadata_that_lack_what_it_takes_are_told(out, check):
 def test_a_summary_that_is_none_is_named(out, text):
     (out / "summary.json").write_text(text)
     with pytest.raises(StorageError, match=r"summary\.json is not what generate writes"):
-        model_of(str(out))
+        made_with(str(out))
 
 
 def test_the_model_is_what_the_last_run_was_told(made, sd1_folder):
-    assert model_of(str(made)) == (str(sd1_folder), None)
+    assert made_with(str(made)) == Made(str(sd1_folder), None, None)
     assert json.loads((made / "summary.json").read_text())["config"]["model"] == str(sd1_folder)

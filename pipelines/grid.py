@@ -1,0 +1,164 @@
+"""A comparison sheet: the pictures of an output by the values of up to three fields."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from pipelines import storage
+from pipelines.generate import METADATA
+from pipelines.sweeps import values_of
+from sdjax.images.captions import Grid, draw_grid, picture_of, stacked
+from sdjax.images.encode import decode
+from sdjax.job import FIELDS, field_from_text, field_named, job_from_text
+
+# Fields that follow from others, by which pictures are not told apart.
+_DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
+# Pictures on a sheet, and values of one axis: more can't be looked at.
+_MOST = 2500
+
+
+class Axis(NamedTuple):
+    """A field, and its values in their order; None takes all that there are."""
+
+    field: str
+    values: tuple[Any, ...] | None
+
+
+class Axes(NamedTuple):
+    """What varies along the columns, the rows and from block to block; None for nothing."""
+
+    x: Axis | None
+    y: Axis | None
+    z: Axis | None
+
+
+def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[int, int]:
+    """Draws the sheet; gives how many pictures are on it and how many places are empty.
+
+    Args:
+      out: an output of `generate`.
+      target: a PNG file, written whole or not at all.
+      axes: of the sheet.
+      where: only pictures with these values.
+
+    Raises:
+      ValueError: for unknown fields, no pictures, more than one picture at a place, or too many.
+      StorageError: if the output can't be read or the sheet not be written.
+    """
+    x_field, y_field, z_field = (axis.field if axis else "" for axis in axes)
+    used = [axis for axis in axes if axis]
+    chosen = {axis.field: set(axis.values) for axis in used if axis.values is not None}
+    rows = [
+        row
+        for row in storage.read_jsonl(storage.join(out, METADATA))
+        if _matches(row, where) and all(row.get(field) in values for field, values in chosen.items())
+    ]
+    if not rows:
+        raise ValueError(f"{out}: there are no pictures {'with these values' if where or chosen else 'in it yet'}")
+    for field, _ in used:
+        if field not in rows[0]:
+            raise ValueError(f"{field!r} is no field of these pictures; known: {', '.join(sorted(rows[0]))}")
+    fields = [axis.field for axis in used]
+    if len(set(fields)) < len(fields):
+        raise ValueError(f"axes {', '.join(fields)}: expected different fields")
+    values = {axis.field: list(axis.values or _sorted(row[axis.field] for row in rows)) for axis in used}
+    count = 1
+    for field in fields:
+        count *= len(values[field])
+    if count > _MOST:
+        told = " x ".join(f"{len(values[field])} of {field}" for field in fields)
+        raise ValueError(f"{count} places, {told}: expected up to {_MOST}; choose with --where")
+    placed = _placed(rows, fields)
+
+    def place(*at: Any) -> tuple[Any, ...]:
+        return tuple(value for axis, value in zip(axes, at, strict=True) if axis)
+
+    pages = []
+    for z in values.get(z_field, [None]):
+        title = f"{z_field}: {_word(z)}" if z_field else ""
+        pictures = [
+            [_picture(out, placed.get(place(x, y, z))) for x in values.get(x_field, [None])]
+            for y in values.get(y_field, [None])
+        ]
+        columns = [_word(x) for x in values[x_field]] if x_field else [""]
+        words = [_word(y) for y in values[y_field]] if y_field else [""]
+        pages.append(draw_grid(Grid(title, columns, words, pictures, (y_field, x_field))))
+    data = io.BytesIO()
+    stacked(pages).save(data, "PNG")
+    storage.write_whole(target, data.getvalue())
+    return len(placed), count - len(placed)
+
+
+def read_axis(text: str) -> Axis | None:
+    """`FIELD`, or `FIELD=VALUES` with the values to be shown, as for a sweep; None for no text.
+
+    Raises:
+      ValueError: for values that the field can't have.
+    """
+    name, equals, values = text.partition("=")
+    field = field_named(name.strip())
+    if not field:
+        return None
+    if not equals:
+        return Axis(field, None)
+    if field not in FIELDS:
+        raise ValueError(f"{text}: {field} is no field of a job; its values can't be chosen")
+    jobs = [job_from_text({"prompt": "any", field: value}) for value in values_of(field, values)]
+    return Axis(field, tuple(getattr(job, field) for job in jobs))
+
+
+def read_where(texts: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` texts; raises `ValueError`."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--where {text}: expected KEY=VALUE")
+        name = field_named(key.strip())
+        found[name] = field_from_text(name, value) if name in FIELDS else value
+    return found
+
+
+def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    return all(name in row and (row[name] == value or str(row[name]) == str(value)) for name, value in where.items())
+
+
+def _sorted(values: Any) -> list[Any]:
+    """Numbers by size, words by the alphabet; what is missing first."""
+    different = set(values)
+    numbers = all(isinstance(value, int | float) for value in different)
+    return sorted(different, key=None if numbers else lambda value: "" if value is None else str(value))
+
+
+def _placed(rows: Sequence[Mapping[str, Any]], used: Sequence[str]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+    placed: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in rows:
+        place = tuple(row[axis] for axis in used)
+        if place in placed:
+            differ = [
+                name
+                for name in row
+                if name not in _DERIVED and name not in used and row[name] != placed[place].get(name)
+            ]
+            told = ", ".join(f"{axis} = {value!r}" for axis, value in zip(used, place, strict=True)) or "no axes"
+            raise ValueError(
+                f"there are several pictures with {told}; they differ in {', '.join(differ)}: take one of these as an "
+                "axis, or choose with --where"
+            )
+        placed[place] = row
+    return placed
+
+
+def _picture(out: str, row: Mapping[str, Any] | None) -> Image.Image | None:
+    if row is None:
+        return None
+    path = storage.join(out, *row["file_name"].split("/"))
+    return picture_of(decode(storage.read_whole(path), path))
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value) or "(empty)"

@@ -1,0 +1,104 @@
+"""Classifiers of noisy latents, whose gradient can guide pictures: any function of a user's, or one from a folder."""
+
+import difflib
+import importlib.resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sdjax.checkpoints.diffusers_folder import digest_files, read_json
+from sdjax.checkpoints.names import NameTable
+from sdjax.checkpoints.tensors import CheckpointError, list_tensors, read_params
+from sdjax.diffusion.guidance import LogProbability
+from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig
+
+# The files of a folder. `LABELS` has a name in each line, in the order of the network's outputs.
+CONFIG, LABELS, WEIGHTS = "config.json", "labels.txt", "model.safetensors"
+# Bundled models that have one, and where it lies in them.
+BUNDLED = ("emoji",)
+_FOLDER = "noise_classifier"
+
+
+class Classifier(NamedTuple):
+    """A classifier of noisy latents, for guidance.
+
+    log_probability: (latents of unit variance, timesteps, labels, params) -> log p(label | latents), by image; pure.
+    params: arrays that it takes.
+    labels: what they are called, in their order.
+    digest: of all that decides what it gives; part of the fingerprint of pictures that it guides.
+    """
+
+    log_probability: LogProbability
+    params: Any
+    labels: tuple[str, ...]
+    digest: str
+
+
+def label_named(classifier: Classifier, name: str) -> int:
+    """The label of that name, which is a job's `classifier_label`.
+
+    Raises:
+      ValueError: if there is none; it suggests the nearest names.
+    """
+    if name in classifier.labels:
+        return classifier.labels.index(name)
+    near = difflib.get_close_matches(name.strip().lower(), classifier.labels, 3)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f": it knows {len(classifier.labels)} others"
+    raise ValueError(f"the classifier has no label {name!r}{hint}")
+
+
+def load_classifier(name: str | Path) -> Classifier:
+    """Loads a classifier for `sdjax.Engine`.
+
+    Args:
+      name: a bundled one, called as the model whose latents it knows ("emoji"), or the path of a folder with
+        `config.json`, `labels.txt` and `model.safetensors`, as `sdjax.training.noise_classifier` writes it.
+
+    Raises:
+      CheckpointError: if there is no such folder, or its files are not whole or don't fit together.
+      ConfigError: if its config asks for what is not implemented.
+    """
+    root = _folder_of(str(name))
+    files = [root / part for part in (CONFIG, LABELS, WEIGHTS)]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing; a classifier is {CONFIG}, {LABELS} and {WEIGHTS} in one folder")
+    config = NoiseClassifierConfig.from_json(read_json(root / CONFIG), str(root / CONFIG))
+    labels = _read_labels(root / LABELS, config.labels)
+    network = NoiseClassifier(config)
+    latents, timesteps = jnp.zeros((1, 1, 1, config.in_channels)), jnp.zeros(1)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), latents, timesteps)["params"]
+    params = read_params(list_tensors([root / WEIGHTS]), shapes, NameTable(), str(root), jnp.float32)
+
+    def log_probability(
+        latents: Float[Array, "b h w c"], timesteps: Float[Array, " b"], labels: Int[Array, " b"], params: Any
+    ) -> Float[Array, " b"]:
+        logits = network.apply({"params": params}, latents, timesteps)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+    return Classifier(log_probability, params, labels, digest_files(root, files))
+
+
+def _folder_of(name: str) -> Path:
+    if name in BUNDLED:
+        return Path(str(importlib.resources.files("sdjax.assets"))) / name / _FOLDER
+    if Path(name).is_dir():
+        return Path(name)
+    raise CheckpointError(
+        f"there is no classifier {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder on this machine"
+    )
+
+
+def _read_labels(file: Path, count: int) -> tuple[str, ...]:
+    try:
+        labels = tuple(line.strip() for line in file.read_text("utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is not UTF-8 ({error})") from error
+    if len(labels) != count:
+        raise CheckpointError(f"{file} has {len(labels)} labels, {CONFIG} beside it says {count}")
+    if len(set(labels)) != count or "" in labels:
+        raise CheckpointError(f"{file}: expected a different name in each line, found an empty or repeated one")
+    return labels

@@ -1,0 +1,18 @@
+"""Every sampler as a function that is written down once, their registry, and their names."""
+
+from sdjax.diffusion.samplers.names import own_sampler, sampler_named, schedule_named
+from sdjax.diffusion.samplers.registry import SAMPLERS, Sampler, config_for, fill_in, table_of
+from sdjax.diffusion.samplers.run import Options, Run
+
+__all__ = [
+    "SAMPLERS",
+    "Options",
+    "Run",
+    "Sampler",
+    "config_for",
+    "fill_in",
+    "own_sampler",
+    "sampler_named",
+    "schedule_named",
+    "table_of",
+]

@@ -1,0 +1,111 @@
+"""Pictures side by side with words around them: strips of steps, contact sheets, comparison grids."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+# Colours of paper and of words, and the size of letters and of the space around pictures in pixels.
+PAPER, INK, FAINT = "#ffffff", "#24292f", "#8c959f"
+LETTERS, SPACE = 12, 8
+LINE = LETTERS + 3
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def font(letters: int = LETTERS) -> Font:
+    """The font of all words."""
+    return ImageFont.load_default(letters)
+
+
+def wrapped(text: str, width: int, lines: int) -> list[str]:
+    """The text in lines of a width in pixels, with an ellipsis where it goes on."""
+    letters = max(1, int(width / font().getlength("abcdefghij ") * 11))
+    return textwrap.wrap(" ".join(text.split()), letters, max_lines=lines, placeholder=" …") or [""]
+
+
+class Grid(NamedTuple):
+    """Pictures in rows and columns with a word at each.
+
+    title: above all; may be empty.
+    columns, rows: words.
+    pictures: by row and column; None leaves a gap.
+    corner: names of what varies along rows and columns.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[str]
+    pictures: Sequence[Sequence[Image.Image | None]]
+    corner: tuple[str, str] = ("", "")
+
+
+# A row's word is at most so wide, and a word has at most so many lines.
+_ROW_WIDTH, _LINES = 150, 3
+# Smaller pictures are shown enlarged, by a whole number.
+_LEAST_WIDTH = 96
+
+
+def enlarged(picture: Image.Image, least: int = _LEAST_WIDTH) -> Image.Image:
+    """The picture, larger by a whole number where it is too small to be seen well."""
+    factor = -(-least // picture.width)
+    size = (picture.width * factor, picture.height * factor)
+    return picture if factor == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def draw_grid(grid: Grid) -> Image.Image:
+    """The grid with its words."""
+    cells = [[picture and enlarged(picture) for picture in row] for row in grid.pictures]
+    there = [picture for row in cells for picture in row if picture]
+    width, height = (max((picture.size[side] for picture in there), default=_LEAST_WIDTH) for side in (0, 1))
+    heads = [wrapped(word, width, _LINES) for word in grid.columns]
+    sides = [wrapped(word, _ROW_WIDTH, max(_LINES, height // LINE)) for word in grid.rows]
+    names = [name for name in grid.corner if name]
+    row_words = [*(line for lines in sides for line in lines), *(names[-1:] if grid.corner[0] else [])]
+    left = SPACE + round(max((font().getlength(line) for line in row_words), default=0)) + SPACE
+    title = wrapped(grid.title, left + len(heads) * (width + SPACE), _LINES) if grid.title else []
+    top = SPACE + len(title) * (LINE + 4) + (LINE if grid.corner[1] else 0)
+    top += max((len(lines) for lines in heads), default=0) * LINE + 4
+    page = Image.new("RGB", (left + len(heads) * (width + SPACE), top + len(sides) * (height + SPACE)), PAPER)
+    draw = ImageDraw.Draw(page)
+    for index, line in enumerate(title):
+        draw.text((SPACE, SPACE + index * (LINE + 4)), line, fill=INK, font=font(LETTERS + 2))
+    row_name, column_name = grid.corner
+    head_top = SPACE + len(title) * (LINE + 4)
+    if column_name:
+        draw.text((left, head_top), column_name, fill=FAINT, font=font())
+    if row_name:
+        draw.text((SPACE, top - LINE - 4), row_name, fill=FAINT, font=font())
+    for column, lines in enumerate(heads):
+        for index, line in enumerate(lines):
+            place = (left + column * (width + SPACE), top - 4 - (len(lines) - index) * LINE)
+            draw.text(place, line, fill=INK, font=font())
+    for row, lines in enumerate(sides):
+        upper = top + row * (height + SPACE)
+        for index, line in enumerate(lines):
+            draw.text((SPACE, upper + index * LINE), line, fill=INK, font=font())
+        for column, picture in enumerate(cells[row]):
+            place = (left + column * (width + SPACE), upper)
+            if picture:
+                page.paste(picture, place)
+            else:
+                draw.rectangle((*place, place[0] + width - 1, place[1] + height - 1), outline=FAINT)
+    return page
+
+
+def stacked(pages: Sequence[Image.Image]) -> Image.Image:
+    """Pages one below the other."""
+    whole = Image.new("RGB", (max(page.width for page in pages), sum(page.height for page in pages)), PAPER)
+    top = 0
+    for page in pages:
+        whole.paste(page, (0, top))
+        top += page.height
+    return whole
+
+
+def picture_of(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    """The pixels as a picture."""
+    return Image.fromarray(pixels)

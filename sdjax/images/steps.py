@@ -1,0 +1,67 @@
+"""How a picture came about: the steps that were kept, as a strip and as an animation."""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from sdjax.images.captions import PAPER, Grid, draw_grid, enlarged, picture_of
+
+ANIMATIONS = ("webp", "gif")
+# Of an animation, in milliseconds.
+_EACH, _LAST = 200, 1500
+# Between the two pictures of a frame, in pixels.
+_GAP = 4
+
+
+class Preview(NamedTuple):
+    """A step on the way: what the network was given, and the clean picture that it expected. sRGB."""
+
+    step: int
+    noisy: UInt8[np.ndarray, "h w 3"]
+    clean: UInt8[np.ndarray, "h w 3"]
+
+
+def strip(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], title: str) -> bytes:
+    """All kept steps from left to right, as a PNG: the noisy latents above, below what the network expected.
+
+    The last column is the result.
+    """
+    final = picture_of(result)
+    grid = Grid(
+        title,
+        columns=[*(f"step {preview.step + 1}" for preview in previews), "result"],
+        rows=["noisy latents", "predicted picture"],
+        pictures=[
+            [*(picture_of(preview.noisy) for preview in previews), Image.new("RGB", final.size, PAPER)],
+            [*(picture_of(preview.clean) for preview in previews), final],
+        ],
+    )
+    data = io.BytesIO()
+    draw_grid(grid).save(data, "PNG")
+    return data.getvalue()
+
+
+def animation(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], kind: str) -> bytes:
+    """The kept steps one after the other, for ever: left the noisy latents, right what the network expected.
+
+    Args:
+      previews: at least one.
+      result: shown last, and longest.
+      kind: one of `ANIMATIONS`. GIF has 256 colours.
+    """
+    frames = [_frame(preview.noisy, preview.clean) for preview in previews] + [_frame(result, result)]
+    times = [_EACH] * len(previews) + [_LAST]
+    data = io.BytesIO()
+    more = {"lossless": True} if kind == "webp" else {"disposal": 2}
+    frames[0].save(data, kind.upper(), save_all=True, append_images=frames[1:], duration=times, loop=0, **more)
+    return data.getvalue()
+
+
+def _frame(left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    height = left.shape[0]
+    gap = np.full((height, _GAP, 3), 255, np.uint8)
+    return enlarged(picture_of(np.concatenate([left, gap, right], axis=1)), 256)

@@ -1,0 +1,224 @@
+"""The compiled programs: from prompts and noise to latents, and from latents to pixels.
+
+A program is for the shapes in its bucket; everything else about a job is an array. It is written for one device's share
+of a batch; the engine maps it over devices.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, UInt8
+
+from sdjax import conditions
+from sdjax.diffusion import noise
+from sdjax.diffusion.brownian import step_noise
+from sdjax.diffusion.guidance import (
+    LogProbability,
+    classifier_free,
+    classifier_guided,
+    denoised,
+    network_input,
+    rescaled,
+    thresholded,
+)
+from sdjax.diffusion.sample import Latents, Level, NoiseWanted, Rows, Trail, sample
+from sdjax.model import DTYPES, Model
+
+
+class Bucket(NamedTuple):
+    """What one compiled program is for. Everything else about a job is an array.
+
+    height, width: pixels.
+    prompts: the shape of what the text encoder reads and the network is asked.
+    interval: whether there are steps without guidance.
+    host_noise: how many times noise drawn on the host is put in besides the first; None if it is drawn on the device.
+    resized_from: of latents, where noise of that size is taken to this one on the device.
+    rows: evaluations.
+    frames: kept steps.
+    classifier: whether the engine's classifier guides.
+    """
+
+    height: int
+    width: int
+    prompts: conditions.Shape
+    interval: bool
+    host_noise: int | None
+    resized_from: tuple[int, int] | None
+    rows: int
+    frames: int
+    classifier: bool
+
+
+class Inputs(NamedTuple):
+    """The arrays of one batch; `specs` says which axis runs over images."""
+
+    prompts: conditions.Prompts
+    words: Any  # (images, 2) the seeds
+    latents: Any  # (images, h, w, c) the first ones
+    guidance: Any  # (images, 3): scale, rescale, and scale of the classifier
+    threshold: Any  # (images, 2): quantile, greatest bound
+    labels: Any  # (images,) of the classifier
+    guided: Any  # (2,) evaluations, from and before
+    tables: Rows
+    frames: Any  # (evaluations, images) where a step is kept; () if none is
+    noise: Any  # drawn on the host: (places, images, h, w, c); () if it is not
+
+
+class Beginning(NamedTuple):
+    """What the first latents of a batch are made of, where noise is drawn on the device."""
+
+    words: Any  # (images, 2)
+    variation_words: Any  # (images, 2)
+    variation_strength: Any  # (images,)
+    start: Any  # (images,) standard deviation
+    first_noise: Any  # (images,) weight of noise added before the first step
+
+
+# Axes over images that are not the first.
+_SECOND = ("text_of", "part_weights", "frames")
+
+
+def specs(inputs: Inputs) -> Inputs:
+    """Which axis of each input runs over images."""
+    first, second = PartitionSpec("data"), PartitionSpec(None, "data")
+
+    def all_of(values: Any, spec: PartitionSpec) -> Any:
+        return jax.tree.map(lambda _: spec, values)
+
+    prompts = inputs.prompts
+    return Inputs(
+        prompts=conditions.Prompts(
+            *(
+                all_of(getattr(prompts, name), second if name in _SECOND else first)
+                for name in conditions.Prompts._fields
+            )
+        ),
+        words=first,
+        latents=first,
+        guidance=first,
+        threshold=first,
+        labels=first,
+        guided=PartitionSpec(),
+        tables=Rows(rows=all_of(inputs.tables.rows, second), count=first),
+        frames=all_of(inputs.frames, second),
+        noise=all_of(inputs.noise, second),
+    )
+
+
+def latents_of(
+    model: Model,
+    log_probability: LogProbability | None,
+    bucket: Bucket,
+    shape: tuple[int, int, int],
+    params: Any,
+    inputs: Inputs,
+) -> tuple[Latents, Trail]:
+    """Text to latents for one device's share of a batch."""
+    with _precision(model):
+        contexts = conditions.encode(model.text_encoder, params["text_encoder"], inputs.prompts)
+
+        def predict(latents: Latents, level: Level, branches: int) -> tuple[Latents, ...]:
+            """The network's outputs for the first so many branches."""
+            text_of = inputs.prompts.text_of[level.evaluation][:, :branches]
+            context, mask = conditions.seen_by(contexts, text_of)
+            given = jnp.tile(network_input(latents, level.sigma).astype(DTYPES[model.dtype]), (branches, 1, 1, 1))
+            timesteps = jnp.tile(level.timestep, branches)
+            prediction = model.unet.apply({"params": params["unet"]}, given, timesteps, context, context_mask=mask)
+            return tuple(jnp.split(prediction.astype(jnp.float32), branches))
+
+        guide = functools.partial(_guided, bucket, inputs, predict)
+        classify = functools.partial(_classified, log_probability, params["classifier"], inputs)
+
+        def denoise(latents: Latents, level: Level) -> Latents:
+            prediction = guide(latents, level)
+            clean = denoised(prediction, latents, level.sigma, model.scheduler.prediction_type)
+            if bucket.classifier:
+                clean = classify(clean, latents, level)
+            return thresholded(clean, inputs.threshold[:, 0], inputs.threshold[:, 1])
+
+        frames = inputs.frames if bucket.frames else None
+        return sample(denoise, inputs.latents, inputs.tables, _draw(bucket, shape, inputs), frames, bucket.frames)
+
+
+def _guided(
+    bucket: Bucket,
+    inputs: Inputs,
+    predict: Callable[[Latents, Level, int], tuple[Latents, ...]],
+    latents: Latents,
+    level: Level,
+) -> Latents:
+    """The network's prediction with guidance; in steps without it the negative prompt is not asked for."""
+    branches, weights = bucket.prompts.branches, inputs.prompts.part_weights
+    if not bucket.prompts.guided:
+        [prediction] = predict(latents, level, branches)
+        return prediction
+    scale, rescale = inputs.guidance[:, 0], inputs.guidance[:, 1]
+
+    def mean(parts: tuple[Latents, ...]) -> Latents:
+        if len(parts) == 1:
+            return parts[0]
+        shares = (weights / weights.sum(axis=0, keepdims=True))[..., None, None, None]
+        return sum((share * part for share, part in zip(shares, parts, strict=True)), jnp.zeros_like(latents))
+
+    def guided() -> Latents:
+        *parts, unconditional = predict(latents, level, branches)
+        result = classifier_free(unconditional, jnp.stack(parts), weights, scale)
+        conditional = classifier_free(unconditional, jnp.stack(parts), weights, jnp.ones_like(scale))
+        return rescaled(result, conditional, rescale)
+
+    if not bucket.interval:
+        return guided()
+    within = (level.evaluation >= inputs.guided[0]) & (level.evaluation < inputs.guided[1])
+    return jax.lax.cond(within, guided, lambda: mean(predict(latents, level, branches - 1)))
+
+
+def _classified(
+    log_probability: LogProbability | None, params: Any, inputs: Inputs, clean: Latents, latents: Latents, level: Level
+) -> Latents:
+    assert log_probability is not None, "prepare lets no such job through"
+    scale = inputs.guidance[:, 2]
+    return classifier_guided(clean, latents, level.sigma, level.timestep, inputs.labels, scale, log_probability, params)
+
+
+def first_latents(
+    shape: tuple[int, int, int], resized_from: tuple[int, int] | None, params: Any, beginning: Beginning
+) -> Latents:
+    """The first latents of one device's share of a batch."""
+    words, strength = beginning.words, beginning.variation_strength
+    first = noise.varied_start_noise(words, beginning.variation_words, strength, shape, resized_from)
+    more = noise.step_noise(words, 0, shape)
+    return first * beginning.start[:, None, None, None] + more * beginning.first_noise[:, None, None, None]
+
+
+def _draw(bucket: Bucket, shape: tuple[int, int, int], inputs: Inputs) -> Callable[[NoiseWanted], Latents] | None:
+    """Where the noise of the steps comes from."""
+    if bucket.host_noise is not None:
+        return (lambda wanted: inputs.noise[wanted.place]) if bucket.host_noise else None
+
+    def draw(wanted: NoiseWanted) -> Latents:
+        def drawn() -> Latents:
+            return step_noise(inputs.words, wanted.place, wanted.brownian, wanted.span, shape)
+
+        # What no image of the batch wants is not drawn; what an image gets depends on itself alone.
+        return jax.lax.cond(jnp.any(wanted.draws), drawn, lambda: jnp.zeros_like(inputs.latents))
+
+    return draw
+
+
+def pixels_of(model: Model, params: Any, latents: Float[Array, "b i j c"]) -> tuple[UInt8[Array, "b h w 3"], Array]:
+    """Latents to pixels: (images, whether each is finite)."""
+    with _precision(model):
+        dtype = jax.tree.leaves(params["vae"])[0].dtype
+        scaled = (latents / model.vae.config.scaling_factor).astype(dtype)
+        pixels = model.vae.apply({"params": params["vae"]}, scaled, method="decode").astype(jnp.float32)
+    finite = jnp.isfinite(pixels).all(axis=(1, 2, 3))
+    return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8), finite
+
+
+def _precision(model: Model) -> Any:
+    """float32 means float32, also where the device would rather round its factors."""
+    return jax.default_matmul_precision("highest" if model.dtype == "float32" else "default")
