@@ -52,6 +52,7 @@ lock: $(PARITY_VENV)/.installed ## pins what is installed now
 
 emoji: install ## trains the embedded model from nothing (hours) and measures it; stop and go on as you like
 	$(TRAIN) sdjax.training.emoji
+	$(TRAIN) sdjax.training.noise_classifier
 	$(TRAIN) sdjax.training.recognition
 
 benchmark: $(PARITY_VENV)/.installed ## Stable Diffusion 1.5 at full size, random weights: memory and times (minutes, 4 GB of disk)

@@ -125,7 +125,7 @@ def latents_of(
             """The network's outputs for the first so many branches."""
             text_of = inputs.prompts.text_of[level.evaluation][:, :branches]
             context, mask = conditions.seen_by(contexts, text_of)
-            given = jnp.tile(network_input(latents, level.sigma).astype(DTYPES[model.dtype]), (branches, 1, 1, 1))
+            given = jnp.tile(network_input(latents, level.alpha).astype(DTYPES[model.dtype]), (branches, 1, 1, 1))
             timesteps = jnp.tile(level.timestep, branches)
             prediction = model.unet.apply({"params": params["unet"]}, given, timesteps, context, context_mask=mask)
             return tuple(jnp.split(prediction.astype(jnp.float32), branches))
@@ -135,7 +135,7 @@ def latents_of(
 
         def denoise(latents: Latents, level: Level) -> Latents:
             prediction = guide(latents, level)
-            clean = denoised(prediction, latents, level.sigma, model.scheduler.prediction_type)
+            clean = denoised(prediction, latents, level.sigma, level.alpha, model.scheduler.prediction_type)
             if bucket.classifier:
                 clean = classify(clean, latents, level)
             return thresholded(clean, inputs.threshold[:, 0], inputs.threshold[:, 1])
@@ -181,7 +181,9 @@ def _classified(
 ) -> Latents:
     assert log_probability is not None, "prepare lets no such job through"
     scale = inputs.guidance[:, 2]
-    return classifier_guided(clean, latents, level.sigma, level.timestep, inputs.labels, scale, log_probability, params)
+    return classifier_guided(
+        clean, latents, level.sigma, level.alpha, level.timestep, inputs.labels, scale, log_probability, params
+    )
 
 
 def first_latents(

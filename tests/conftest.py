@@ -11,7 +11,10 @@ from jaxtyping import install_import_hook
 import tests.typechecker  # noqa: F401  (named in the next line)
 
 # All but `sdjax.job`, which checks what users give it itself, and says so in words of its own.
-_CHECKED = ("api", "checkpoints", "diffusion", "engine", "images", "model", "models", "text", "training")
+_CHECKED = (
+    "api", "checkpoints", "classifier", "conditions", "diffusion", "engine", "images", "model", "models", "program",
+    "text", "training",
+)  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 
 from pathlib import Path

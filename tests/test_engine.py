@@ -1,6 +1,7 @@
 import dataclasses
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import jax
@@ -115,6 +116,23 @@ def test_pictures_of_each_sampler_depend_on_neither_order_nor_neighbours_nor_dev
     assert same(make(engine, OF_EACH_SAMPLER[::3]), pictures[::3])
     fewer = Engine(sd1, batch_size=BATCH, devices=jax.local_devices()[:1])
     assert same(make(fewer, OF_EACH_SAMPLER), pictures)
+
+
+def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(sd1):
+    """XLA may write a formula in another way in another program, and pictures then differ in their last bits."""
+
+    def operations(devices: int, **changes: object) -> dict[str, int]:
+        classifier = sdjax.Classifier(lambda x, t, labels, p: -((x - 0.3) ** 2).sum((1, 2, 3)), (), ("a",), "")
+        engine = Engine(sd1, batch_size=2, devices=jax.local_devices()[:devices], classifier=classifier)
+        job = sdjax.Job(prompt="a", seed=1, sampler="euler", noise_source="torch", **changes)
+        task = engine.prepare(job)
+        inputs = engine._inputs([task] * engine.images_per_batch)
+        text = engine._compiled(task.bucket, engine._program(task.bucket), inputs).as_text()
+        counted = Counter(re.findall(r"= \S+ ([a-z\-]+)\(", text))
+        return {name: counted[name] for name in ("add", "multiply", "divide", "sqrt", "rsqrt", "exponential", "reduce")}
+
+    for changes in ({}, {"classifier_scale": 2.0, "classifier_label": 0}):
+        assert operations(1, **changes) == operations(4, **changes)
 
 
 def test_what_may_differ_within_a_batch_does_not_compile_again(engine, pictures, compiled):

@@ -39,10 +39,10 @@ def rescaled(guided: Latents, conditional: Latents, share: Float[Array, " b"]) -
     Lin et al. 2023 (arXiv:2305.08891), equations 15 and 16; `guidance_rescale` of diffusers.
     """
 
-    def deviation(values: Latents) -> Float[Array, "b 1 1 1"]:
-        return jnp.std(values, axis=(1, 2, 3), keepdims=True)
+    def variance(values: Latents) -> Float[Array, "b 1 1 1"]:
+        return jnp.var(values, axis=(1, 2, 3), keepdims=True)
 
-    matched = guided * (deviation(conditional) / deviation(guided))
+    matched = guided * jnp.sqrt(variance(conditional) / variance(guided))
     result = _wide(share) * matched + _wide(1 - share) * guided
     return jnp.where(_wide(share) > 0, result, guided)
 
@@ -72,6 +72,7 @@ def classifier_guided(
     clean: Latents,
     latents: Latents,
     sigma: Float[Array, " b"],
+    alpha: Float[Array, " b"],
     timesteps: Float[Array, " b"],
     labels: Int[Array, " b"],
     scale: Float[Array, " b"],
@@ -85,27 +86,32 @@ def classifier_guided(
     """
 
     def total(noisy: Latents) -> Array:
-        return log_probability(network_input(noisy, sigma), timesteps, labels, params).sum()
+        return log_probability(network_input(noisy, alpha), timesteps, labels, params).sum()
 
     return clean + _wide(scale * sigma**2) * jax.grad(total)(latents)
 
 
-def network_input(latents: Latents, sigma: Float[Array, " b"]) -> Latents:
-    """Latents at level sigma, brought to the variance at which the network was trained."""
-    return latents / _wide(jnp.sqrt(sigma**2 + 1))
+def network_input(latents: Latents, alpha: Float[Array, " b"]) -> Latents:
+    """Latents of which `alpha` is the share of the clean picture, at the variance at which the network was trained."""
+    return latents * _wide(alpha)
 
 
-def denoised(prediction: Latents, latents: Latents, sigma: Float[Array, " b"], prediction_type: str) -> Latents:
+def denoised(
+    prediction: Latents,
+    latents: Latents,
+    sigma: Float[Array, " b"],
+    alpha: Float[Array, " b"],
+    prediction_type: str,
+) -> Latents:
     """The clean latents which a prediction means.
 
     `epsilon` is the noise (Ho et al. 2020); `v_prediction` is alpha * noise - sigma * x0 on the unit circle
     (Salimans and Ho 2022, arXiv:2202.00512, appendix D); `sample` is the clean latents themselves.
     """
-    wide = _wide(sigma)
     if prediction_type == "epsilon":
-        return latents - wide * prediction
+        return latents - _wide(sigma) * prediction
     if prediction_type == "v_prediction":
-        return latents / (wide**2 + 1) - prediction * wide / jnp.sqrt(wide**2 + 1)
+        return latents * _wide(alpha * alpha) - prediction * _wide(sigma * alpha)
     if prediction_type == "sample":
         return prediction
     raise ValueError(f"prediction_type {prediction_type!r} is none of epsilon, v_prediction and sample")

@@ -19,9 +19,14 @@ Latents = Float[Array, "b h w c"]
 
 
 class Level(NamedTuple):
-    """Where the network is asked: noise and timestep of each image, and the evaluation's number, one for all."""
+    """Where the network is asked: for each image noise, share of the clean picture at unit variance, and timestep.
+
+    `alpha` is 1 / sqrt(1 + sigma^2), worked out on the host: XLA turns roots and quotients over in one program and not
+    in another. `evaluation` is the number of the evaluation, one for all.
+    """
 
     sigma: Float[Array, " b"]
+    alpha: Float[Array, " b"]
     timestep: Float[Array, " b"]
     evaluation: Int[Array, ""]
 
@@ -46,6 +51,7 @@ class Row(NamedTuple):
     """What one evaluation takes, for each image; of all evaluations, with one more axis in front, `Rows`."""
 
     sigma: Any  # (b,)
+    alpha: Any  # (b,)
     timestep: Any  # (b,)
     weights: Any  # (b, registers, registers + 2)
     draws: Any  # (b,) bool
@@ -78,6 +84,7 @@ def stack_tables(tables: Sequence[Table], rows: int) -> Rows:
 
     row = Row(
         sigma=stacked([table.sigma for table in tables]),
+        alpha=stacked([1 / np.sqrt(1 + table.sigma**2) for table in tables]),
         timestep=stacked([table.timestep for table in tables]),
         weights=stacked([table.weights for table in tables]),
         draws=stacked([table.draws[1:] for table in tables]),
@@ -111,7 +118,7 @@ def init(latents: Latents) -> State:
 
 def step(denoise: Denoise, state: State, row: Row, evaluation: Array, noise: Latents) -> tuple[State, Info]:
     """One evaluation of the network and what follows it."""
-    denoised = denoise(state.latents, Level(row.sigma, row.timestep, evaluation))
+    denoised = denoise(state.latents, Level(row.sigma, row.alpha, row.timestep, evaluation))
     terms = (*state.registers, denoised, noise)
     weights = row.weights[..., None, None, None]
 
@@ -163,7 +170,7 @@ def sample(
         after, info = step(denoise, state, row, index, drawn(index + 1, row))
         going = (index < tables.count)[:, None, None, None]
         if frames is not None:
-            noisy = state.latents / jnp.sqrt(row.sigma**2 + 1)[:, None, None, None]
+            noisy = state.latents * row.alpha[:, None, None, None]
             here = (jnp.arange(frame_count)[:, None] == frames[index][None])[:, :, None, None, None] & going[None]
             kept = zip((noisy, info.denoised), trail, strict=True)
             trail = Trail(*(jnp.where(here, new[None], old) for new, old in kept))
