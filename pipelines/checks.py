@@ -7,14 +7,15 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
 from sdjax.classifier import load_classifier
-from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
-from sdjax.job import Job, JobError
+from sdjax.job import PARTNERS, Job, JobError
 from sdjax.model import load
 
 # Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
 _LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
 _CLUSTER_SHARDS = 64
+_SIZES = ("seed_resize_from_width", "seed_resize_from_height")
 # Steps that every sampler can take.
 _FEW_STEPS = 4
 
@@ -27,15 +28,15 @@ def check_model(config: RunConfig) -> None:
       CheckpointError, ConfigError, TokenizerError: if the model can't be used.
     """
     model = load(config.model, variant=config.variant, dtype=config.dtype, weights=False)
-    # What the configuration leaves open rows may say, and steps go together with their schedule.
-    asked = {
-        "sampler": model.sampler or next(iter(SAMPLERS)),
-        **dict(config.job),
-        "steps": _FEW_STEPS,
-        "schedule": None,
-    }
+    # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
+    asked = {**PARTNERS, **dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None}
+    if "sampler" not in asked or "sampler" in dict(config.sweeps):
+        asked = {name: value for name, value in asked.items() if name not in Options._fields}
+        asked["sampler"] = model.sampler or next(iter(SAMPLERS))
+    # Sizes of a picture whose composition is kept are partners here, and of no account.
+    asked |= {name: None for name in _SIZES if name not in dict(config.job)}
     try:
-        model.resolve(Job(**{**asked, "prompt": "any", "seed": 0}))
+        model.resolve(Job(**asked))
     except JobError as error:
         raise RunConfigError(f"{config.model}: {error}") from error
     if config.classifier:

@@ -11,7 +11,7 @@ import yaml
 from pipelines.sweeps import ROW_KEYS
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.job import FIELDS, Job, JobError, field_from_text, field_named, with_fields_named
+from sdjax.job import FIELDS, PARTNERS, Job, JobError, field_from_text, field_named, with_fields_named
 from sdjax.model import DTYPES
 
 
@@ -82,8 +82,8 @@ class RunConfig:
         ):
             if not isinstance(getattr(self, name), kind):
                 raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected text")
-        try:
-            Job(**{"prompt": "any", **dict(self.job)})
+        try:  # rows may say what these want beside them
+            Job(**{**PARTNERS, **dict(self.job)})
         except ValueError as error:
             raise RunConfigError(str(error)) from error
 

@@ -25,10 +25,10 @@ from pipelines.progress import Reporter
 from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows, shortened
 from sdjax.classifier import BUNDLED as CLASSIFIERS
 from sdjax.classifier import load_classifier
-from sdjax.engine import Engine, Result
+from sdjax.engine import Engine, Result, Together
 from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
 from sdjax.images.steps import animation, strip
-from sdjax.job import Job, JobError
+from sdjax.job import Job
 from sdjax.model import BUNDLED, load
 from sdjax.program import Bucket
 from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
@@ -79,14 +79,14 @@ class Counts(NamedTuple):
 class Wanted(NamedTuple):
     """An image that a row asks for.
 
-    bucket: jobs of one may be batched: they share a compiled program, and the steps in which they are guided.
+    bucket: jobs of one may be batched: they share a compiled program and what else a batch has in common.
     notes: of where it comes from, for its metadata.
     cut: whether a prompt of it was too long.
     source, line: where the row is.
     """
 
     job: Job
-    bucket: tuple[Bucket, tuple[int, int] | None]
+    bucket: tuple[Bucket, Together]
     notes: Mapping[str, Any]
     cut: bool
     source: str
@@ -176,15 +176,15 @@ def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
     with engine_of(run) as engine:
         try:
             tasks = [engine.prepare(asked.job, asked.notes) for asked in jobs]
-        except JobError as error:
-            return Reject(row.source, row.line, row.text, str(error))
+        except ValueError as error:  # JobError; and no row, whatever is in it, may stop the others
+            return Reject(row.source, row.line, row.text, shortened(str(error)))
     _reporter(run.progress).add("wanted", len(tasks))
     return [
         (
             task.id,
             Wanted(
                 task.job,
-                (task.bucket, task.guided),
+                (task.bucket, task.together),
                 asked.notes,
                 bool(task.metadata["prompt_cut"] or task.metadata["negative_prompt_cut"]),
                 row.source,
@@ -220,7 +220,9 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str
 def _write(result: Result, run: Run) -> str | None:
     """Writes a picture; says why, if it can't be one."""
     if not result.finite:
-        return f"the network gave NaN or infinity in {result.metadata['dtype']}; try --set dtype=float32"
+        narrow = result.metadata["dtype"] != "float32"
+        hint = "; try --set dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"
+        return f"the network gave NaN or infinity in {result.metadata['dtype']}{hint}"
     try:
         data = encode(result.image, result.metadata, run.config.format)
     except EncodeError as error:

@@ -11,7 +11,7 @@ from pipelines.generate import METADATA
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, picture_of, stacked
 from sdjax.images.encode import decode
-from sdjax.job import FIELDS, field_from_text, field_named, job_from_text
+from sdjax.job import FIELDS, PARTNERS, field_from_text, field_named, job_from_text
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
@@ -58,12 +58,13 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     if not rows:
         raise ValueError(f"{out}: there are no pictures {'with these values' if where or chosen else 'in it yet'}")
     for field, _ in used:
-        if field not in rows[0]:
-            raise ValueError(f"{field!r} is no field of these pictures; known: {', '.join(sorted(rows[0]))}")
+        if not any(field in row for row in rows):
+            known = sorted(set().union(*rows))
+            raise ValueError(f"{field!r} is no field of these pictures; known: {', '.join(known)}")
     fields = [axis.field for axis in used]
     if len(set(fields)) < len(fields):
         raise ValueError(f"axes {', '.join(fields)}: expected different fields")
-    values = {axis.field: list(axis.values or _sorted(row[axis.field] for row in rows)) for axis in used}
+    values = {axis.field: list(axis.values or _sorted(row.get(axis.field) for row in rows)) for axis in used}
     count = 1
     for field in fields:
         count *= len(values[field])
@@ -105,8 +106,12 @@ def read_axis(text: str) -> Axis | None:
         return Axis(field, None)
     if field not in FIELDS:
         raise ValueError(f"{text}: {field} is no field of a job; its values can't be chosen")
-    jobs = [job_from_text({"prompt": "any", field: value}) for value in values_of(field, values)]
-    return Axis(field, tuple(getattr(job, field) for job in jobs))
+    return Axis(field, tuple(_of_job(field, value) for value in values_of(field, values)))
+
+
+def _of_job(field: str, value: Any) -> Any:
+    """The value as a job has it: a name of another tool in ours."""
+    return getattr(job_from_text({**PARTNERS, field: value}), field)
 
 
 def read_where(texts: Sequence[str]) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def read_where(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--where {text}: expected KEY=VALUE")
         name = field_named(key.strip())
-        found[name] = field_from_text(name, value) if name in FIELDS else value
+        found[name] = _of_job(name, field_from_text(name, value)) if name in FIELDS else value
     return found
 
 
@@ -128,14 +133,18 @@ def _matches(row: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 def _sorted(values: Any) -> list[Any]:
     """Numbers by size, words by the alphabet; what is missing first."""
     different = set(values)
-    numbers = all(isinstance(value, int | float) for value in different)
-    return sorted(different, key=None if numbers else lambda value: "" if value is None else str(value))
+    numbers = all(value is None or isinstance(value, int | float) for value in different)
+
+    def key(value: Any) -> tuple[bool, Any]:
+        return value is not None, 0 if value is None else value if numbers else str(value)
+
+    return sorted(different, key=key)
 
 
 def _placed(rows: Sequence[Mapping[str, Any]], used: Sequence[str]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     placed: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in rows:
-        place = tuple(row[axis] for axis in used)
+        place = tuple(row.get(axis) for axis in used)
         if place in placed:
             differ = [
                 name

@@ -398,7 +398,7 @@ def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> l
     """
     if row.values is None:
         return Reject(row.source, row.line, row.text, row.problem or "unreadable")
-    given = {name: value for name, value in row.values.items() if not _is_blank(value)}
+    given = {name: value for name, value in row.values.items() if not _is_blank(value) or _is_empty_prompt(row, name)}
     try:
         for name, value in given.items():
             for each in value if isinstance(value, list) else [value]:
@@ -418,8 +418,8 @@ def _asked(
     varied = swept(given) - set(PROMPTS)
     check_number(size(given, dict(config.sweeps)) * config.repeat, "sweeps and repeats together")
     total = 0
-    for values in expand(given, dict(config.sweeps)):
-        filled = {name: value for name, value in values.items() if not _is_blank(value)}
+    for number, values in enumerate(expand(given, dict(config.sweeps))):
+        filled = {name: value for name, value in values.items() if not _is_blank(value) or name == "prompt"}
         whole = {**dict(config.job), **filled}
         own = {name: value for name, value in filled.items() if name in given and name not in varied}
         templates = {} if mode == "none" else _templates(whole)
@@ -438,7 +438,7 @@ def _asked(
             for repeat, job in enumerate(
                 repeated(job_from_text({**whole, **resolved}), asked, config.repeat, config.run_seed)
             ):
-                job = _with_seeds_drawn(job, asked, row, repeat, run_name)
+                job = _with_seeds_drawn(job, asked, row, number, repeat, run_name)
                 if mode == "random" and templates:
                     job = _with_texts_chosen(job, templates, wildcards)
                 yield Asked(job, notes)
@@ -469,9 +469,11 @@ def _all(name: str, template: Template, wildcards: Wildcards) -> list[str]:
     return texts
 
 
-def _with_seeds_drawn(job: Job, asked: Job, row: Row, repeat: int, run_name: str) -> Job:
+def _with_seeds_drawn(job: Job, asked: Job, row: Row, number: int, repeat: int, run_name: str) -> Job:
+    """Random seeds; those of a list of them, at `number` in the row's sweep, differ."""
+    several = number if isinstance((row.values or {}).get("seed"), list) else 0
     seeds: dict[str, Any] = {
-        name: drawn_seed(run_name, row.source, row.line, f"{name} {asked.to_json()}", repeat)
+        name: drawn_seed(run_name, row.source, row.line, f"{name} {several} {asked.to_json()}", repeat)
         for name in ("seed", "variation_seed")
         if getattr(job, name) == RANDOM_SEED
     }
@@ -485,6 +487,12 @@ def _with_texts_chosen(job: Job, templates: Mapping[str, Template], wildcards: W
     if _is_blank(texts.get("prompt", job.prompt)):
         raise ValueError("prompt: the template gives no text; leave something in it whatever is chosen")
     return dataclasses.replace(job, **texts)
+
+
+def _is_empty_prompt(row: Row, name: str) -> bool:
+    """Whether the prompt is said to be empty: where values have types, as in JSON; in a table it was left out."""
+    typed = any(ending in row.source.lower() for ending in (".jsonl", ".ndjson", ".parquet"))
+    return typed and name == "prompt" and (row.values or {}).get(name) == ""
 
 
 def _is_blank(value: Any) -> bool:

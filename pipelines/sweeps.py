@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sdjax.job import FIELDS, field_from_text, field_named, job_from_text, unknown_fields
+from sdjax.job import FIELDS, PARTNERS, field_from_text, field_named, job_from_text, unknown_fields, with_fields_named
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -24,15 +24,6 @@ ROW_KEYS: Mapping[str, tuple[str, ...]] = {
 }
 # Whose texts may hold commas and dots of their own.
 PROMPTS = ("prompt", "negative_prompt")
-# What some fields can't be without.
-_PARTNERS = {
-    "prompt": "any",
-    "variation_seed": 0,
-    "seed_resize_from_width": 1,
-    "seed_resize_from_height": 1,
-    "classifier_label": 0,
-}
-
 _NUMBER = r"\s*([+-]?)(?=\.?[0-9])([0-9]*)(?:\.([0-9]+))?\s*"
 _RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}(?:\.\.{_NUMBER})?")
 # Of a seed; nothing else is longer.
@@ -238,9 +229,10 @@ def read_sweeps(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
         if key == "prompt":
             raise SweepError(f"{shown}: prompts belong into the prompt file")
         try:
-            found[key] = tuple(values_of(key, _typed(key, values)))
+            [(key, typed)] = with_fields_named({key: _typed(key, values)}).items()
+            found[key] = tuple(values_of(key, typed))
             for value in found[key]:
-                job_from_text({**_PARTNERS, key: value})
+                job_from_text({**PARTNERS, key: value})
         except ValueError as error:  # SweepError, JobError, or one of Python's own about numbers of too many digits
             raise SweepError(f"{shown}: {error}") from None
     return found

@@ -133,13 +133,7 @@ def arrays(images: Sequence[Used], tables: Sequence[Table], clip_skips: Sequence
         by_step = [[places[whole.schedule[step][branch]] for branch in image.branches] for step in steps]
         text_of[:, number] = [*by_step, *by_step[-1:] * (rows - len(by_step))]
     parts = shape.branches - shape.guided
-    part_weights = [
-        [
-            image.conditioning.part_weights[branch] if branch < len(image.conditioning.part_weights) else 1.0
-            for image in images
-        ]
-        for branch in range(parts)
-    ]
+    part_weights = [[_part_weight(image, branch) for image in images] for branch in range(parts)]
     return Prompts(
         ids=ids,
         weights=weights,

@@ -5,6 +5,7 @@ So the bits of an image depend on neither its neighbours nor the number of devic
 """
 
 import functools
+import math
 import os
 import platform
 import re
@@ -34,7 +35,7 @@ from sdjax.version import __version__
 # Lengths of compiled tables: a job's evaluations are rounded up to the next.
 _TABLE_ROWS = (64, 128, 256, 512, 1024, 2048)
 # Lengths of compiled trails of kept steps, likewise.
-_FRAMES = (0, 8, 16, 32, 64, 128, 256, 512, 1024)
+_FRAMES = (0, 8, 16, 32, 64)
 # How programs are compiled, by platform. On the CPU sums over a picture, as in a group norm, are left out of what XLA
 # gives to YNNPACK: that splits them by the number of threads, which follows the number of devices and of cores, and so
 # the bits would. Matrix products and convolutions stay with it: Eigen, the other choice, splits these by threads too
@@ -47,6 +48,8 @@ _COMPILER_OPTIONS: Mapping[str, Mapping[str, str | bool]] = {
 }
 # Features by which XLA and its libraries choose among kernels that round differently.
 _CPU_FEATURES = ("fma", "avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "asimd", "bf16", "sve")
+# Weights of a prompt's parts that add up to less have no mean.
+_LEAST_SUM = 1e-3
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
 
@@ -72,20 +75,30 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset(lines[0].split(":", 1)[1].split()) if lines else frozenset()
 
 
+class Together(NamedTuple):
+    """What the jobs of a batch have in common besides their program.
+
+    guided: the evaluations that are guided, from one to before another; None if all or none are.
+    resized_from: (height, width) of latents of which the device takes noise to their own size; None if of none.
+    """
+
+    guided: tuple[int, int] | None
+    resized_from: tuple[int, int] | None
+
+
 class Task(NamedTuple):
     """A job that this engine can do, worked out.
 
     job: with all defaults filled in.
     id: of the image.
-    guided: the evaluations that are guided, from one to before another, if not all or none are: only jobs of the same
-      share a batch.
+    together: only jobs of the same share a batch.
     prompts: what of its prompts is used.
     """
 
     job: Job
     id: str
     bucket: Bucket
-    guided: tuple[int, int] | None
+    together: Together
     prompts: conditions.Used
     table: Table
     metadata: Mapping[str, Any]
@@ -186,13 +199,18 @@ class Engine:
             )
         prompts, guided = self._branches(job, read, table)
         frames = len(range(0, steps, job.preview_every)) if job.preview_every else 0
+        if frames > _FRAMES[-1]:
+            least = -(-steps // _FRAMES[-1])
+            raise JobError(
+                f"preview_every = {job.preview_every}: of {steps} steps {frames} would be kept; expected {least} or "
+                f"more, which keeps up to {_FRAMES[-1]}"
+            )
         bucket = Bucket(
             job.height,
             job.width,
             prompts.shape,
             guided is not None,
             self._host_noise_places(job, table),
-            self._resized_from(job) if job.noise_source == "threefry" else None,
             next(rows for rows in _TABLE_ROWS if rows >= table.evaluations),
             next(count for count in _FRAMES if count >= frames),
             job.classifier_scale != 0,
@@ -218,14 +236,16 @@ class Engine:
             "problems_found": "; ".join(read.problems),
             **(notes or {}),
         }
-        return Task(job, identity, bucket, guided, prompts, table, metadata)
+        resized_from = self._resized_from(job) if job.noise_source == "threefry" else None
+        return Task(job, identity, bucket, Together(guided, resized_from), prompts, table, metadata)
 
     @staticmethod
     def _branches(job: Job, read: Conditioning, table: Table) -> tuple[conditions.Used, tuple[int, int] | None]:
         """What the network is asked: of the prompt's parts and the negative prompt those that count."""
         parts = len(read.part_weights)
         steps = int(table.step[-1]) + 1
-        begin, end = int(job.guidance_start * steps), int(job.guidance_end * steps)
+        # Rounded down, but for what decimals lose: 0.29 of 100 is 29.
+        begin, end = (math.floor(round(share * steps, 9)) for share in (job.guidance_start, job.guidance_end))
         whole = begin == 0 and end == steps
         if begin >= end:
             raise JobError(
@@ -236,8 +256,10 @@ class Engine:
             return conditions.used(read, (parts,), guided=False), None
         if read.part_weights == (1.0,) and job.guidance_scale == 1:
             return conditions.used(read, (0,), guided=False), None
-        if not whole and sum(read.part_weights) == 0:
-            raise JobError("the weights of the prompt's parts add up to 0: such a prompt needs guidance in every step")
+        if not whole and abs(sum(read.part_weights)) < _LEAST_SUM:
+            raise JobError(
+                "the weights of the prompt's parts add up to about 0: such a prompt needs guidance in every step"
+            )
         guided = None
         if not whole:
             within = np.flatnonzero((table.step >= begin) & (table.step < end))
@@ -246,7 +268,10 @@ class Engine:
 
     def _checked_classifier(self, job: Job) -> Classifier:
         if self.classifier is None:
-            raise JobError(f"classifier_scale = {job.classifier_scale}: this engine has no classifier; leave it out")
+            raise JobError(
+                f"classifier_scale = {job.classifier_scale}: there is no classifier; set classifier = emoji, or a "
+                "folder, for the run, or give the engine one"
+            )
         count = len(self.classifier.labels)
         if job.classifier_label is None or job.classifier_label >= count:
             raise JobError(f"classifier_label = {job.classifier_label}: expected a number from 0 to {count - 1}")
@@ -278,10 +303,10 @@ class Engine:
     def _batches(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
         waiting: dict[tuple[Any, ...], list[Task]] = {}
         for task in tasks:
-            batch = waiting.setdefault((task.bucket, task.guided), [])
+            batch = waiting.setdefault((task.bucket, task.together), [])
             batch.append(task)
             if len(batch) == self.images_per_batch:
-                yield waiting.pop((task.bucket, task.guided))
+                yield waiting.pop((task.bucket, task.together))
         yield from waiting.values()
 
     def _dispatch(self, batch: list[Task]) -> tuple[Array, ...]:
@@ -291,9 +316,7 @@ class Engine:
         images, finite = self._decoded(latents)
         if not bucket.frames:
             return images, finite
-        kept = max(len(self._kept_steps(task)) for task in batch)
-        frames = [self._decoded(values[index])[0] for index in range(kept) for values in trail]
-        return images, finite, *frames
+        return images, finite, *trail
 
     def _compiled(self, key: Any, program: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
         if key not in self._programs:
@@ -313,7 +336,10 @@ class Engine:
         return range(0, int(task.table.step[-1]) + 1, task.job.preview_every or MAX_STEPS)
 
     def _collect(self, batch: list[Task], output: tuple[Array, ...]) -> Iterator[Result]:
-        images, finite, *frames = (np.asarray(array) for array in output)
+        images, finite = (np.asarray(array) for array in output[:2])
+        kept = max(len(self._kept_steps(task)) for task in batch)
+        # One after the other: decoded, a trail takes far more room than as latents.
+        frames = [np.asarray(self._decoded(values[place])[0]) for place in range(kept) for values in output[2:]]
         for index, (task, image, whole) in enumerate(zip(batch, images, finite, strict=False)):
             previews = [
                 Preview(step, frames[2 * place][index], frames[2 * place + 1][index])
@@ -346,7 +372,7 @@ class Engine:
                 [job.dynamic_thresholding_ratio or 0.0 for job in jobs], [job.sample_max_value for job in jobs]
             ),
             labels=np.array([job.classifier_label or 0 for job in jobs], np.int32),
-            guided=np.array(batch[0].guided or (0, bucket.rows), np.int32),
+            guided=np.array(batch[0].together.guided or (0, bucket.rows), np.int32),
             tables=stack_tables(tables, bucket.rows),
             frames=self._frames(batch) if bucket.frames else (),
             noise=later,
@@ -365,9 +391,10 @@ class Engine:
             first_noise=np.array([task.table.first_noise for task in batch], np.float32),
         )
         beginning = jax.device_put(beginning, NamedSharding(self._mesh, PartitionSpec("data")))
-        program = functools.partial(first_latents, shape, bucket.resized_from)
+        resized_from = batch[0].together.resized_from
+        program = functools.partial(first_latents, shape, resized_from)
         mapped = self._mapped(program, PartitionSpec("data"), PartitionSpec("data"))
-        return self._compiled((shape, bucket.resized_from), mapped, beginning)(self._params, beginning), ()
+        return self._compiled((shape, resized_from), mapped, beginning)(self._params, beginning), ()
 
     def _frames(self, batch: list[Task]) -> np.ndarray:
         frames = np.full((batch[0].bucket.rows, len(batch)), -1, np.int32)

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -46,8 +47,16 @@ ALIASES = {
     "seed_resize_from_h": "seed_resize_from_height",
     "rng": "noise_source",
 }
-# A1111's own count of clip skip, in which 1 skips nothing.
-_A1111_CLIP_SKIP = "clip_stop_at_last_layers"
+# A1111's own count of clip skip, in which 1 skips nothing: its setting, and its words in pictures.
+_A1111_CLIP_SKIP = ("clip_stop_at_last_layers", "clip skip")
+# What some fields can't be without.
+PARTNERS: Mapping[str, Any] = {
+    "prompt": "any",
+    "variation_seed": 0,
+    "seed_resize_from_width": 1,
+    "seed_resize_from_height": 1,
+    "classifier_label": 0,
+}
 
 
 class JobError(ValueError):
@@ -147,8 +156,10 @@ class Job:
         for name, (least, most) in _RANGES.items():
             _within(name, getattr(self, name), least, most)
         self._name_sampler()
-        source = self.noise_source.strip().lower()
-        object.__setattr__(self, "noise_source", _SOURCE_NAMES.get(source, source))
+        for name in _CHOICES:
+            if getattr(self, name) is not None:  # "No norm" is no_norm
+                plain = re.sub(r"[\s-]+", "_", getattr(self, name).strip().lower())
+                object.__setattr__(self, name, _SOURCE_NAMES.get(plain, plain) if name == "noise_source" else plain)
         for name, known in _CHOICES.items():
             _one_of(name, getattr(self, name), known)
         _require(
@@ -290,6 +301,8 @@ def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Itera
 
 def field_named(name: str) -> str:
     """The field that a column or key means, by the names of other tools too; the name itself if none."""
+    if _is_a1111_clip_skip(name):
+        return str(name)  # another count: see `with_fields_named`
     plain = str(name).strip().lower().replace(" ", "_") if name not in FIELDS else name
     return plain if plain in FIELDS else ALIASES.get(plain, name)
 
@@ -303,7 +316,7 @@ def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for name, value in row.items():
         field = field_named(name)
-        if str(name).strip().lower() == _A1111_CLIP_SKIP:
+        if _is_a1111_clip_skip(name):
             field, value = "clip_skip", _from_a1111_clip_skip(value)
         if field in named:
             raise JobError(f"{name!r} and another column both mean {field}; keep one")
@@ -311,21 +324,29 @@ def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
+def _is_a1111_clip_skip(name: Any) -> bool:
+    return str(name).strip().lower() in _A1111_CLIP_SKIP
+
+
 def _from_a1111_clip_skip(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_from_a1111_clip_skip(each) for each in value]
+    if isinstance(value, str) and re.search(r",|\.\.", value):
+        raise JobError(f"clip_stop_at_last_layers = {value!r}: give several values in clip_skip, each less by one")
     if value is None or (isinstance(value, str) and not value.strip()):
         return value
     try:
         layers = int(value)
     except (TypeError, ValueError):
         layers = 0
-    _require(layers >= 1, _A1111_CLIP_SKIP, value, "a whole number from 1 (nothing left out) to 12")
+    _require(layers >= 1, _A1111_CLIP_SKIP[0], value, "a whole number from 1 (nothing left out) to 12")
     return layers - 1
 
 
 def unknown_fields(columns: Iterable[str]) -> str | None:
     """Says which names are no fields of a job, with near matches; None if all are."""
-    known = (*FIELDS, *ALIASES, _A1111_CLIP_SKIP)
-    strange = [name for name in columns if field_named(name) not in FIELDS and name.lower() != _A1111_CLIP_SKIP]
+    known = (*FIELDS, *ALIASES, *_A1111_CLIP_SKIP)
+    strange = [name for name in columns if field_named(name) not in FIELDS and not _is_a1111_clip_skip(name)]
     if not strange:
         return None
     hints = []
@@ -338,6 +359,8 @@ def unknown_fields(columns: Iterable[str]) -> str | None:
 def job_from_text(row: Mapping[str, Any]) -> Job:
     """Makes a job from a row of a file, whose values may be text; an empty text is a value not given.
 
+    An empty prompt is one, where it is said: callers leave out what is blank in a table.
+
     Raises:
       JobError: for an unknown column, a missing prompt, or a value that can't be read or is out of range.
     """
@@ -346,7 +369,7 @@ def job_from_text(row: Mapping[str, Any]) -> Job:
         raise JobError(problem)
     values: dict[str, Any] = {}
     for name, value in with_fields_named(row).items():
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if value is None or (isinstance(value, str) and not value.strip() and (name, value) != ("prompt", "")):
             continue
         values[name] = field_from_text(name, value) if isinstance(value, str) else _integral(name, value)
         _check_type(name, values[name])

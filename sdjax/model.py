@@ -97,14 +97,17 @@ class Model:
             height=height,
             width=width,
             seed=_drawn(job.seed),
-            variation_seed=None if job.variation_seed is None else _drawn(job.variation_seed),
+            variation_seed=_drawn(job.variation_seed)
+            if job.variation_strength and job.variation_seed is not None
+            else None,
             sampler=sampler,
             schedule=schedule,
             timestep_spacing=spacing,
             eta=options.eta,
             solver_order=options.solver_order,
             dynamic_thresholding_ratio=ratio,
-            sample_max_value=most if ratio is not None else job.sample_max_value,
+            sample_max_value=most if ratio is not None else Job.sample_max_value,
+            **_without_effect(job),
         )
         self.table(resolved)
         return resolved
@@ -133,10 +136,23 @@ class Model:
             )
         except ScheduleError as error:
             raise JobError(str(error)) from error
+        except ArithmeticError as error:
+            asked = f"{job.sampler} in {job.steps} steps of the schedule {job.schedule}, {job.timestep_spacing}"
+            raise JobError(f"{asked}: has no coefficients ({error}); take another schedule") from error
 
 
 # Samplers of diffusers that threshold clean latents and go on with the noise of those before.
 _KEEP_NOISE = ("ddim", "tcd")
+
+
+def _without_effect(job: Job) -> dict[str, Any]:
+    """Fields that say nothing in this job, at their defaults: what does not decide a picture is not in its id."""
+    changes: dict[str, Any] = {}
+    if job.s_churn == 0:
+        changes |= {"s_tmin": Job.s_tmin, "s_tmax": Job.s_tmax}
+    if job.classifier_scale == 0:
+        changes["classifier_label"] = None
+    return changes
 
 
 def _drawn(seed: int) -> int:

@@ -36,7 +36,6 @@ class Bucket(NamedTuple):
     prompts: the shape of what the text encoder reads and the network is asked.
     interval: whether there are steps without guidance.
     host_noise: how many times noise drawn on the host is put in besides the first; None if it is drawn on the device.
-    resized_from: of latents, where noise of that size is taken to this one on the device.
     rows: evaluations.
     frames: kept steps.
     classifier: whether the engine's classifier guides.
@@ -47,7 +46,6 @@ class Bucket(NamedTuple):
     prompts: conditions.Shape
     interval: bool
     host_noise: int | None
-    resized_from: tuple[int, int] | None
     rows: int
     frames: int
     classifier: bool

@@ -143,6 +143,16 @@ def test_samplers_go_by_the_names_of_three_vocabularies():
         Job(prompt="a", sampler="DPM++ 2M Karras", schedule="simple")
 
 
+def test_choices_forgive_how_they_are_spelled():
+    job = Job(prompt="a", prompt_syntax="A1111", emphasis="No norm", noise_source="NV", timestep_spacing="K-Diffusion")
+    assert (job.prompt_syntax, job.emphasis, job.noise_source) == ("a1111", "no_norm", "philox")
+    assert job.timestep_spacing == "k_diffusion"
+
+
+def test_an_empty_prompt_is_one_if_it_is_said():
+    assert job_from_text({"prompt": ""}) == Job(prompt="")
+
+
 def test_a_spacing_in_the_place_of_a_schedule_is_told():
     with pytest.raises(JobError, match=r"schedule = 'trailing': that is how timesteps are laid; say it in timestep_sp"):
         Job(prompt="a", schedule="trailing")
@@ -171,6 +181,8 @@ def test_names_of_fields_in_other_tools_are_read():
 
 
 def test_clip_skip_is_recorded_as_diffusers_counts_it():
+    assert job_from_text({"prompt": "a", "Clip skip": 2}) == job_from_text({"prompt": "a", "clip_skip": 1})
+    assert job_from_text({"prompt": "a", "Clip_Skip": 2}) == Job(prompt="a", clip_skip=2)
     assert job_from_text({"prompt": "a", "CLIP_stop_at_last_layers": "2"}) == Job(prompt="a", clip_skip=1)
     with pytest.raises(JobError, match=r"clip_stop_at_last_layers = 0: expected a whole number from 1"):
         job_from_text({"prompt": "a", "clip_stop_at_last_layers": 0})

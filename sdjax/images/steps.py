@@ -13,6 +13,8 @@ from sdjax.images.captions import PAPER, Grid, draw_grid, enlarged, picture_of
 ANIMATIONS = ("webp", "gif")
 # Of an animation, in milliseconds.
 _EACH, _LAST = 200, 1500
+# Of a frame, and of a picture in a strip, in pixels: larger ones are made smaller.
+_NARROWEST, _WIDEST, _WIDEST_IN_STRIP = 256, 2048, 256
 # Between the two pictures of a frame, in pixels.
 _GAP = 4
 
@@ -30,14 +32,18 @@ def strip(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], title
 
     The last column is the result.
     """
-    final = picture_of(result)
+
+    def shown(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+        return _fitting(picture_of(pixels), _WIDEST_IN_STRIP)
+
+    final = shown(result)
     grid = Grid(
         title,
         columns=[*(f"step {preview.step + 1}" for preview in previews), "result"],
         rows=["noisy latents", "predicted picture"],
         pictures=[
-            [*(picture_of(preview.noisy) for preview in previews), Image.new("RGB", final.size, PAPER)],
-            [*(picture_of(preview.clean) for preview in previews), final],
+            [*(shown(preview.noisy) for preview in previews), Image.new("RGB", final.size, PAPER)],
+            [*(shown(preview.clean) for preview in previews), final],
         ],
     )
     data = io.BytesIO()
@@ -61,7 +67,14 @@ def animation(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], k
     return data.getvalue()
 
 
+def _fitting(picture: Image.Image, width: int) -> Image.Image:
+    """The picture, smaller if it is wider than that."""
+    if picture.width <= width:
+        return picture
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+
+
 def _frame(left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     height = left.shape[0]
     gap = np.full((height, _GAP, 3), 255, np.uint8)
-    return enlarged(picture_of(np.concatenate([left, gap, right], axis=1)), 256)
+    return enlarged(_fitting(picture_of(np.concatenate([left, gap, right], axis=1)), _WIDEST), _NARROWEST)

@@ -305,3 +305,19 @@ def test_every_class_of_diffusers_leads_to_a_sampler():
 def test_an_option_that_a_sampler_has_not_is_refused(name, options, message):
     with pytest.raises(ScheduleError, match=re.escape(message)):
         fill_in(exact.CONFIG, name, options)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_schedule_gives_a_table_of_numbers_or_says_why_not(name):
+    config = config_for(SchedulerConfig(beta_schedule="scaled_linear"), name, own=False)
+    laid = 0
+    for schedule in SCHEDULES:
+        for steps in (1, 2, 3, 4, 8, 20):
+            try:
+                table = table_of(config, name, schedule, "k_diffusion", steps, fill_in(config, name, Options()))
+            except ScheduleError as error:
+                assert str(error)
+                continue
+            laid += 1
+            assert all(np.isfinite(values).all() for values in (table.weights, table.sigma, table.timestep))
+    assert laid > len(SCHEDULES)

@@ -280,6 +280,28 @@ def test_sweeps_of_the_command_line_end_on_a_comparison_sheet(run, generate, tmp
     assert_clear(run("grid", tmp_path / "out", "--x", "steps"), "several pictures", "sampler", "--where")
 
 
+def test_settings_that_rows_or_sweeps_make_whole_are_taken(generate, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "the cat"}\n{"prompt": "a dog", "sampler": "tcd"}\n{"prompt": "a", "variation_seed": 3}\n'
+    )
+    more = ["--set", "eta=0.5", "--set", "variation_strength=0.5", "--sweep", "sampler=ddim,Euler a"]
+    done = generate(path, tmp_path / "out", *more)
+    assert done.status == 0 and "2 rejected" in done.out and "2 made" in done.out
+    reasons = [row["reason"] for row in read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))]
+    assert all("variation_strength = 0.5: expected a variation_seed with it" in reason for reason in reasons)
+
+
+def test_a_row_without_numbers_to_step_by_stops_no_other(generate, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    tcd = {"prompt": "a", "steps": 2, "sampler": "tcd", "schedule": "AYS"}
+    path.write_text(json.dumps(tcd) + '\n{"prompt": "a", "preview_every": 1, "steps": 99}\n')
+    done = generate(path, tmp_path / "out")
+    assert done.status == 0 and "1 good, 1 rejected" in done.out
+    [reject] = read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))
+    assert "preview_every = 1: of 99 steps 99 would be kept; expected 2 or more" in reject["reason"]
+
+
 def test_sweeps_and_wildcards_that_can_not_be_are_told(generate, prompts, tmp_path):
     out = tmp_path / "out"
     assert_clear(generate(prompts, out, "--sweep", "steps=many"), "--sweep steps=many", "steps = 'many'")

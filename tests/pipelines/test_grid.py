@@ -104,6 +104,13 @@ def test_names_of_samplers_in_other_tools_are_read_along_axes():
         read_axis("model=a,b")
 
 
+def test_conditions_know_the_names_of_other_tools_and_what_is_missing_comes_first():
+    assert read_where(["sampler=DPM++ 2M", "clip_skip=1"]) == {"sampler": "dpmpp_2m", "clip_skip": 1}
+    assert read_axis("classifier_scale=0,2") == Axis("classifier_scale", (0.0, 2.0))
+    assert grid._sorted([None, 10, 2, None]) == [None, 2, 10]
+    assert grid._sorted(["b", None, "a"]) == [None, "a", "b"]
+
+
 def test_sheets_of_metadata_that_are_no_json_are_errors(out):
     (out / "metadata.jsonl").write_text(json.dumps({"steps": 1})[:-1])
     with pytest.raises((ValueError, OSError), match=r"metadata\.jsonl"):

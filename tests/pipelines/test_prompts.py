@@ -512,3 +512,14 @@ def test_random_seeds(seed):
     assert jobs(row(prompt="a"), {"seed": -1}) != jobs(Row("x.csv", 8, {"prompt": "a"}, "", None), {"seed": -1})
     [job] = jobs(row(prompt="a", seed=-1, variation_seed=-1, variation_strength=0.5))
     assert len({job.seed, job.variation_seed, -1}) == 3
+
+
+def test_an_empty_prompt_is_one_where_values_have_types_and_left_out_in_a_table():
+    typed = Row("x.jsonl", 1, {"prompt": "", "steps": 3}, "", None)
+    assert jobs(typed)[0].prompt == "" and jobs(typed)[0].steps == 3
+    assert isinstance(parse(row(prompt="", steps="3")), Reject)
+
+
+def test_random_seeds_of_a_list_differ():
+    seeds = [job.seed for job in jobs(row(prompt="a", seed=[-1, -1, -1]))]
+    assert len(set(seeds)) == 3

@@ -54,7 +54,7 @@ A1111_SCHEDULES = {
 CLASSES = {
     "DDPMScheduler": "ddpm",
     "DDIMScheduler": "ddim",
-    "PNDMScheduler": "pndm",
+    "PNDMScheduler": "plms",
     "LCMScheduler": "lcm",
     "TCDScheduler": "tcd",
     "EulerDiscreteScheduler": "euler",
@@ -96,7 +96,7 @@ _OTHER_SAMPLERS = {
     "sde-dpmsolver": "dpm_solver_2m_sde",
     "k_restart": "restart",
 }
-_OTHER_SCHEDULES = {"normal": "uniform", "sgmuniform": "sgm_uniform", "use_karras_sigmas": "karras"}
+_OTHER_SCHEDULES = {"normal": "uniform", "ays": "align_your_steps", "use_karras_sigmas": "karras"}
 _OTHER_SCHEDULES |= {"use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta", "use_lu_lambdas": "lu"}
 _AUTOMATIC = "automatic"
 
@@ -109,14 +109,15 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s_\-]+", "", name.lower())
 
 
+# Of spellings that mean two, the last stands: the registry's own.
 _SAMPLERS = {
     _plain(name): key
     for names in (
-        {key: key for key in SAMPLERS},
-        {label: key for key, label in A1111_SAMPLERS.items()},
-        CLASSES,
-        {name.removesuffix("Scheduler"): key for name, key in CLASSES.items()},
         _OTHER_SAMPLERS,
+        {name.removesuffix("Scheduler"): key for name, key in CLASSES.items()},
+        CLASSES,
+        {label: key for key, label in A1111_SAMPLERS.items()},
+        {key: key for key in SAMPLERS},
     )
     for name, key in names.items()
 }
@@ -141,7 +142,7 @@ class Named(NamedTuple):
 def sampler_named(name: str) -> Named | None:
     """Which sampler a name of any of the vocabularies means; None if none.
 
-    PNDM's class is `pndm` by its name; a config of a checkpoint says more, see `own_sampler`.
+    A class of diffusers that is several is the usual one of Stable Diffusion's checkpoints; see `own_sampler`.
     """
     plain = _plain(name)
     if plain in _SAMPLERS:
@@ -171,7 +172,7 @@ def own_sampler(class_name: str, config: SchedulerConfig) -> str | None:
     """The sampler of a checkpoint's scheduler; None if it is none of ours."""
     name = CLASSES.get(class_name)
     choices: dict[str, dict[Any, str | None]] = {
-        "PNDMScheduler": {True: "plms"},
+        "PNDMScheduler": {False: "pndm"},
         "DPMSolverMultistepScheduler": {
             "dpmsolver": "dpm_solver_2m",
             "sde-dpmsolver++": "dpmpp_2m_sde",

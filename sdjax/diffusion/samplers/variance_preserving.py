@@ -196,6 +196,6 @@ def tcd(run: Run) -> Vector:
         lower = run.level_below((1 - run.eta) * following)
         scaled = (denoised + (x - denoised) / step.now * lower) * alpha(lower)
         if run.eta > 0 and not step.last:
-            ratio = alpha(step.after) / alpha(lower)
+            ratio = min(alpha(step.after) / alpha(lower), 1.0)
             scaled = scaled * ratio + run.noise() * math.sqrt(1 - ratio**2)
     return scaled
