@@ -37,6 +37,7 @@ class RunConfig:
       combinations: of templates, for rows that don't say: "random", "all" or "none" (they are plain text).
       classifier: a bundled name or a folder, for rows with a `classifier_scale`; None has none.
       sweeps: values of fields that rows leave open, from the command line.
+      sweep: how these are combined: "product" or "zip".
       repeat: images per row.
       run_seed: from which the seeds of rows without one are derived.
       job: fields for what rows leave open.
@@ -54,6 +55,7 @@ class RunConfig:
     combinations: str = "random"
     classifier: str | None = None
     sweeps: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    sweep: str = "product"
     repeat: int = 1
     run_seed: int = 0
     job: tuple[tuple[str, Any], ...] = ()
@@ -69,6 +71,7 @@ class RunConfig:
             ("format", FORMATS),
             ("animation", ANIMATIONS),
             ("combinations", ROW_KEYS["combinations"]),
+            ("sweep", ROW_KEYS["sweep"]),
             ("dtype", DTYPES),
         ):
             value = getattr(self, name)

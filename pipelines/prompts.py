@@ -416,9 +416,9 @@ def _asked(
     mode = row_key(given, "combinations", config.combinations)
     # They have no say in seeds that are derived or drawn, so that the pictures of a sweep begin from the same noise.
     varied = swept(given) - set(PROMPTS)
-    check_number(size(given, dict(config.sweeps)) * config.repeat, "sweeps and repeats together")
+    check_number(size(given, dict(config.sweeps), config.sweep) * config.repeat, "sweeps and repeats together")
     total = 0
-    for number, values in enumerate(expand(given, dict(config.sweeps))):
+    for number, values in enumerate(expand(given, dict(config.sweeps), config.sweep)):
         filled = {name: value for name, value in values.items() if not _is_blank(value) or name == "prompt"}
         whole = {**dict(config.job), **filled}
         own = {name: value for name, value in filled.items() if name in given and name not in varied}

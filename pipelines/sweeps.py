@@ -148,19 +148,23 @@ def row_key(values: Mapping[str, Any], key: str, default: str | None = None) -> 
     return value.strip()
 
 
-def _axes(values: Mapping[str, Any], sweeps: Mapping[str, Any]) -> list[dict[str, Sequence[Any]]]:
+def _axes(values: Mapping[str, Any], sweeps: Mapping[str, Any], mode: str) -> list[dict[str, Sequence[Any]]]:
     """Groups of fields with their values: those of a group go on together, and groups are combined each with each."""
     own = {name: values_of(name, value) for name, value in values.items() if name not in ROW_KEYS}
     others = {name: values_of(name, value) for name, value in sweeps.items() if name not in own}
-    if row_key(values, "sweep") == "product":
-        return [{name: found} for name, found in (own | others).items()]
-    lengths = {name: len(found) for name, found in own.items() if len(found) > 1}
+    return [*_grouped(own, row_key(values, "sweep")), *_grouped(others, mode)]
+
+
+def _grouped(fields: Mapping[str, Sequence[Any]], mode: str) -> list[dict[str, Sequence[Any]]]:
+    if mode == "product":
+        return [{name: found} for name, found in fields.items()]
+    lengths = {name: len(found) for name, found in fields.items() if len(found) > 1}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise SweepError(f"sweep = 'zip' takes as many values of each field, but {told}; make them equal")
     length = max(lengths.values(), default=1)
-    together = {name: found if len(found) > 1 else list(found) * length for name, found in own.items()}
-    return [group for group in (together, *({name: found} for name, found in others.items())) if group]
+    together = {name: found if len(found) > 1 else list(found) * length for name, found in fields.items()}
+    return [together] if together else []
 
 
 def swept(values: Mapping[str, Any]) -> frozenset[str]:
@@ -168,9 +172,9 @@ def swept(values: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(name for name, value in values.items() if name not in ROW_KEYS and len(values_of(name, value)) > 1)
 
 
-def size(values: Mapping[str, Any], sweeps: Mapping[str, Any]) -> int:
+def size(values: Mapping[str, Any], sweeps: Mapping[str, Any], mode: str = "product") -> int:
     """How many rows `expand` gives; raises as it."""
-    return _size(_axes(values, sweeps))
+    return _size(_axes(values, sweeps, mode))
 
 
 def _size(axes: Iterable[Mapping[str, Sequence[Any]]]) -> int:
@@ -188,19 +192,20 @@ def check_number(total: int, what: str) -> None:
         )
 
 
-def expand(values: Mapping[str, Any], sweeps: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def expand(values: Mapping[str, Any], sweeps: Mapping[str, Any], mode: str = "product") -> Iterator[dict[str, Any]]:
     """The rows that a row stands for, one after the other, the last field varying fastest.
 
     Args:
       values: of the row, by field (`job.with_fields_named`), in its order, and what it says under `ROW_KEYS`.
       sweeps: likewise of fields that the row may leave open; they vary faster than the row's own.
+      mode: how those are combined with each other: "product" or "zip".
 
     Raises:
       SweepError: at once, if a field can't be read, `zip` finds fields of different lengths, or there are more than
         `MAX_PER_ROW` rows.
       JobError: for a number that can't be read.
     """
-    axes = _axes(values, sweeps)
+    axes = _axes(values, sweeps, mode)
     _size(axes)
     return _expanded(axes)
 

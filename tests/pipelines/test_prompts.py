@@ -373,13 +373,16 @@ def row(**values):
     return Row("x.csv", 7, values, "as it stands", None)
 
 
-def parse(row, defaults=None, repeats=1, run_seed=0, sweeps=None, combinations="random", run_name="run"):
+def parse(
+    row, defaults=None, repeats=1, run_seed=0, sweeps=None, combinations="random", run_name="run", sweep="product"
+):
     config = RunConfig(
         job=tuple((defaults or {}).items()),
         repeat=repeats,
         run_seed=run_seed,
         sweeps=tuple((sweeps or {}).items()),
         combinations=combinations,
+        sweep=sweep,
     )
     return prompts.parse(row, config, run_name, WILDCARDS)
 
@@ -523,3 +526,13 @@ def test_an_empty_prompt_is_one_where_values_have_types_and_left_out_in_a_table(
 def test_random_seeds_of_a_list_differ():
     seeds = [job.seed for job in jobs(row(prompt="a", seed=[-1, -1, -1]))]
     assert len(set(seeds)) == 3
+
+
+def test_sweeps_of_the_command_line_are_combined_each_with_each_or_one_by_one():
+    sweeps = {"steps": (1, 2), "guidance_scale": (3.0, 4.0)}
+    found = [(job.steps, job.guidance_scale) for job in jobs(row(prompt="a"), sweeps=sweeps)]
+    assert found == [(1, 3.0), (1, 4.0), (2, 3.0), (2, 4.0)]
+    found = [(job.steps, job.guidance_scale) for job in jobs(row(prompt="a"), sweeps=sweeps, sweep="zip")]
+    assert found == [(1, 3.0), (2, 4.0)]
+    uneven = {"steps": (1, 2), "guidance_scale": (3.0, 4.0, 5.0)}
+    assert "steps has 2, guidance_scale has 3" in parse(row(prompt="a"), sweeps=uneven, sweep="zip").reason
