@@ -232,7 +232,7 @@ def test_a_label_that_is_not_there_is_an_error(engine, change, message):
 
 
 def test_a_job_for_a_classifier_is_an_error_where_there_is_none(sd1):
-    with pytest.raises(sdjax.JobError, match=re.escape("classifier_scale = 3.0: this engine has no classifier")):
+    with pytest.raises(sdjax.JobError, match=re.escape("classifier_scale = 3.0: there is no classifier")):
         Engine(sd1).prepare(GUIDED)
 
 

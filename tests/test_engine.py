@@ -264,7 +264,7 @@ def test_a_default_and_the_same_value_said_are_one_job(engine):
         ({"prompt": "a (red apple"}, "prompt, letter 3: "),
         ({"prompt": "[a:b:9]", "steps": 5}, "prompt, letter "),
         ({"guidance_start": 0.9, "guidance_end": 0.95}, "of 1 steps none is within"),
-        ({"classifier_scale": 1.0, "classifier_label": 3}, "this engine has no classifier"),
+        ({"classifier_scale": 1.0, "classifier_label": 3}, "there is no classifier"),
     ],
 )
 def test_what_a_model_can_not_do_is_an_error_that_says_what_it_can(engine, change, message):
