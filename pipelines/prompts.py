@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pipelines.config import RunConfig
 from pipelines.sweeps import PROMPTS, ROW_KEYS, check_number, drawn_seed, expand, row_key, size, swept
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import RANDOM_SEED, Job, job_from_text, repeated, unknown_fields, with_fields_named
+from sdjax.job import NEEDS, PARTNERS, RANDOM_SEED, Job, job_from_text, repeated, unknown_fields, with_fields_named
 from sdjax.text.templates import (
     Template,
     TemplateError,
@@ -422,6 +422,9 @@ def _asked(
         filled = {name: value for name, value in values.items() if not _is_blank(value) or name == "prompt"}
         whole = {**dict(config.job), **filled}
         own = {name: value for name, value in filled.items() if name in given and name not in varied}
+        for name, partner in NEEDS.items():  # which the configuration or the sweep gives
+            if name in own and partner not in own and partner in whole:
+                own[partner] = PARTNERS[partner]
         templates = {} if mode == "none" else _templates(whole)
         notes = {f"{name}_template": template.text for name, template in templates.items()}
         notes |= {"template_mode": mode} if templates else {}

@@ -49,7 +49,13 @@ ALIASES = {
 }
 # A1111's own count of clip skip, in which 1 skips nothing: its setting, and its words in pictures.
 _A1111_CLIP_SKIP = ("clip_stop_at_last_layers", "clip skip")
-# What some fields can't be without.
+# Fields that want another beside them, and what stands for those that are missing while others are looked at.
+NEEDS: Mapping[str, str] = {
+    "variation_strength": "variation_seed",
+    "seed_resize_from_width": "seed_resize_from_height",
+    "seed_resize_from_height": "seed_resize_from_width",
+    "classifier_scale": "classifier_label",
+}
 PARTNERS: Mapping[str, Any] = {
     "prompt": "any",
     "variation_seed": 0,

@@ -536,3 +536,11 @@ def test_sweeps_of_the_command_line_are_combined_each_with_each_or_one_by_one():
     assert found == [(1, 3.0), (2, 4.0)]
     uneven = {"steps": (1, 2), "guidance_scale": (3.0, 4.0, 5.0)}
     assert "steps has 2, guidance_scale has 3" in parse(row(prompt="a"), sweeps=uneven, sweep="zip").reason
+
+
+def test_what_a_field_wants_beside_it_may_be_swept_or_come_from_the_configuration():
+    swept = jobs(row(prompt="a", classifier_scale=2.0, classifier_label=[0, 5]))
+    assert [job.classifier_label for job in swept] == [0, 5]
+    assert swept[0].seed == swept[1].seed
+    [job] = jobs(row(prompt="a", variation_strength=0.5), {"variation_seed": 3})
+    assert job.variation_seed == 3
