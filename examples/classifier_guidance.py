@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 import sdjax
+from sdjax.images.captions import Grid, draw_grid
 
 LABELS = ("red apple", "sunflower", "traffic light", "red heart", "panda", "penguin")
 SCALES = (0.0, 1.0, 4.0, 16.0, 64.0, 128.0)
-# Of the sheet, in pixels.
-_TILE, _GAP, _LEFT, _TOP, _TEXT = 128, 4, 130, 56, 18
 
 
 def pictures(
@@ -45,22 +44,6 @@ def pictures(
     return [images[start : start + len(scales)] for start in range(0, len(images), len(scales))]
 
 
-def sheet(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], scales: Sequence[float]) -> Image.Image:
-    """The pictures as a grid with its axes named."""
-    step = _TILE + _GAP
-    canvas = Image.new("RGB", (_LEFT + step * len(scales), _TOP + step * len(labels)), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_TEXT)
-    draw.text((_LEFT + step * len(scales) / 2, 4), "classifier_scale", "black", font, anchor="ma")
-    for column, scale in enumerate(scales):
-        draw.text((_LEFT + step * column + _TILE / 2, _TOP - 8), f"{scale:g}", "black", font, anchor="ms")
-    for row, (label, images) in enumerate(zip(labels, rows, strict=True)):
-        draw.text((_LEFT - 10, _TOP + step * row + _TILE / 2), label, "black", font, anchor="rm")
-        for column, image in enumerate(images):
-            tile = Image.fromarray(image).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
-            canvas.paste(tile, (_LEFT + step * column, _TOP + step * row))
-    return canvas
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +55,9 @@ def main() -> None:
     parser.add_argument("--sampler", default="dpmpp_2m")
     options = parser.parse_args()
     rows = pictures(options.labels, options.scales, seed=options.seed, steps=options.steps, sampler=options.sampler)
-    sheet(rows, options.labels, options.scales).save(options.file)
+    tiles = [[Image.fromarray(image) for image in row] for row in rows]
+    scales = [f"{scale:g}" for scale in options.scales]
+    draw_grid(Grid("", scales, options.labels, tiles, ("label", "classifier_scale"))).save(options.file)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from PIL import Image
 from pipelines import storage
 from pipelines.generate import METADATA
 from pipelines.sweeps import values_of
-from sdjax.images.captions import Grid, draw_grid, picture_of, stacked
+from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
 from sdjax.job import FIELDS, PARTNERS, field_from_text, field_named, job_from_text
 
@@ -164,7 +164,7 @@ def _picture(out: str, row: Mapping[str, Any] | None) -> Image.Image | None:
     if row is None:
         return None
     path = storage.join(out, *row["file_name"].split("/"))
-    return picture_of(decode(storage.read_whole(path), path))
+    return Image.fromarray(decode(storage.read_whole(path), path))
 
 
 def _word(value: Any) -> str:

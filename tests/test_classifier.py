@@ -25,10 +25,11 @@ from sdjax.checkpoints.names import NameTable
 from sdjax.checkpoints.tensors import write_params
 from sdjax.classifier import CONFIG, LABELS, WEIGHTS
 from sdjax.diffusion.guidance import classifier_guided
-from sdjax.engine import Engine, Result
+from sdjax.engine import Engine
 from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig
 from sdjax.training import scenes
 from sdjax.training.recognition import background
+from tests.results import make, same
 from tests.toys import random_params
 
 ROOT = Path(__file__).parent.parent
@@ -52,21 +53,6 @@ def write_classifier(folder: Path, config: NoiseClassifierConfig = SIZES, labels
     (folder / CONFIG).write_text(json.dumps(dataclasses.asdict(config)))
     (folder / LABELS).write_text("\n".join(labels))
     return folder
-
-
-def make(engine: Engine, jobs: list[sdjax.Job]) -> list[Result]:
-    """One result for each job, in their order."""
-    tasks = [engine.prepare(job) for job in jobs]
-    results = {result.metadata["id"]: result for result in engine.run(tasks)}
-    return [results[task.id] for task in tasks]
-
-
-def same(ours: list[Result], theirs: list[Result]) -> bool:
-    """Whether pictures are the same to the last bit, and what is said of them too."""
-    return all(
-        one.metadata == other.metadata and np.array_equal(one.image, other.image)
-        for one, other in zip(ours, theirs, strict=True)
-    )
 
 
 # What guidance does to the clean latents.

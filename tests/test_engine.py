@@ -14,6 +14,7 @@ import sdjax
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.engine import Engine, Result, device_kind
 from sdjax.program import Bucket
+from tests.results import make, same
 
 BATCH = 2
 # Everything that may be mixed in a batch or keep jobs from sharing one; two programs.
@@ -28,21 +29,6 @@ STOCHASTIC = tuple(
     for seed, job in enumerate(DETERMINISTIC)
 )
 JOBS = DETERMINISTIC + STOCHASTIC
-
-
-def make(engine: Engine, jobs: list[sdjax.Job] | tuple[sdjax.Job, ...]) -> list[Result]:
-    """One result for each job, in their order."""
-    tasks = [engine.prepare(job) for job in jobs]
-    results = {result.metadata["id"]: result for result in engine.run(tasks)}
-    return [results[task.id] for task in tasks]
-
-
-def same(ours: list[Result], theirs: list[Result]) -> bool:
-    """Whether pictures are the same to the last bit, and what is said of them too."""
-    return all(
-        one.metadata == other.metadata and np.array_equal(one.image, other.image)
-        for one, other in zip(ours, theirs, strict=True)
-    )
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 # Colours of paper and of words, and the size of letters and of the space around pictures in pixels.
@@ -104,8 +102,3 @@ def stacked(pages: Sequence[Image.Image]) -> Image.Image:
         whole.paste(page, (0, top))
         top += page.height
     return whole
-
-
-def picture_of(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-    """The pixels as a picture."""
-    return Image.fromarray(pixels)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sdjax.images.captions import PAPER, Grid, draw_grid, enlarged, picture_of
+from sdjax.images.captions import PAPER, Grid, draw_grid, enlarged
 
 ANIMATIONS = ("webp", "gif")
 # Of an animation, in milliseconds.
@@ -34,7 +34,7 @@ def strip(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], title
     """
 
     def shown(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-        return _fitting(picture_of(pixels), _WIDEST_IN_STRIP)
+        return _fitting(Image.fromarray(pixels), _WIDEST_IN_STRIP)
 
     final = shown(result)
     grid = Grid(
@@ -77,4 +77,4 @@ def _fitting(picture: Image.Image, width: int) -> Image.Image:
 def _frame(left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     height = left.shape[0]
     gap = np.full((height, _GAP, 3), 255, np.uint8)
-    return enlarged(_fitting(picture_of(np.concatenate([left, gap, right], axis=1)), _WIDEST), _NARROWEST)
+    return enlarged(_fitting(Image.fromarray(np.concatenate([left, gap, right], axis=1)), _WIDEST), _NARROWEST)
