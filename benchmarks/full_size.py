@@ -1,19 +1,25 @@
 """Stable Diffusion 1.5 at full size with random weights: a folder as diffusers writes it, loaded and run for one step.
 
-    python benchmarks/full_size.py DIR [--variant fp16] [--dtype float32] [--size 512]
+    python benchmarks/full_size.py DIR [--variant fp16] [--dtype float32] [--size 512] [--rounds 3] [--file FILE]
 
 `make benchmark` runs it in the environment of `make parity`, which has diffusers; DIR keeps the folder (4 GB of
-disk) for the next time. Each measurement has a process of its own, so that its peak of resident memory is its own:
+disk) for the next time. With FILE, a single file is loaded instead (`sdjax convert DIR FILE` writes one). Each
+measurement has a process of its own, so that its peak of resident memory is its own:
 
     read      reading the weights' files to the end, and nothing else
     load      sdjax.load
     picture   sdjax.load, then one step of Euler with guidance and decoding, twice: with compilation, and without
+
+`read` and `load` take turns, ROUNDS times with the files in the system's cache and, where this process may empty it
+(as root, on Linux), ROUNDS times from the disk. Their medians are told; how often loading takes the time of reading
+(sdjax promises twice at most, from the disk); and how often the whole process takes the files' size in memory (1.2).
 """
 
 import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +27,7 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).parent.parent / "tests" / "golden" / "configs" / "sd15"
 MEASURES = ("read", "load", "picture")
+CACHE = Path("/proc/sys/vm/drop_caches")
 
 
 def write(folder: Path, variant: str | None) -> None:
@@ -56,9 +63,19 @@ def write(folder: Path, variant: str | None) -> None:
     pipeline.save_pretrained(folder, variant=variant)
 
 
-def weights(folder: Path) -> list[Path]:
+def weights(options: argparse.Namespace) -> list[Path]:
     """The files with weights."""
-    return sorted(folder.glob("*/*.safetensors"))
+    return [options.file] if options.file else sorted(options.folder.glob("*/*.safetensors"))
+
+
+def empty_cache() -> bool:
+    """Has the system forget the files it has read; False if it does not let us."""
+    try:
+        os.sync()
+        CACHE.write_text("3")
+    except OSError:
+        return False
+    return True
 
 
 def peak() -> int:
@@ -77,7 +94,7 @@ def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
     if what == "read":
         start = time.perf_counter()
         buffer = bytearray(1 << 24)
-        for file in weights(options.folder):
+        for file in weights(options):
             with file.open("rb", buffering=0) as stream:
                 while stream.readinto(buffer):
                     pass
@@ -89,7 +106,8 @@ def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
     jax.local_devices()
     before = resident()
     start = time.perf_counter()
-    model = sdjax.load(options.folder, variant=options.variant, dtype=options.dtype)
+    name, kinds = options.file or options.folder, {"prediction_type": "epsilon"} if options.file else {}
+    model = sdjax.load(name, variant=options.variant, dtype=options.dtype, **kinds)
     jax.block_until_ready(model.params)
     report["seconds"] = time.perf_counter() - start
     report["gb_before"], report["gb_at_most"] = before / 1e9, peak() / 1e9
@@ -113,20 +131,40 @@ def main() -> None:
     parser.add_argument("--variant", choices=["fp16"], help="as diffusers names it; without it float32")
     parser.add_argument("--dtype", default="float32", help="of parameters and arithmetic")
     parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
+    parser.add_argument("--rounds", type=int, default=3, help="how often reading and loading are measured")
+    parser.add_argument("--file", type=Path, help="a single file that is loaded in place of the folder")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure, options)))
         return
     write(options.folder, options.variant)
-    size = sum(file.stat().st_size for file in weights(options.folder))
+    size = sum(file.stat().st_size for file in weights(options))
     print(f"weights: {size / 1e9:.3f} GB")
-    for what in MEASURES:
-        done = subprocess.run(
-            [sys.executable, *sys.argv, "--measure", what], check=True, stdout=subprocess.PIPE, text=True
+    for where, prepare in (("disk", empty_cache), ("cache", lambda: True)):
+        if not prepare():
+            print("the system's cache can't be emptied: nothing is measured from the disk")
+            continue
+        taken: dict[str, list[dict[str, float]]] = {"read": [], "load": []}
+        for what in [*taken] * options.rounds:
+            prepare()
+            taken[what].append(run(what))
+        seconds = {what: statistics.median(report["seconds"] for report in reports) for what, reports in taken.items()}
+        memory = max(report["gb_at_most"] for report in taken["load"]) * 1e9 / size
+        print(f"from the {where}:".ljust(16), *(f"{what} {value:.2f} s" for what, value in seconds.items()), sep="  ")
+        print(
+            " " * 16,
+            f"{seconds['load'] / seconds['read']:.2f} times the time",
+            f"{memory:.3f} times the memory",
+            sep="  ",
         )
-        report = json.loads(done.stdout.splitlines()[-1])
-        print(what.ljust(8), *(f"{name} {value:.2f}" for name, value in report.items()), sep="  ")
+    print("picture".ljust(16), *(f"{name} {value:.2f}" for name, value in run("picture").items()), sep="  ")
+
+
+def run(what: str) -> dict[str, float]:
+    """One measurement, in a process of its own."""
+    done = subprocess.run([sys.executable, *sys.argv, "--measure", what], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

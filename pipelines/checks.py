@@ -6,11 +6,12 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
+from pipelines.equipment import equipment, library_of, load_model
+from sdjax.adapters.library import Adapters
 from sdjax.classifier import load_classifier
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
 from sdjax.job import PARTNERS, Job, JobError
-from sdjax.model import load
 
 # Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
 _LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
@@ -20,14 +21,19 @@ _SIZES = ("seed_resize_from_width", "seed_resize_from_height")
 _FEW_STEPS = 4
 
 
-def check_model(config: RunConfig) -> None:
+def check_model(config: RunConfig) -> str | None:
     """Finds out whether the model and other files are there and can do what the configuration asks of every row.
 
+    Gives the commit, if the model comes from a hub.
+
     Raises:
+      AdapterError: if a folder of adapters is not there.
       RunConfigError: if it can't.
       CheckpointError, ConfigError, TokenizerError: if the model can't be used.
     """
-    model = load(config.model, variant=config.variant, dtype=config.dtype, weights=False)
+    given = equipment(config)
+    model = load_model(given, weights=False)
+    Adapters(library_of(given), model.text_encoder.config, model.unet.config, model.params)
     # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
     asked = {**PARTNERS, **dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None}
     if "sampler" not in asked or "sampler" in dict(config.sweeps):
@@ -43,6 +49,7 @@ def check_model(config: RunConfig) -> None:
         load_classifier(config.classifier)
     if config.wildcards and next(storage.list_files(config.wildcards), None) is None:
         raise RunConfigError(f"wildcards = {config.wildcards}: there is no such folder, or no file in it")
+    return model.revision
 
 
 def check_format(out: str, format_name: str) -> None:

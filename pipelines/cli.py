@@ -1,4 +1,4 @@
-"""The command line: `sdjax generate | verify | sheet | grid | inspect | env`."""
+"""The command line: `sdjax generate | verify | sheet | grid | convert | inspect | env`."""
 
 import argparse
 import logging
@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("prompts", nargs="+", metavar="PROMPTS", help="txt, csv, tsv, jsonl or parquet, plain or .gz")
     generate.add_argument("out", metavar="OUT", help="folder for pictures, metadata.jsonl and rejects.jsonl")
-    generate.add_argument("--model", help="a bundled model or a diffusers folder (default: emoji)")
+    generate.add_argument(
+        "--model", help="a bundled model, a diffusers folder, a single file, or org/name on a hub (default: emoji)"
+    )
     generate.add_argument("--config", type=Path, metavar="FILE", help="YAML with keys of the run and of jobs")
     generate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one key; goes before FILE")
     generate.add_argument(
@@ -47,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("out", metavar="OUT", help="an output of generate")
     verify.add_argument("--sample", type=_share, default=1.0, metavar="SHARE", help="of the pictures, 0 to 1 (all)")
     verify.add_argument("--model", help="where the model is now, if it has moved")
+    verify.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="likewise, of a file or folder: lora_folder=..."
+    )
 
     sheet = commands.add_parser("sheet", help="a contact sheet of an output")
     sheet.add_argument("out", metavar="OUT", help="an output of generate")
@@ -62,8 +67,30 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only these pictures")
     grid.add_argument("--file", help="where to write it, as PNG (default: OUT/grid.png)")
 
-    inspect = commands.add_parser("inspect", help="what a model or a picture is")
-    inspect.add_argument("path", metavar="PATH", help="a bundled model, a diffusers folder, or a picture")
+    convert = commands.add_parser("convert", help="a checkpoint in its other form: single file <-> diffusers folder")
+    convert.add_argument("source", metavar="IN", help="a single file, a diffusers folder, a bundled model or org/name")
+    convert.add_argument(
+        "target", type=Path, metavar="OUT", help="NAME.safetensors for a single file, another name for a folder"
+    )
+    convert.add_argument(
+        "--config", type=Path, metavar="FILE", help="of a single file: its YAML, or a folder of configs"
+    )
+    convert.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction", "sample"),
+        help="of a single file: what its UNet predicts",
+    )
+    convert.add_argument("--variant", help="of a folder: which weights to take, for example fp16")
+    convert.add_argument("--revision", help="of a model on a hub: a branch, a tag or a commit")
+    convert.add_argument("--ema", action="store_true", help="take the averaged weights of a single file")
+    convert.add_argument("--pickled", action="store_true", help="allow pickled files (.ckpt, .pt, .bin)")
+    convert.add_argument("--prune", action="store_true", help="leave out what is not needed for pictures")
+
+    inspect = commands.add_parser("inspect", help="what a model, an adapter or a picture is")
+    inspect.add_argument(
+        "path", metavar="PATH", help="a picture, any file of weights, a diffusers folder, a bundled model or org/name"
+    )
+    inspect.add_argument("--pickled", action="store_true", help="allow pickled files (.ckpt, .pt, .bin)")
 
     commands.add_parser("env", help="versions and devices")
     return parser
@@ -109,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _sheet(options)
         if options.command == "grid":
             return _grid(options)
-        return _inspect(options.path) if options.command == "inspect" else _env()
+        if options.command == "convert":
+            return _convert(options)
+        return _inspect(options) if options.command == "inspect" else _env()
     except (ValueError, OSError) as error:
         # Every error of ours is one of these and says what to do.
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -176,21 +205,17 @@ def _was_stopped(error: BaseException | None) -> bool:
 def _verify(options: argparse.Namespace, console: Console) -> int:
     from rich.progress import Progress
 
-    from pipelines import compiled, storage, verify
+    from pipelines import config, storage, verify
+    from pipelines.equipment import make_engine, moved
     from sdjax.checkpoints.tensors import CheckpointError
-    from sdjax.classifier import load_classifier
     from sdjax.engine import Engine
-    from sdjax.model import load
 
     made = verify.made_with(options.out)
-    name = options.model or made.model
-    compiled.use_cache()
+    made = moved(made, {**config.read_settings(options.set), **({"model": options.model} if options.model else {})})
 
-    def engine_for(batch_size: int, dtype: str) -> Engine:
+    def engine_for(settings: verify.Settings) -> Engine:
         try:
-            classifier = load_classifier(made.classifier) if made.classifier else None
-            model = load(name, variant=made.variant, dtype=dtype)
-            return Engine(model, batch_size=batch_size, classifier=classifier)
+            return make_engine(made._replace(**settings))
         except CheckpointError as error:
             if options.model:
                 raise
@@ -207,7 +232,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
         f"{len(report.findings)} problems"
     )
     if report.other:
-        print(f"{report.other} of another model than {name}, not compared; --model says which to take")
+        print(f"{report.other} of another model than {made.model}, not compared; --model says which to take")
     nothing = report.other and not report.remade
     return _FAILED if report.findings or nothing else 0
 
@@ -231,10 +256,19 @@ def _grid(options: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect(path: str) -> int:
+def _convert(options: argparse.Namespace) -> int:
+    from pipelines import convert
+
+    keys = ("config", "prediction_type", "variant", "revision", "ema", "pickled", "prune")
+    for name, value in convert.convert(options.source, options.target, **{key: getattr(options, key) for key in keys}):
+        print(f"{name:<22}{value}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
     from pipelines import inspect
 
-    for name, value in inspect.describe(path):
+    for name, value in inspect.describe(options.path, options.pickled):
         print(f"{name:<22}{value}")
     return 0
 

@@ -9,10 +9,12 @@ from typing import Any
 import yaml
 
 from pipelines.sweeps import ROW_KEYS
+from sdjax.diffusion.schedule import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
 from sdjax.job import FIELDS, PARTNERS, Job, JobError, field_from_text, field_named, with_fields_named
 from sdjax.model import DTYPES
+from sdjax.plan import LORA_MODES, VAE_TILE
 
 
 class RunConfigError(ValueError):
@@ -24,9 +26,21 @@ class RunConfig:
     """How a run is done.
 
     Attributes:
-      model: a bundled name or a diffusers folder.
-      variant: which files of the folder, for example "fp16"; None takes the plain ones.
+      model: a bundled name, a diffusers folder, a single file, or a name on a hub.
+      variant: which files of a folder, for example "fp16"; None takes the plain ones.
+      revision: of a name on a hub: a branch, tag or commit; a run keeps to the commit that it began with.
+      model_config: of a single file: a YAML file or a diffusers folder that says what its tensors don't.
+      prediction_type: what the UNet predicts, where nothing else says it: "epsilon" or "v_prediction".
+      ema: whether to take the averaged weights of a single file that holds both.
+      pickled: whether pickled files (.ckpt, .pt, .bin) may be read; nothing in them is run.
+      vae: another VAE: a single file or a folder; None keeps the model's own.
       dtype: of the network's arithmetic: "float32", "bfloat16" or "float16".
+      vae_dtype: of the VAE's; None is the same, or float32 for a VAE that says it overflows in half precision.
+      vae_tile: pictures of more pixels than four squares of this side are decoded in tiles; 0 decodes all at once.
+      lora_folder: of the LoRAs that jobs and prompts name; None has none.
+      lora_mode: "merged" into the weights, or "batched": beside them, so that images of several share a batch.
+      hypernetwork_folder: of hypernetworks, likewise.
+      embedding_folder: of textual inversions, likewise.
       batch_size: images per device in a compiled program; part of the fingerprint.
       shards: parts into which sampling is cut, each done by one worker at a time; has no say in any image. None takes
         as many as there are workers on this machine, or 64 on a cluster.
@@ -45,7 +59,19 @@ class RunConfig:
 
     model: str = "emoji"
     variant: str | None = None
+    revision: str | None = None
+    model_config: str | None = None
+    prediction_type: str | None = None
+    ema: bool = False
+    pickled: bool = False
+    vae: str | None = None
     dtype: str = "float32"
+    vae_dtype: str | None = None
+    vae_tile: int = VAE_TILE
+    lora_folder: str | None = None
+    lora_mode: str = "merged"
+    hypernetwork_folder: str | None = None
+    embedding_folder: str | None = None
     batch_size: int = 4
     shards: int | None = None
     host_batch: int = 64
@@ -61,7 +87,14 @@ class RunConfig:
     job: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("shards", 1), ("host_batch", 1), ("repeat", 1), ("run_seed", 0)):
+        for name, least in (
+            ("batch_size", 1),
+            ("shards", 1),
+            ("host_batch", 1),
+            ("repeat", 1),
+            ("run_seed", 0),
+            ("vae_tile", 0),
+        ):
             value = getattr(self, name)
             if name == "shards" and value is None:
                 continue
@@ -73,24 +106,33 @@ class RunConfig:
             ("combinations", ROW_KEYS["combinations"]),
             ("sweep", ROW_KEYS["sweep"]),
             ("dtype", DTYPES),
+            ("lora_mode", LORA_MODES),
         ):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise RunConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
-        for name, kind in (
-            ("model", str),
-            ("variant", str | None),
-            ("wildcards", str | None),
-            ("classifier", str | None),
-        ):
+        if self.vae_dtype is not None and self.vae_dtype not in DTYPES:
+            raise RunConfigError(f"vae_dtype = {self.vae_dtype!r}: expected one of {', '.join(DTYPES)}")
+        if self.prediction_type is not None and self.prediction_type not in PREDICTION_TYPES:
+            raise RunConfigError(
+                f"prediction_type = {self.prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}"
+            )
+        for name, (kind, expected) in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
-                raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected text")
+                raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected {expected}")
         try:  # rows may say what these want beside them
             Job(**{**PARTNERS, **dict(self.job)})
         except ValueError as error:
             raise RunConfigError(str(error)) from error
 
 
+_TEXT = (str | None, "text")
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    "model": (str, "text"),
+    **dict.fromkeys(("variant", "revision", "model_config", "vae", "wildcards", "classifier"), _TEXT),
+    **dict.fromkeys(("lora_folder", "hypernetwork_folder", "embedding_folder"), _TEXT),
+    **dict.fromkeys(("ema", "pickled"), (bool, "true or false")),
+}
 _RUN_KEYS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name not in ("job", "sweeps"))
 # A prompt belongs into the prompt file.
 _JOB_KEYS = tuple(name for name in FIELDS if name != "prompt")

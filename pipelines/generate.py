@@ -19,17 +19,18 @@ from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipelines import checks, compiled, storage
+from pipelines import checks, storage
 from pipelines.config import RunConfig, RunConfigError
+from pipelines.equipment import Equipment, equipment, make_engine
 from pipelines.progress import Reporter
 from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows, shortened
 from sdjax.classifier import BUNDLED as CLASSIFIERS
-from sdjax.classifier import load_classifier
-from sdjax.engine import Engine, Result, Together
+from sdjax.engine import Engine, Result
 from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
 from sdjax.images.steps import animation, strip
 from sdjax.job import Job
-from sdjax.model import BUNDLED, load
+from sdjax.model import BUNDLED
+from sdjax.plan import Together
 from sdjax.program import Bucket
 from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
 
@@ -104,19 +105,14 @@ def _reporter(folder: str) -> Reporter:
 
 
 @functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
-def _engine(
-    model_name: str, variant: str | None, dtype: str, batch_size: int, classifier: str | None, progress: str
-) -> Engine:
+def _engine(given: Equipment, progress: str) -> Engine:
     reporter = _reporter(progress)
 
     def on_compile(bucket: Bucket) -> None:
         reporter.doing(f"compiling {bucket.width}x{bucket.height}")
 
-    reporter.doing(f"loading {model_name}")
-    compiled.use_cache()
-    model = load(model_name, variant=variant, dtype=dtype)
-    guide = load_classifier(classifier) if classifier else None
-    engine = Engine(model, batch_size=batch_size, classifier=guide, on_compile=on_compile)
+    reporter.doing(f"loading {given.model}")
+    engine = make_engine(given, on_compile)
     reporter.doing("")
     return engine
 
@@ -125,8 +121,7 @@ def _engine(
 def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
     with _lock, _reporting_failure(run):
-        config = run.config
-        yield _engine(config.model, config.variant, config.dtype, config.batch_size, config.classifier, run.progress)
+        yield _engine(equipment(run.config), run.progress)
 
 
 @contextlib.contextmanager
@@ -463,15 +458,26 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     _ = _gathered(counts, "Counts") | "WriteSummary" >> beam.Map(write_summary, run)
 
 
+# Keys whose values are bundled names or paths.
+_PATHS: Mapping[str, Iterable[str]] = {
+    "model": BUNDLED,
+    "model_config": (),
+    "vae": (),
+    "classifier": CLASSIFIERS,
+    "wildcards": (),
+    "lora_folder": (),
+    "hypernetwork_folder": (),
+    "embedding_folder": (),
+}
+
+
 def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """The same with paths that workers and `verify` find from any folder."""
+    """The same with paths that workers and `verify` find from any folder; names on a hub and addresses stay."""
     changes: dict[str, Any] = {}
-    if config.model not in BUNDLED:
-        changes["model"] = os.path.abspath(config.model)
-    if config.classifier and config.classifier not in CLASSIFIERS:
-        changes["classifier"] = os.path.abspath(config.classifier)
-    if config.wildcards and os.path.isdir(config.wildcards):
-        changes["wildcards"] = os.path.abspath(config.wildcards)
+    for key, bundled in _PATHS.items():
+        value = getattr(config, key)
+        if value and value not in bundled and os.path.exists(value):
+            changes[key] = os.path.abspath(value)
     return dataclasses.replace(config, **changes)
 
 
@@ -496,8 +502,8 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         next(read_rows(functools.partial(storage.open_binary, path), path))
     options = checks.checked_options(flags)
     named = options.view_as(StandardOptions).runner
-    checks.check_model(config)
-    config = _with_whole_paths(config)
+    # What a branch of a hub stands for may change while the run goes on.
+    config = dataclasses.replace(_with_whole_paths(config), revision=checks.check_model(config))
     run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or checks.workers(options))
     with storage.only_run(out):
         checks.check_format(out, config.format)

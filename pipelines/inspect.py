@@ -1,20 +1,35 @@
-"""What a model, a picture or this machine is, as (name, value) lines."""
+"""What a model, a file of weights, a picture or this machine is, as (name, value) lines."""
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
 from pipelines.compiled import cache_folder
-from sdjax.checkpoints.diffusers_folder import describe_folder
-from sdjax.checkpoints.tensors import CheckpointError
+from sdjax.checkpoints.carried import carried, is_carried
+from sdjax.checkpoints.contents import content_digest, of_file, of_folder
+from sdjax.checkpoints.diffusers_folder import read_folder, read_json
+from sdjax.checkpoints.hashes import hash_file
+from sdjax.checkpoints.identify import identify, listed, millions, precision, shortened
+from sdjax.checkpoints.single_file import read_file
+from sdjax.checkpoints.tensors import CheckpointError, Listing, list_file, list_tensors
+from sdjax.checkpoints.variants import variant_name
 from sdjax.images.encode import PictureError, describe_picture, read_metadata, read_parameters
-from sdjax.model import folder_of
+from sdjax.model import place_of
+from sdjax.models.config import ConfigError
 from sdjax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "transformers", "safetensors", "apache-beam")
+# Files that hold tensors, by the ends of their names.
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+# Metadata that say what a file is or how it was made: of the model specification, and of kohya's trainer.
+_TOLD = (
+    r"modelspec\..*|sshs_.*|ss_(base_model_version|sd_model_name|v2|clip_skip|output_name|network_(module|dim|alpha|args)"
+    r"|num_train_images|steps|max_train_steps|epoch|resolution|training_comment|tag_frequency)"
+)
 
 
 def environment() -> Iterator[tuple[str, str]]:
@@ -31,21 +46,135 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "compiled programs", str(cache_folder())
 
 
-def describe(path: str) -> Iterator[tuple[str, str]]:
-    """What a model or a picture is.
+def describe(name: str, pickled: bool = False) -> Iterator[tuple[str, str]]:
+    """What a model, a file of weights or a picture is; weights are hashed, not loaded.
+
+    Args:
+      name: a picture; a file of tensors of whatever kind; a diffusers folder, whole or of one network; a bundled model;
+        a name on a hub.
+      pickled: allows pickled files.
 
     Raises:
-      CheckpointError: if it is neither a picture nor a model.
+      CheckpointError: if there is nothing of that name, or it is damaged.
+      ConfigError: if a folder's config asks for what is not implemented.
       PictureError: for a damaged picture.
     """
-    if Path(path).is_file():
-        yield from _picture(Path(path))
+    place = place_of(name, None, None, pickled)
+    if place.commit:
+        yield "commit", place.commit
+    if place.path.is_dir():
+        yield from _folder(place.path)
+    elif place.path.suffix in _WEIGHTS:
+        yield from _file(place.path, pickled)
     else:
-        yield from describe_folder(folder_of(path))
+        yield from _picture(place.path)
+
+
+# --- Files of tensors ---
+
+
+def _file(path: Path, pickled: bool) -> Iterator[tuple[str, str]]:
+    listing = list_file(path, pickled)
+    identity = identify(listing.tensors)
+    yield "file", f"{path}, {_size(path)}"
+    yield "kind", identity.kind + ("" if identity.supported else ": sdjax has no use for such files")
+    yield from identity.facts
+    yield "precision", precision(listing.tensors.values()) or "no tensors"
+    if identity.kind == "checkpoint" and identity.supported:
+        yield from _checkpoint(path, listing, pickled)
+    hashes = hash_file(path)
+    yield "sha256", hashes.sha256
+    yield "model hash", f"{hashes.short} (A1111: of checkpoints), {hashes.old} (its former one)"
+    if hashes.after_header:
+        yield "without header", f"{hashes.after_header}, {hashes.adapter} (A1111: of LoRAs; AutoV3)"
+    yield from _metadata(path, listing)
+
+
+def _checkpoint(path: Path, listing: Listing, pickled: bool) -> Iterator[tuple[str, str]]:
+    """What loading it would find: whether all is there, and what its UNet predicts."""
+    try:
+        # Which of the two it is does not matter for the tensors, and need not be known for them.
+        outline = read_file(path, None, prediction_type="epsilon", pickled=pickled)
+        found = of_file(path, listing, outline)
+    except (CheckpointError, ConfigError) as error:
+        yield "problem", str(error)
+        return
+    try:
+        outline = read_file(path, None, pickled=pickled)
+        predicts = outline.scheduler.prediction_type
+        yield "model", variant_name(outline.unet, outline.vae, predicts)
+        yield "predicts", f"{predicts}, {_by(path, listing)}"
+    except CheckpointError as error:
+        yield "predicts", f"to be said: {error}"
+    yield "content", content_digest(found)
+
+
+def _by(path: Path, listing: Listing) -> str:
+    """What says what the UNet predicts."""
+    beside = [path.with_suffix(ending).name for ending in (".yaml", ".yml") if path.with_suffix(ending).is_file()]
+    if beside:
+        return f"by {beside[0]} beside it"
+    if "modelspec.prediction_type" in listing.metadata:
+        return "by its metadata"
+    return "by its marker v_pred" if "v_pred" in listing.tensors else "as all of its structure do"
+
+
+def _metadata(path: Path, listing: Listing) -> Iterator[tuple[str, str]]:
+    metadata = listing.metadata
+    told = [key for key in sorted(metadata) if re.fullmatch(_TOLD, key)]
+    for key in told:
+        yield "metadata", f"{key}: {shortened(metadata[key])}"
+    texts = carried(metadata, path)
+    if texts:
+        yield "carries", f"of the folder that it was made of: {listed(texts)}"
+    others = [key for key in metadata if key not in told and not is_carried(key)]
+    if others:
+        yield "other metadata", listed(others)
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size:,} bytes"
+
+
+# --- Folders ---
+
+
+def _folder(root: Path) -> Iterator[tuple[str, str]]:
+    if not (root / "model_index.json").is_file() and (root / "config.json").is_file():
+        yield from _network(root)
+        return
+    outline = read_folder(root, dtype=None)
+    folder = of_folder(root)
+    yield "model", str(root)
+    yield "pipeline", str(read_json(root / "model_index.json").get("_class_name"))
+    yield "variant", variant_name(outline.unet, outline.vae, outline.scheduler.prediction_type)
+    yield "scheduler", f"{outline.scheduler_class}, predicts {outline.scheduler.prediction_type}"
+    for part in folder.configs:
+        tensors = [each.piece.tensor for each in folder.parameters if each.part == part]
+        yield part, f"{millions(tensors)}: {precision(tensors)}"
+    for files in folder.files.values():
+        for file in files:
+            yield "sha256", f"{hash_file(file).sha256} {file.relative_to(root).as_posix()}, {_size(file)}"
+    yield "content", content_digest(folder.parameters)
+
+
+def _network(root: Path) -> Iterator[tuple[str, str]]:
+    """A folder of one network, as VAEs are published."""
+    config = read_json(root / "config.json")
+    files = sorted(root.glob("*.safetensors"))
+    identity = identify(list_tensors(files[:1]))
+    yield "network", f"{config.get('_class_name') or config.get('architectures')} in {root}"
+    yield "kind", identity.kind + ("" if identity.supported else ": sdjax has no use for such folders")
+    yield from identity.facts
+    for file in files:
+        yield "sha256", f"{hash_file(file).sha256} {file.name}, {_size(file)}"
+
+
+# --- Pictures ---
 
 
 def _picture(path: Path) -> Iterator[tuple[str, str]]:
-    if path.suffix in (".safetensors", ".ckpt", ".json", ".bin"):
+    if path.suffix == ".json":
         raise CheckpointError(f"{path} is no picture; a model is a diffusers folder, give the folder")
     yield "picture", describe_picture(path, str(path))
     try:

@@ -1,23 +1,37 @@
 """Proves that the pictures of an output are what their metadata say: makes them again and compares."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines import storage
+from pipelines.equipment import Equipment, equipment
 from pipelines.generate import METADATA, SUMMARY, file_name
-from sdjax.engine import Engine, Task
+from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
-from sdjax.job import FIELDS, Job, JobError
+from sdjax.job import FIELDS, Job
+from sdjax.plan import Task, tile_of
 
 # Across kinds of device and versions the promise is this, in steps of 255, for this share of the values.
 TOLERANCE, SHARE = 1, 0.999
 # In a lossy format such a difference can move a coefficient to the next step of its scale.
 LOSSY_TOLERANCE = 8
 # What a picture's metadata must hold for it to be made again.
-_NEEDED = (*FIELDS, "id", "model_digest", "batch_size", "dtype", "device_kind", "jaxlib", "sdjax")
+_NEEDED = (
+    "prompt",
+    "seed",
+    "width",
+    "height",
+    "id",
+    "model_digest",
+    "batch_size",
+    "dtype",
+    "device_kind",
+    "jaxlib",
+    "sdjax",
+)
 
 
 class Finding(NamedTuple):
@@ -41,6 +55,29 @@ class Report(NamedTuple):
     exact: int
     other: int
     findings: tuple[Finding, ...]
+
+
+# What of an engine's settings pictures of one output may differ in; of these what their metadata say.
+Settings = Mapping[str, Any]
+_SETTINGS = ("batch_size", "dtype", "vae_dtype", "lora_mode")
+
+
+def _by_settings(
+    pictures: Sequence[tuple[str, dict[str, Any]]],
+) -> Iterator[tuple[Settings, list[tuple[str, dict[str, Any]]]]]:
+    """Pictures by what their engine was set to, as few engines as will do."""
+    tiles = sorted({metadata["vae_tile"] for _, metadata in pictures if "vae_tile" in metadata})
+    modes = [metadata["lora_mode"] for _, metadata in pictures if "lora_mode" in metadata]
+    groups: dict[str, tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {}
+    for path, metadata in pictures:
+        settings = {name: metadata[name] for name in _SETTINGS if name in metadata}
+        # One that says nothing of these was made without, whatever the engine is set to.
+        if modes:
+            settings.setdefault("lora_mode", modes[0])
+        whole = (tile for tile in tiles if not tile_of(metadata["height"], metadata["width"], tile))
+        settings["vae_tile"] = metadata.get("vae_tile") or next(whole, 0)
+        groups.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append((path, metadata))
+    yield from (groups[key] for key in sorted(groups))
 
 
 def sampled(image_id: str, share: float) -> bool:
@@ -83,13 +120,13 @@ def _check_row(row: dict[str, Any], path: str) -> Iterator[Finding]:
 
 
 def remake(
-    out: str, engine_for: Callable[[int, str], Engine], share: float, on_made: Callable[[], None] = lambda: None
+    out: str, engine_for: Callable[[Settings], Engine], share: float, on_made: Callable[[], None] = lambda: None
 ) -> Report:
     """Makes a share of the pictures again.
 
     Args:
       out: an output of `generate`.
-      engine_for: (batch size, dtype) -> an engine with the output's model.
+      engine_for: an engine with the output's model, for pictures that were made with these settings.
       share: of the pictures, 0 to 1.
       on_made: called after each that was to be made again.
 
@@ -98,7 +135,7 @@ def remake(
     """
     findings = list(check_manifest(out))
     broken = {finding.file for finding in findings}
-    groups: dict[tuple[int, str], list[tuple[str, dict[str, Any]]]] = {}
+    found: list[tuple[str, dict[str, Any]]] = []
     pictures = 0
     for done in storage.list_done(out):
         pictures += 1
@@ -109,10 +146,10 @@ def remake(
                 on_made()
                 findings.append(Finding(name, f"its metadata lack {', '.join(missing)}"))
                 continue
-            groups.setdefault((metadata["batch_size"], metadata["dtype"]), []).append((done.path, metadata))
+            found.append((done.path, metadata))
     remade = exact = other = 0
-    for (batch_size, dtype), members in sorted(groups.items()):
-        engine = engine_for(batch_size, dtype)
+    for settings, members in _by_settings(found):
+        engine = engine_for(settings)
         ours = [member for member in members if member[1]["model_digest"] == engine.model.digest]
         other += len(members) - len(ours)
         for _ in range(len(members) - len(ours)):
@@ -134,8 +171,9 @@ def _compare(
     files: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # several where other versions made the same job
     for path, metadata in members:
         try:
-            task = engine.prepare(Job(**{name: metadata[name] for name in FIELDS}))
-        except JobError as error:
+            # A field of a later version does nothing by default.
+            task = engine.prepare(Job(**{name: metadata[name] for name in FIELDS if name in metadata}))
+        except ValueError as error:  # JobError, or AdapterError
             yield path, f"can't be made again: {error}", None
             continue
         tasks[task.id] = task
@@ -167,23 +205,14 @@ def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
     return [name for name in ("device_kind", "jaxlib", "sdjax") if ours[name] != theirs[name]]
 
 
-class Made(NamedTuple):
-    """With what the last run into an output was configured."""
-
-    model: str
-    variant: str | None
-    classifier: str | None
-
-
-def made_with(out: str) -> Made:
-    """The model, its variant and the classifier of an output.
+def made_with(out: str) -> Equipment:
+    """With what the last run into an output was done.
 
     Raises:
       StorageError: if the output has no summary, or not one that `generate` writes.
     """
     path = storage.join(out, SUMMARY)
     try:
-        config = json.loads(storage.read_whole(path))["config"]
-        return Made(config["model"], config["variant"], config["classifier"])
-    except (ValueError, KeyError, TypeError) as error:
+        return equipment(json.loads(storage.read_whole(path))["config"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise storage.StorageError(f"{path} is not what generate writes ({error!r}): run it again") from error

@@ -1,5 +1,7 @@
 """Image data sets made with Stable Diffusion in JAX."""
 
+from sdjax.adapters.files import AdapterError
+from sdjax.adapters.library import Library
 from sdjax.api import generate
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.classifier import Classifier, label_named, load_classifier
@@ -10,12 +12,14 @@ from sdjax.models import ConfigError
 from sdjax.version import __version__
 
 __all__ = [
+    "AdapterError",
     "CheckpointError",
     "Classifier",
     "ConfigError",
     "Engine",
     "Job",
     "JobError",
+    "Library",
     "Model",
     "Result",
     "__version__",

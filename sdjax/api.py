@@ -1,32 +1,48 @@
 """The Python interface: a model, jobs, results."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
+from sdjax.adapters.library import Library
+from sdjax.classifier import Classifier
 from sdjax.engine import Engine, Result
 from sdjax.job import Job
 from sdjax.model import Model
 
 # The engine of the last call, by what it was made of.
-_last: dict[tuple[Model, int, tuple[jax.Device, ...] | None], Engine] = {}
+_last: dict[tuple[Any, ...], Engine] = {}
 
 
-def _engine(model: Model, batch_size: int, devices: tuple[jax.Device, ...] | None) -> Engine:
+def _engine(
+    model: Model,
+    batch_size: int,
+    devices: tuple[jax.Device, ...] | None,
+    classifier: Classifier | None,
+    library: Library | None,
+) -> Engine:
     """The last engine, with its compiled programs, or a new one in its place."""
-    key = (model, batch_size, devices)
+    key = (model, batch_size, devices, id(classifier) if classifier else None, library)
     if key not in _last:
         _last.clear()  # first: the devices hold one model at a time
-        _last[key] = Engine(model, batch_size=batch_size, devices=devices)
+        _last[key] = Engine(model, batch_size=batch_size, devices=devices, classifier=classifier, library=library)
     return _last[key]
 
 
 def generate(
-    model: Model, jobs: Sequence[Job], *, batch_size: int = 4, devices: Sequence[jax.Device] | None = None
+    model: Model,
+    jobs: Sequence[Job],
+    *,
+    batch_size: int = 4,
+    devices: Sequence[jax.Device] | None = None,
+    classifier: Classifier | None = None,
+    library: Library | None = None,
 ) -> list[Result]:
     """Makes one image for each job, in the order of the jobs.
 
-    The model stays on the devices, with its compiled programs, until a call with another model, batch size or devices.
+    The model stays on the devices, with its compiled programs, until a call with another model, batch size, devices,
+    classifier or library.
 
     Args:
       model: from `load`.
@@ -34,12 +50,15 @@ def generate(
       batch_size: images per device in a compiled program; the bits of an image depend on it, and on nothing else
         about the other jobs.
       devices: all local ones if None.
+      classifier: for jobs with a `classifier_scale`.
+      library: of adapters, for jobs and prompts that name some; files that are put into its folders later are not seen.
 
     Raises:
+      AdapterError: naming the position of a job whose adapters can't be used, before anything is computed.
       JobError: naming the position of a job that the model can't do, before anything is computed.
       FloatingPointError: if an image is not finite.
     """
-    engine = _engine(model, batch_size, None if devices is None else tuple(devices))
+    engine = _engine(model, batch_size, None if devices is None else tuple(devices), classifier, library)
     tasks = []
     for index, job in enumerate(jobs):
         try:

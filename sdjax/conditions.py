@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sdjax.diffusion.tableau import Table
 from sdjax.models import TextEncoder
 from sdjax.text.conditioning import Conditioning
+from sdjax.text.words import FIRST_VECTOR
 
 # Numbers of readings, texts and chunks are rounded up to these, so that few programs serve many prompts.
 _SIZES = tuple(itertools.chain.from_iterable((2**n, 3 * 2 ** (n - 1)) for n in range(1, 20)))
@@ -24,6 +25,7 @@ class Shape(NamedTuple):
     branches: predictions of the network per evaluation: parts of the prompt, then the negative prompt.
     guided: whether the last branch is the negative prompt, and guidance goes away from it.
     masked: whether some tokens are not to be attended to.
+    vectors: of embeddings that are read, rounded up; 0 if there are none.
     """
 
     readings: int
@@ -32,6 +34,7 @@ class Shape(NamedTuple):
     branches: int
     guided: bool
     masked: bool
+    vectors: int
 
 
 class Used(NamedTuple):
@@ -39,12 +42,14 @@ class Used(NamedTuple):
 
     branches: columns of its schedule.
     readings, texts: indices of those that are used.
+    embeddings: names of those that are read.
     """
 
     conditioning: Conditioning
     branches: tuple[int, ...]
     readings: tuple[int, ...]
     texts: tuple[int, ...]
+    embeddings: tuple[str, ...]
     shape: Shape
 
 
@@ -62,6 +67,11 @@ def used(conditioning: Conditioning, branches: tuple[int, ...], guided: bool) ->
     if conditioning.empty is not None:
         needed[conditioning.empty] = None
     readings = tuple(needed)
+    ids = {index for reading in readings for chunk in conditioning.readings[reading].ids for index in chunk}
+    learned = {
+        name: rows for name, rows in _rows(conditioning).items() if any(FIRST_VECTOR + row in ids for row in rows)
+    }
+    vectors = max((rows.stop for rows in learned.values()), default=0)
     shape = Shape(
         readings=_rounded(max(len(readings), len(branches))),
         texts=_rounded(max(len(texts), len(branches))),
@@ -69,8 +79,9 @@ def used(conditioning: Conditioning, branches: tuple[int, ...], guided: bool) ->
         branches=len(branches),
         guided=guided,
         masked=any(conditioning.readings[index].mask is not None for index in readings),
+        vectors=_rounded(vectors) if vectors else 0,
     )
-    return Used(conditioning, branches, readings, texts, shape)
+    return Used(conditioning, branches, readings, texts, tuple(learned), shape)
 
 
 def _rounded(count: int) -> int:
@@ -88,6 +99,7 @@ class Prompts(NamedTuple):
     clip_skip: (images,).
     part_weights: (parts, images).
     text_of: (evaluations, images, branches) the text that each sees.
+    vectors: (images, rows, width) of embeddings. No embeddings: ().
     """
 
     ids: Any
@@ -100,10 +112,25 @@ class Prompts(NamedTuple):
     clip_skip: Any
     part_weights: Any
     text_of: Any
+    vectors: Any
 
 
-def arrays(images: Sequence[Used], tables: Sequence[Table], clip_skips: Sequence[int], rows: int) -> Prompts:
-    """The arrays of images of one shape; `rows` evaluations, filled up with copies of the last."""
+def arrays(
+    images: Sequence[Used],
+    tables: Sequence[Table],
+    clip_skips: Sequence[int],
+    rows: int,
+    vectors: Sequence[Sequence[Float[np.ndarray, "_ e"]]] = (),
+) -> Prompts:
+    """The arrays of images of one shape.
+
+    Args:
+      images: what of their prompts is used.
+      tables: of their samplers.
+      clip_skips: how many of the text encoder's last layers each leaves out.
+      rows: evaluations; filled up with copies of the last.
+      vectors: of each image those of each of its `embeddings`, in their order. Not needed where the shape has none.
+    """
     shape = images[0].shape
     length = len(images[0].conditioning.readings[0].ids[0])
     size = (len(images), shape.readings, shape.chunks, length)
@@ -145,12 +172,29 @@ def arrays(images: Sequence[Used], tables: Sequence[Table], clip_skips: Sequence
         clip_skip=np.array(clip_skips, np.int32),
         part_weights=np.array(part_weights, np.float32).reshape(parts, len(images)),
         text_of=text_of,
+        vectors=np.stack(list(map(_placed, images, vectors))) if shape.vectors else (),
     )
 
 
 def _part_weight(image: Used, branch: int) -> float:
     weights = image.conditioning.part_weights
     return weights[branch] if branch < len(weights) else 1.0
+
+
+def _placed(image: Used, vectors: Sequence[Float[np.ndarray, "_ e"]]) -> Float[np.ndarray, "r e"]:
+    """The vectors of an image, each in the row that its id says; other rows are never read."""
+    placed = np.zeros((image.shape.vectors, vectors[0].shape[1]), np.float32)
+    rows = _rows(image.conditioning)
+    for name, each in zip(image.embeddings, vectors, strict=True):
+        placed[rows[name].start : rows[name].stop] = each
+    return placed
+
+
+def _rows(conditioning: Conditioning) -> dict[str, range]:
+    """In which rows the vectors of each embedding are."""
+    starts = itertools.accumulate(conditioning.vectors, initial=0)
+    named = zip(conditioning.embeddings, starts, conditioning.vectors, strict=False)
+    return {name: range(start, start + count) for name, start, count in named}
 
 
 class Contexts(NamedTuple):
@@ -166,7 +210,11 @@ def encode(text_encoder: TextEncoder, params: Any, prompts: Prompts) -> Contexts
     flat = (batch * readings * chunks, length)
     mask = prompts.mask.reshape(flat) if isinstance(prompts.mask, jax.Array) else None
     skip = jnp.repeat(prompts.clip_skip, readings * chunks)
-    hidden = text_encoder.apply({"params": params}, prompts.ids.reshape(flat), mask, skip).last_hidden_state
+    ids, vectors = prompts.ids.reshape(flat), None
+    if isinstance(prompts.vectors, jax.Array):
+        vectors = jnp.repeat(prompts.vectors, readings * chunks, axis=0)
+        ids = jnp.where(ids < FIRST_VECTOR, ids, ids - FIRST_VECTOR + text_encoder.config.vocab_size)
+    hidden = text_encoder.apply({"params": params}, ids, mask, skip, vectors).last_hidden_state
     states = hidden.reshape(batch, readings, chunks, length, -1)
     weighted = _weighted(states.astype(jnp.float32), prompts)
     texts = _mixed(weighted, prompts.mix)

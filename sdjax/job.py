@@ -13,6 +13,7 @@ from typing import Any
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
 from sdjax.diffusion.samplers import SAMPLERS, Options, names
 from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
+from sdjax.text import tags
 from sdjax.text.conditioning import SYNTAXES
 
 MAX_STEPS = 1000
@@ -46,6 +47,9 @@ ALIASES = {
     "seed_resize_from_w": "seed_resize_from_width",
     "seed_resize_from_h": "seed_resize_from_height",
     "rng": "noise_source",
+    "lora": "loras",
+    "hypernetwork": "hypernetworks",
+    "hypernet": "hypernetworks",
 }
 # A1111's own count of clip skip, in which 1 skips nothing: its setting, and its words in pictures.
 _A1111_CLIP_SKIP = ("clip_stop_at_last_layers", "clip skip")
@@ -104,6 +108,10 @@ class Job:
       guidance_end: share of the steps after which it ends; outside, the conditional prediction counts alone.
       dynamic_thresholding_ratio: quantile beyond which clean latents are cut; None does not.
       sample_max_value: largest bound of that.
+      loras: of these by name, each with a weight: "name:0.8; other:0.5:1" (of the text encoder, and of the UNet if that
+        is another), besides those that the prompt names.
+      hypernetworks: likewise: "name:0.8".
+      class_label: what a UNet with labels is told besides the prompt.
       classifier_scale: of guidance by the engine's classifier; 0 is none.
       classifier_label: the classifier's label to go to.
       preview_every: keeps every so many steps' picture; None keeps none.
@@ -142,6 +150,9 @@ class Job:
     guidance_end: float = 1.0
     dynamic_thresholding_ratio: float | None = None
     sample_max_value: float = 1.0
+    loras: str = ""
+    hypernetworks: str = ""
+    class_label: int | None = None
     classifier_scale: float = 0.0
     classifier_label: int | None = None
     preview_every: int | None = None
@@ -161,6 +172,11 @@ class Job:
             )
         for name, (least, most) in _RANGES.items():
             _within(name, getattr(self, name), least, most)
+        for name, kind in _ADAPTERS.items():
+            try:
+                object.__setattr__(self, name, tags.to_text(tags.read_list(kind, getattr(self, name))))
+            except tags.TagError as error:
+                raise JobError(f"{name}: {error}") from error
         self._name_sampler()
         for name in _CHOICES:
             if getattr(self, name) is not None:  # "No norm" is no_norm
@@ -221,6 +237,11 @@ class Job:
         object.__setattr__(self, "schedule", named.schedule or self.schedule)
 
     @property
+    def adapters(self) -> tuple[tags.Tag, ...]:
+        """What is named in `loras` and `hypernetworks`."""
+        return tuple(tag for name, kind in _ADAPTERS.items() for tag in tags.read_list(kind, getattr(self, name)))
+
+    @property
     def sampler_options(self) -> Options:
         """What is set of the sampler."""
         return Options(self.eta, self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, self.solver_order)
@@ -261,10 +282,13 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "guidance_end": (0.0, 1.0),
     "dynamic_thresholding_ratio": (0.0, 1.0),
     "sample_max_value": (1.0, 1000.0),
+    "class_label": (0, 2**31 - 1),
     "classifier_scale": (-MAX_GUIDANCE, MAX_GUIDANCE),
     "classifier_label": (0, 2**31 - 1),
     "preview_every": (1, MAX_STEPS),
 }
+# Fields that name adapters, and of which kind.
+_ADAPTERS: Mapping[str, str] = {"loras": "lora", "hypernetworks": "hypernetwork"}
 _CHOICES: Mapping[str, Iterable[str]] = {
     "prompt_syntax": SYNTAXES,
     "emphasis": EMPHASES,

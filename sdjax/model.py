@@ -1,23 +1,29 @@
-"""A model: networks, parameters, tokenizer and scheduler config, from a bundled name or a folder."""
+"""A model: networks, parameters, tokenizer and scheduler config, from a bundled name, a folder, a file or a hub."""
 
 import dataclasses
 import importlib.resources
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints import hub
+from sdjax.checkpoints.diffusers_folder import Checkpoint, read_folder, vae_dtype_of
+from sdjax.checkpoints.original import is_open_clip
+from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.checkpoints.vae_file import find_vae
+from sdjax.checkpoints.variants import extra_channels, variant_name
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.samplers import SAMPLERS, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, default_schedule, default_spacing
+from sdjax.diffusion.schedule import PREDICTION_TYPES, ScheduleError, SchedulerConfig, default_schedule, default_spacing
 from sdjax.diffusion.tableau import Table
 from sdjax.job import RANDOM_SEED, Job, JobError
 from sdjax.models import VAE, TextEncoder, UNet
 from sdjax.text.tokenizer import Tokenizer
+from sdjax.text.vocabulary import END, PADDING_2, clip_tokenizer
 
 BUNDLED = ("emoji",)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -29,14 +35,19 @@ class Model:
 
     Attributes:
       name: of its folder.
-      digest: sha256 of the checkpoint's files.
-      dtype: of parameters and network arithmetic, except those of a VAE that has to stay float32.
+      digest: sha256 of the checkpoint's files, and of all that was said otherwise when it was loaded (but for dtypes).
+      dtype: of parameters and network arithmetic, but for the VAE's.
+      vae_dtype: of the VAE's.
       params: {"text_encoder", "unet", "vae"} -> nested dicts of arrays.
+      variant_name: what it is, for people to read.
+      file_digest: sha256 of a single file as it is, of which A1111's model hash is the first ten digits; else None.
+      revision: the commit from which it was fetched; None if it was not.
     """
 
     name: str
     digest: str
     dtype: str
+    vae_dtype: str
     text_encoder: TextEncoder
     unet: UNet
     vae: VAE
@@ -45,6 +56,14 @@ class Model:
     scheduler_class: str
     sampler: str | None
     params: Params
+    variant_name: str
+    file_digest: str | None
+    revision: str | None
+
+    @property
+    def extra_channels(self) -> int:
+        """How many channels the UNet sees beside the latents: 0, 5 (inpainting) or 1 (depth)."""
+        return extra_channels(self.unet.config, self.vae.config)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -160,57 +179,133 @@ def _drawn(seed: int) -> int:
 
 
 def load(
-    name: str | Path, *, variant: str | None = None, dtype: DTypeLike | str = "float32", weights: bool = True
+    name: str | Path,
+    *,
+    variant: str | None = None,
+    dtype: DTypeLike | str = "float32",
+    weights: bool = True,
+    vae: str | Path | None = None,
+    vae_dtype: DTypeLike | str | None = None,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
+    ema: bool = False,
+    pickled: bool = False,
+    revision: str | None = None,
 ) -> Model:
     """Loads a model.
 
+    SD-Turbo has the structure of Stable Diffusion 2 and its own way of sampling, which only its folder says: loaded
+    from a single file it needs prediction_type "epsilon", and jobs with the sampler "euler", the timestep_spacing
+    "trailing", 1 to 4 steps and a guidance_scale of 1.
+
     Args:
-      name: a bundled model ("emoji"), or the path of a diffusers folder.
+      name: a bundled model ("emoji"); the path of a folder that diffusers wrote, or of an original single file; or
+        "org/name" on a hub, where a path of a file in it may follow.
       variant: which files of a folder to take, for example "fp16".
       dtype: "float32", "bfloat16" or "float16": parameters are cast to it once; those of a VAE that overflows in half
         precision (`force_upcast` in its config, which is the default) stay float32.
       weights: whether to read them; a model without can resolve jobs and nothing else, and has no digest.
+      vae: a VAE that takes the place of the model's own: a single file, or a folder that diffusers wrote.
+      vae_dtype: of the VAE, whatever its config says.
+      config: of a single file: a YAML file of the original code, or a folder with diffusers' configs. None takes the
+        YAML file beside it that has its name, if there is one.
+      prediction_type: "epsilon", "v_prediction" or "sample": what the UNet predicts, where nothing says it or it is
+        said wrongly.
+      ema: takes the averages (EMA) of the UNet's parameters from a single file.
+      pickled: allows single files that torch pickled (.ckpt). They are read by a reader that runs nothing.
+      revision: of a model on a hub: a branch, a tag or a commit.
 
     Raises:
-      CheckpointError: if there is no such model, or its files are not whole.
+      CheckpointError: if there is no such model, or its files are not whole, or do not say what they are.
       ConfigError: if its config asks for what is not implemented.
       TokenizerError: if its tokenizer can't be read.
-      ValueError: for another dtype.
+      ValueError: for another dtype, or arguments that say nothing of such a model.
     """
-    kind = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
-    if kind not in DTYPES:
-        raise ValueError(f"dtype = {kind!r}: expected one of {', '.join(DTYPES)}")
-    root = folder_of(str(name))
-    checkpoint = read_folder(root, variant, DTYPES[kind] if weights else None)
-    tokenizer = Tokenizer(checkpoint.tokenizer_folder, checkpoint.text_encoder.max_position_embeddings)
-    if tokenizer.size > checkpoint.text_encoder.vocab_size:
-        raise CheckpointError(
-            f"{checkpoint.tokenizer_folder} has {tokenizer.size} tokens, "
-            f"the text encoder only {checkpoint.text_encoder.vocab_size}"
+    kind = _dtype_named("dtype", dtype)
+    vae_kind = None if vae_dtype is None else _dtype_named("vae_dtype", vae_dtype)
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        raise ValueError(f"prediction_type = {prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}")
+    place = place_of(str(name), revision, variant, pickled)
+    other_vae = None if vae is None else find_vae(place_of(str(vae), None, variant, pickled).path, variant, pickled)
+    options: dict[str, Any] = {
+        "dtype": DTYPES[kind] if weights else None,
+        "vae": other_vae,
+        "vae_dtype": None if vae_kind is None else DTYPES[vae_kind],
+        "prediction_type": prediction_type,
+    }
+    if place.path.is_file():
+        told = None if config is None else Path(config)
+        checkpoint = read_file(place.path, config=told, ema=ema, pickled=pickled, **options)
+    elif config is not None or ema:
+        raise ValueError(
+            f"{name} is a folder, which has its own configs and no averages: config and ema are not for it"
         )
+    else:
+        checkpoint = read_folder(place.path, variant, **options)
     return Model(
-        name=root.resolve().name,
+        name=place.path.resolve().name if place.path.is_dir() else place.path.stem,
         digest=checkpoint.digest,
         dtype=kind,
+        vae_dtype=jnp.dtype(vae_dtype_of(checkpoint.vae, DTYPES[kind], options["vae_dtype"])).name,
         text_encoder=TextEncoder(checkpoint.text_encoder),
         unet=UNet(checkpoint.unet),
         vae=VAE(checkpoint.vae),
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer_of(checkpoint),
         scheduler=checkpoint.scheduler,
         scheduler_class=checkpoint.scheduler_class,
         sampler=checkpoint.sampler,
         params=checkpoint.params,
+        variant_name=variant_name(checkpoint.unet, checkpoint.vae, checkpoint.scheduler.prediction_type),
+        file_digest=checkpoint.file_digest,
+        revision=place.commit,
     )
 
 
-def folder_of(name: str) -> Path:
-    """Where the files of a model are; raises `CheckpointError` if there is no such model."""
+def _dtype_named(name: str, dtype: DTypeLike | str) -> str:
+    kind = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if kind not in DTYPES:
+        raise ValueError(f"{name} = {kind!r}: expected one of {', '.join(DTYPES)}")
+    return kind
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    length = checkpoint.text_encoder.max_position_embeddings
+    if checkpoint.tokenizer_folder is None:
+        padding = PADDING_2 if is_open_clip(checkpoint.text_encoder) else END
+        tokenizer, where = clip_tokenizer(length, padding, checkpoint.tokenizer_texts), "its tokenizer"
+    else:
+        tokenizer, where = Tokenizer(checkpoint.tokenizer_folder, length), str(checkpoint.tokenizer_folder)
+    if tokenizer.size > checkpoint.text_encoder.vocab_size:
+        raise CheckpointError(
+            f"{where} has {tokenizer.size} tokens, the text encoder only {checkpoint.text_encoder.vocab_size}"
+        )
+    return tokenizer
+
+
+class Place(NamedTuple):
+    """Where a model's files are; `commit` if they were fetched."""
+
+    path: Path
+    commit: str | None
+
+
+def place_of(name: str, revision: str | None, variant: str | None, pickled: bool) -> Place:
+    """Finds a model's files, or fetches them if its name is one on a hub; arguments and errors are those of `load`."""
+    if name not in BUNDLED and not Path(name).exists() and hub.is_hub_name(name):
+        fetched = hub.fetched(name, revision=revision, variant=variant, pickled=pickled)
+        return Place(fetched.path, fetched.commit)
+    if revision is not None:
+        raise ValueError(f"revision = {revision!r}: {name} is not on a hub, it has no revisions")
+    return Place(path_of(name), None)
+
+
+def path_of(name: str) -> Path:
+    """Where a model on this machine is, a folder or a file; raises `CheckpointError` if there is none."""
     if name in BUNDLED:
         return Path(str(importlib.resources.files("sdjax.assets"))) / name
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name)
-    if Path(name).is_file():
-        raise CheckpointError(f"{name} is a single file; only diffusers folders can be loaded: convert it first")
     raise CheckpointError(
-        f"there is no model {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder on this machine"
+        f"there is no model {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder or file on this "
+        "machine, nor a name like org/name on a hub"
     )

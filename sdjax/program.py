@@ -6,14 +6,17 @@ of a batch; the engine maps it over devices.
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt8, UInt32
 
 from sdjax import conditions
+from sdjax.adapters import per_image
+from sdjax.adapters.hypernetwork import Structure, attending
 from sdjax.diffusion import noise
 from sdjax.diffusion.brownian import step_noise
 from sdjax.diffusion.guidance import (
@@ -27,6 +30,8 @@ from sdjax.diffusion.guidance import (
 )
 from sdjax.diffusion.sample import Latents, Level, NoiseWanted, Rows, Trail, sample
 from sdjax.model import DTYPES, Model
+from sdjax.models import vae_tiles
+from sdjax.models.vae import Gaussian
 
 
 class Bucket(NamedTuple):
@@ -39,6 +44,8 @@ class Bucket(NamedTuple):
     rows: evaluations.
     frames: kept steps.
     classifier: whether the engine's classifier guides.
+    hypernetworks: how those are built that act.
+    low_rank: ranks of what is added to layers for each image; None if nothing is.
     """
 
     height: int
@@ -49,6 +56,8 @@ class Bucket(NamedTuple):
     rows: int
     frames: int
     classifier: bool
+    hypernetworks: tuple[Structure, ...]
+    low_rank: per_image.Shape | None
 
 
 class Inputs(NamedTuple):
@@ -60,6 +69,11 @@ class Inputs(NamedTuple):
     guidance: Any  # (images, 3): scale, rescale, and scale of the classifier
     threshold: Any  # (images, 2): quantile, greatest bound
     labels: Any  # (images,) of the classifier
+    class_labels: Any  # (images,) of the UNet; () if it has none
+    channels: Any  # (images, h, w, d) that the UNet is given besides the latents; () if none
+    hypernetworks: Any  # their parameters; the same for all images
+    multipliers: Any  # (images, hypernetworks); () if there are none
+    low_rank: Any  # {"unet": ..., "text_encoder": ...} what is added for each image; () if nothing is
     guided: Any  # (2,) evaluations, from and before
     tables: Rows
     frames: Any  # (evaluations, images) where a step is kept; () if none is
@@ -100,6 +114,11 @@ def specs(inputs: Inputs) -> Inputs:
         guidance=first,
         threshold=first,
         labels=first,
+        class_labels=all_of(inputs.class_labels, first),
+        channels=all_of(inputs.channels, first),
+        hypernetworks=all_of(inputs.hypernetworks, PartitionSpec()),
+        multipliers=all_of(inputs.multipliers, first),
+        low_rank=all_of(inputs.low_rank, first),
         guided=PartitionSpec(),
         tables=Rows(rows=all_of(inputs.tables.rows, second), count=first),
         frames=all_of(inputs.frames, second),
@@ -117,15 +136,25 @@ def latents_of(
 ) -> tuple[Latents, Trail]:
     """Text to latents for one device's share of a batch."""
     with _precision(model):
-        contexts = conditions.encode(model.text_encoder, params["text_encoder"], inputs.prompts)
+        with _adding(bucket, inputs, "text_encoder"):
+            contexts = conditions.encode(model.text_encoder, params["text_encoder"], inputs.prompts)
 
         def predict(latents: Latents, level: Level, branches: int) -> tuple[Latents, ...]:
             """The network's outputs for the first so many branches."""
             text_of = inputs.prompts.text_of[level.evaluation][:, :branches]
             context, mask = conditions.seen_by(contexts, text_of)
-            given = jnp.tile(network_input(latents, level.alpha).astype(DTYPES[model.dtype]), (branches, 1, 1, 1))
+            shown = network_input(latents, level.alpha)
+            if isinstance(inputs.channels, jax.Array):
+                shown = jnp.concatenate([shown, inputs.channels], axis=-1)
+            given = jnp.tile(shown.astype(DTYPES[model.dtype]), (branches, 1, 1, 1))
             timesteps = jnp.tile(level.timestep, branches)
-            prediction = model.unet.apply({"params": params["unet"]}, given, timesteps, context, context_mask=mask)
+            labels = None
+            if isinstance(inputs.class_labels, jax.Array):
+                labels = jnp.tile(inputs.class_labels, branches)
+                if model.unet.config.class_embed_type == "timestep":
+                    labels = labels.astype(jnp.float32)
+            with _attending(bucket, inputs), _adding(bucket, inputs, "unet"):
+                prediction = model.unet.apply({"params": params["unet"]}, given, timesteps, context, labels, mask)
             return tuple(jnp.split(prediction.astype(jnp.float32), branches))
 
         guide = functools.partial(_guided, bucket, inputs, predict)
@@ -140,6 +169,18 @@ def latents_of(
 
         frames = inputs.frames if bucket.frames else None
         return sample(denoise, inputs.latents, inputs.tables, _draw(bucket, shape, inputs), frames, bucket.frames)
+
+
+def _attending(bucket: Bucket, inputs: Inputs) -> AbstractContextManager[None]:
+    if not bucket.hypernetworks:
+        return nullcontext()
+    return attending(bucket.hypernetworks, inputs.hypernetworks, inputs.multipliers.T)
+
+
+def _adding(bucket: Bucket, inputs: Inputs, part: str) -> AbstractContextManager[None]:
+    if not bucket.low_rank:
+        return nullcontext()
+    return per_image.adding(inputs.low_rank[part], images_first=part == "text_encoder")
 
 
 def _guided(
@@ -194,6 +235,27 @@ def first_latents(
     return first * beginning.start[:, None, None, None] + more * beginning.first_noise[:, None, None, None]
 
 
+def masked_whole(
+    model: Model, shape: tuple[int, int, int], params: Any, drawn: Float[Array, "b h w c"] | UInt32[Array, "b 2"]
+) -> Float[Array, "b h w d"]:
+    """What an inpainting UNet is given to draw a whole picture: a mask that covers all, and the latents of nothing.
+
+    Args:
+      model: with an inpainting UNet.
+      shape: (height, width, channels) of the latents.
+      params: of the model.
+      drawn: noise with which latents are drawn from what the encoder gives; or seeds of it.
+    """
+    drawn = noise.picture_noise(drawn, shape) if drawn.ndim == 2 else drawn
+    with _precision(model):
+        dtype = jax.tree.leaves(params["vae"])[0].dtype
+        nothing = jnp.zeros((1, shape[0] * model.vae.config.factor, shape[1] * model.vae.config.factor, 3), dtype)
+        posterior = model.vae.apply({"params": params["vae"]}, nothing, method="encode")
+    mean, logvar = (jnp.broadcast_to(each.astype(jnp.float32), drawn.shape) for each in posterior)
+    latents = Gaussian(mean, logvar).sample(drawn) * model.vae.config.scaling_factor
+    return jnp.concatenate([jnp.ones((*drawn.shape[:3], 1)), latents], axis=-1)
+
+
 def _draw(bucket: Bucket, shape: tuple[int, int, int], inputs: Inputs) -> Callable[[NoiseWanted], Latents] | None:
     """Where the noise of the steps comes from."""
     if bucket.host_noise is not None:
@@ -209,12 +271,26 @@ def _draw(bucket: Bucket, shape: tuple[int, int, int], inputs: Inputs) -> Callab
     return draw
 
 
-def pixels_of(model: Model, params: Any, latents: Float[Array, "b i j c"]) -> tuple[UInt8[Array, "b h w 3"], Array]:
-    """Latents to pixels: (images, whether each is finite)."""
+def pixels_of(
+    model: Model, dtype: str | None, tile: int, params: Any, latents: Float[Array, "b i j c"]
+) -> tuple[UInt8[Array, "b h w 3"], Array]:
+    """Latents to pixels: (images, whether each is finite).
+
+    Args:
+      model: whose VAE decodes.
+      dtype: in which it does; None is that of its parameters.
+      tile: side, in pixels, of the tiles in which it does; 0 is at once.
+      params: of the model.
+      latents: as the sampler gives them.
+    """
+    vae = params["vae"] if dtype is None else jax.tree.map(lambda leaf: leaf.astype(DTYPES[dtype]), params["vae"])
     with _precision(model):
-        dtype = jax.tree.leaves(params["vae"])[0].dtype
-        scaled = (latents / model.vae.config.scaling_factor).astype(dtype)
-        pixels = model.vae.apply({"params": params["vae"]}, scaled, method="decode").astype(jnp.float32)
+        scaled = (latents / model.vae.config.scaling_factor).astype(jax.tree.leaves(vae)[0].dtype)
+        if tile:
+            decoded = vae_tiles.decode(model.vae, vae, scaled, tile)
+        else:
+            decoded = model.vae.apply({"params": vae}, scaled, method="decode")
+        pixels = decoded.astype(jnp.float32)
     finite = jnp.isfinite(pixels).all(axis=(1, 2, 3))
     return jnp.round(jnp.clip(pixels * 127.5 + 127.5, 0, 255)).astype(jnp.uint8), finite
 

@@ -12,8 +12,8 @@ import tests.typechecker  # noqa: F401  (named in the next line)
 
 # All but `sdjax.job`, which checks what users give it itself, and says so in words of its own.
 _CHECKED = (
-    "api", "checkpoints", "classifier", "conditions", "diffusion", "engine", "images", "model", "models", "program",
-    "text", "training",
+    "adapters", "api", "batch", "checkpoints", "classifier", "conditions", "device", "diffusion", "engine", "images",
+    "model", "models", "plan", "program", "text", "training",
 )  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 
@@ -51,3 +51,9 @@ def sd1(sd1_folder: Path) -> sdjax.Model:
 def sd2(sd2_folder: Path) -> sdjax.Model:
     """The toy of SD2, loaded."""
     return sdjax.load(sd2_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> sdjax.Model:
+    """A toy that is as small as can be, loaded."""
+    return sdjax.load(toys.write_toy(tmp_path_factory.mktemp("tiny"), toys.TINY))

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdjax
+from sdjax.device import device_kind
 from sdjax.diffusion.samplers import SAMPLERS
-from sdjax.engine import Engine, Result, device_kind
+from sdjax.engine import Engine, Result
+from sdjax.plan import Task
 from sdjax.program import Bucket
 from tests.results import make, same
 
@@ -112,7 +114,7 @@ def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(sd1)
         job = sdjax.Job(prompt="a", seed=1, sampler="euler", noise_source="torch", **changes)
         task = engine.prepare(job)
         inputs = engine._inputs([task] * engine.images_per_batch)
-        text = engine._compiled(task.bucket, engine._program(task.bucket), inputs).as_text()
+        text = engine._compiled(task.bucket, engine._program(task.bucket), engine._params, inputs).as_text()
         counted = Counter(re.findall(r"= \S+ ([a-z\-]+)\(", text))
         return {name: counted[name] for name in ("add", "multiply", "divide", "sqrt", "rsqrt", "exponential", "reduce")}
 
@@ -287,7 +289,7 @@ def test_half_precision_draws_nearly_the_same(sd1_folder, pictures, dtype):
 def test_jobs_are_taken_only_as_far_as_they_can_be_worked_on(engine, pictures):
     taken = []
 
-    def jobs() -> Iterator[sdjax.engine.Task]:
+    def jobs() -> Iterator[Task]:
         for index in range(1000):
             taken.append(index)
             yield engine.prepare(dataclasses.replace(DETERMINISTIC[0], seed=index))

@@ -16,9 +16,12 @@ LAYERS = (
     {"sdjax.models", "sdjax.version", "sdjax.assets"},
     {"sdjax.diffusion"},
     {"sdjax.text", "sdjax.images", "sdjax.checkpoints"},
+    {"sdjax.adapters"},
     {"sdjax.job"},
-    {"sdjax.model", "sdjax.conditions", "sdjax.classifier"},
+    {"sdjax.model", "sdjax.conditions", "sdjax.classifier", "sdjax.device"},
     {"sdjax.program"},
+    {"sdjax.plan"},
+    {"sdjax.batch"},
     {"sdjax.engine"},
     {"sdjax.api"},
     {"sdjax"},
@@ -28,7 +31,9 @@ LAYERS = (
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # What the library is built on, by the names under which it is imported.
-LIBRARY = {"PIL", "flax", "jax", "jaxlib", "jaxtyping", "numpy", "safetensors", "transformers"}
+LIBRARY = {
+    "PIL", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "safetensors", "transformers", "yaml",
+}  # fmt: skip
 TRAINING = LIBRARY | {"optax", "tqdm"}
 NOT_NEEDED = ("apache_beam", "pyarrow", "torch")
 

@@ -80,6 +80,44 @@ SD2 = Toy(
     "!",
     2,
 )
+# With a mask and a masked picture beside the latents, a depth map, labels.
+_PLMS = dataclasses.replace(_SCHEDULER, skip_prk_steps=True)
+SD1_INPAINT = dataclasses.replace(SD1, unet=dataclasses.replace(SD1.unet, in_channels=9), scheduler=_PLMS, seed=3)
+SD2_INPAINT = dataclasses.replace(
+    SD2,
+    unet=dataclasses.replace(SD2.unet, in_channels=9),
+    scheduler=_PLMS,
+    scheduler_class="PNDMScheduler",
+    seed=4,
+)
+SD2_DEPTH = dataclasses.replace(SD2_INPAINT, unet=dataclasses.replace(SD2.unet, in_channels=5), seed=5)
+SD1_CLASSES = dataclasses.replace(SD1, unet=dataclasses.replace(SD1.unet, num_class_embeds=5), seed=6)
+SD1_TIMED_CLASSES = dataclasses.replace(SD1, unet=dataclasses.replace(SD1.unet, class_embed_type="timestep"), seed=7)
+# As SD-Turbo: the structure of SD2, epsilon, a few steps from the noisiest level on.
+SD_TURBO = dataclasses.replace(
+    SD2,
+    scheduler=dataclasses.replace(_SCHEDULER, timestep_spacing="trailing"),
+    scheduler_class="EulerDiscreteScheduler",
+    seed=8,
+)
+# As SD1, of one level and one layer, so that its programs are soon compiled.
+TINY = dataclasses.replace(
+    SD1,
+    text_encoder=dataclasses.replace(_TEXT, num_hidden_layers=1),
+    unet=dataclasses.replace(
+        _UNET,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(32,),
+    ),
+    vae=dataclasses.replace(
+        _VAE,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 16),
+    ),
+    seed=9,
+)
 
 
 def random_params(shapes: Any, rng: np.random.RandomState) -> Any:

@@ -1,10 +1,11 @@
 """A checkpoint in diffusers' layout: a folder per part, and `model_index.json`."""
 
 import dataclasses
+import functools
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import types
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,23 +17,31 @@ from jaxtyping import DTypeLike
 from sdjax.checkpoints import names
 from sdjax.checkpoints.tensors import (
     CheckpointError,
+    Chosen,
     Params,
+    Part,
     check_tensors,
     list_tensors,
-    read_params,
+    load_parts,
     weight_files,
     write_params,
 )
+from sdjax.checkpoints.variants import DEPTH, INPAINTING, PIPELINES, check_fit, extra_channels
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 
-# Pipelines that draw pictures from text with the parts below.
-_PIPELINES = ("StableDiffusionPipeline",)
+# Pipelines that draw pictures from text, and maybe more, with the parts below.
+_PIPELINES = (*PIPELINES.values(), "StableDiffusionImg2ImgPipeline")
 # Of the scheduler's config, what is written though it be the default: diffusers' classes have other ones.
 _ALWAYS_WRITTEN = frozenset({"beta_start", "beta_end", "beta_schedule", "prediction_type", "set_alpha_to_one"})
+# diffusers' version whose form the files have; it opens no inpainting checkpoint that does not say one.
+_WRITTEN_FOR = "0.42.1"
+# The parts that are not there, said as diffusers says it. It takes a depth estimator only from its caller then.
+_DEPTH_PARTS = {"depth_estimator": [None, None]}
+_OTHER_PARTS = {"image_encoder": [None, None], "requires_safety_checker": False, "safety_checker": [None, None]}
 # Parts of such a pipeline which are not used: the first is not there without its own checkpoint's classifier.
-_UNUSED_PARTS = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+_UNUSED_PARTS = frozenset({"safety_checker", "feature_extractor", "image_encoder", "depth_estimator"})
 
 
 class Checkpoint(NamedTuple):
@@ -40,7 +49,11 @@ class Checkpoint(NamedTuple):
 
     params: {"text_encoder": ..., "unet": ..., "vae": ...}, arrays of numpy.
     sampler: the registry's name of the scheduler's class, or None with `scheduler_class` not known here.
+    tokenizer_folder: None if the checkpoint has none of its own: it is CLIP's.
+    tokenizer_texts: files of a tokenizer's folder that a single file carries, by name; where they are no vocabulary, it
+      is CLIP's.
     digest: sha256 over every file that has a say in the pictures.
+    file_digest: sha256 of a single file as it is, of which A1111's model hash is the first ten digits; else None.
     """
 
     text_encoder: TextEncoderConfig
@@ -49,12 +62,50 @@ class Checkpoint(NamedTuple):
     scheduler: SchedulerConfig
     scheduler_class: str
     sampler: str | None
-    tokenizer_folder: Path
+    tokenizer_folder: Path | None
     params: Params
     digest: str
+    file_digest: str | None = None
+    tokenizer_texts: Mapping[str, str] = types.MappingProxyType({})
 
 
 NetworkConfig = TextEncoderConfig | UNetConfig | VAEConfig
+
+
+class VAEFile(NamedTuple):
+    """A VAE of which nothing but names and shapes is read yet.
+
+    where: the file or folder.
+    knows_scale: whether its `scaling_factor` is known, from a config.
+    chosen: the tensor of each parameter.
+    decisive: the files that have a say in its pictures, from `root` on.
+    """
+
+    where: Path
+    config: VAEConfig
+    knows_scale: bool
+    chosen: list[Chosen]
+    root: Path
+    decisive: tuple[Path, ...]
+
+    def beside(self, scale: float) -> VAEConfig:
+        """Its config for a UNet whose latents are scaled so.
+
+        Raises:
+          CheckpointError: if its own latents are scaled otherwise.
+        """
+        if self.knows_scale and self.config.scaling_factor != scale:
+            raise CheckpointError(
+                f"{self.where}: its scaling_factor is {self.config.scaling_factor}, but the UNet was trained on "
+                f"latents scaled by {scale}: it is the VAE of another kind of model"
+            )
+        return dataclasses.replace(self.config, scaling_factor=scale)
+
+    def digest(self, hashed: Mapping[Path, str]) -> str:
+        """sha256 of a single file, or over the files of a folder; `hashed` has those of files that have been read."""
+        if self.decisive == (self.where,) and self.where in hashed:
+            return hashed[self.where]
+        return digest_files(self.root, self.decisive, hashed)
 
 
 class _Part(NamedTuple):
@@ -74,7 +125,14 @@ PARTS = {
 
 
 def param_shapes(config: NetworkConfig) -> Params:
-    """The parameter tree of a network as shapes, nothing allocated."""
+    """The parameter tree of a network as shapes, nothing allocated. It is shared: not to be changed."""
+    if isinstance(config, UNetConfig):  # without what shapes no parameter
+        config = dataclasses.replace(config, sample_size=None, upcast_attention=False)
+    return _param_shapes(config)
+
+
+@functools.lru_cache(maxsize=32)
+def _param_shapes(config: NetworkConfig) -> Params:
     key = jax.random.key(0)
     if isinstance(config, TextEncoderConfig):
         tree = jax.eval_shape(TextEncoder(config).init, key, jnp.zeros((1, 2), jnp.int32))
@@ -108,32 +166,81 @@ def read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing; is {file.parent} a whole diffusers folder?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not JSON ({error})") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} holds {type(data).__name__}, not an object")
     return data
 
 
-def digest_files(root: Path, files: Iterable[Path]) -> str:
-    """sha256 over the names (from `root`) and contents of files, read side by side."""
+def digest_files(root: Path, files: Iterable[Path], hashed: Mapping[Path, str] = types.MappingProxyType({})) -> str:
+    """sha256 over the names (from `root`) and contents of files, read side by side; `hashed` are known already."""
 
     def one(file: Path) -> str:
-        with file.open("rb") as opened:
-            return f"{file.relative_to(root).as_posix()} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n"
+        return f"{file.relative_to(root).as_posix()} {hashed.get(file) or sha256_of(file)}\n"
 
     with ThreadPoolExecutor(4) as pool:
         return hashlib.sha256("".join(pool.map(one, sorted(files))).encode()).hexdigest()
 
 
-def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None = jnp.float32) -> Checkpoint:
-    """Reads a text-to-image checkpoint.
+def sha256_of(file: Path) -> str:
+    """sha256 of a file's contents."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def digest_with(digest: str, changes: Mapping[str, str]) -> str:
+    """The digest of a checkpoint of which something is said otherwise; its own if nothing is."""
+    if not changes:
+        return digest
+    return hashlib.sha256(
+        "".join(f"{key} {changes[key]}\n" for key in sorted(changes)).encode() + digest.encode()
+    ).hexdigest()
+
+
+def read_scheduler(file: Path, pipeline: str | None = None) -> tuple[SchedulerConfig, str]:
+    """A scheduler's config, and its class in diffusers, as diffusers' `pipeline` takes it."""
+    data = read_json(file)
+    # As its pipelines do, whatever the file says.
+    scheduler = dataclasses.replace(SchedulerConfig.from_json(data, str(file)), steps_offset=1)
+    if pipeline == PIPELINES[INPAINTING]:
+        scheduler = dataclasses.replace(scheduler, skip_prk_steps=True)
+    return scheduler, str(data.get("_class_name"))
+
+
+def vae_dtype_of(config: VAEConfig, dtype: DTypeLike, asked: DTypeLike | None) -> DTypeLike:
+    """The dtype of a VAE: as asked for, else float32 for one that overflows in half precision, else the model's."""
+    if asked is not None:
+        return asked
+    return jnp.float32 if config.force_upcast else dtype
+
+
+def _scale_of(file: Path) -> float:
+    """The factor by which a checkpoint's latents are scaled; Stable Diffusion's if it has no VAE's config."""
+    return (
+        VAEConfig.from_json(read_json(file), str(file)).scaling_factor if file.is_file() else VAEConfig.scaling_factor
+    )
+
+
+def read_folder(
+    root: Path,
+    variant: str | None = None,
+    dtype: DTypeLike | None = jnp.float32,
+    *,
+    vae: VAEFile | None = None,
+    vae_dtype: DTypeLike | None = None,
+    prediction_type: str | None = None,
+) -> Checkpoint:
+    """Reads a checkpoint.
 
     Args:
       root: the folder with `model_index.json`.
       variant: for example "fp16"; None takes the plain files, or the only variant there is.
-      dtype: of the parameters in memory; float32 for a VAE whose config has `force_upcast`. None reads configs and the
-        headers of the weights' files, and no tensor: `params` and `digest` are empty.
+      dtype: of the parameters in memory. None reads configs and the headers of the weights' files, and no tensor:
+        `params` and `digest` are empty.
+      vae: takes the place of the folder's own, which need not be there then.
+      vae_dtype: of the VAE's parameters; None is float32 if its config has `force_upcast`, else `dtype`.
+      prediction_type: takes the place of the scheduler's.
 
     Raises:
       CheckpointError: if files or tensors are missing, left over or of the wrong shape.
@@ -150,24 +257,21 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None 
     if strange:
         raise CheckpointError(f"{root / 'model_index.json'}: unknown parts {', '.join(sorted(strange))}")
 
-    def config(part: str, name: str = "config.json") -> tuple[Mapping[str, Any], str]:
-        file = root / part / name
-        return read_json(file), str(file)
+    own = {name: part for name, part in PARTS.items() if vae is None or name != "vae"}
+    config_files = {name: root / part.folder / "config.json" for name, part in own.items()}
+    configs: dict[str, Any] = {
+        name: part.read_config(read_json(config_files[name]), str(config_files[name])) for name, part in own.items()
+    }
+    if vae is not None:
+        configs["vae"] = vae.beside(_scale_of(root / "vae" / "config.json"))
+    scheduler_file = root / "scheduler" / "scheduler_config.json"
+    scheduler, scheduler_class = read_scheduler(scheduler_file, kind)
+    if prediction_type is not None:
+        scheduler = dataclasses.replace(scheduler, prediction_type=prediction_type)
+    check_fit(str(root), **configs)
 
-    text_encoder = TextEncoderConfig.from_json(*config("text_encoder"))
-    unet = UNetConfig.from_json(*config("unet"))
-    vae = VAEConfig.from_json(*config("vae"))
-    scheduler_json, scheduler_file = config("scheduler", "scheduler_config.json")
-    scheduler_class = str(scheduler_json.get("_class_name"))
-    scheduler = SchedulerConfig.from_json(scheduler_json, scheduler_file)
-    # As diffusers' pipeline does, whatever the file says.
-    scheduler = dataclasses.replace(scheduler, steps_offset=1)
-    configs: dict[str, NetworkConfig] = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
-    _check_fit(root, text_encoder, unet, vae)
-
-    files = {name: weight_files(root / part.folder, part.stem, variant) for name, part in PARTS.items()}
-    decisive = [root / "model_index.json", Path(scheduler_file)]
-    decisive += [root / part.folder / "config.json" for part in PARTS.values()]
+    files = {name: weight_files(root / part.folder, part.stem, variant) for name, part in own.items()}
+    decisive = [root / "model_index.json", scheduler_file, *config_files.values()]
     decisive += [file for listed in files.values() for file in listed]
     decisive += [file for file in (root / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
     # A missing shard must be reported as such, not by the digest.
@@ -175,72 +279,36 @@ def read_folder(root: Path, variant: str | None = None, dtype: DTypeLike | None 
     params: Params = {}
     digest = ""
     if dtype is not None:
-        with ThreadPoolExecutor(1) as pool:
-            hashing = pool.submit(digest_files, root, decisive)
-            for name, part in PARTS.items():
-                shapes, where = param_shapes(configs[name]), str(root / part.folder)
-                own = jnp.float32 if name == "vae" and vae.force_upcast else dtype  # it overflows in half precision
-                params[name] = read_params(tensors[name], shapes, part.table, where, own)
-            digest = hashing.result()
+        shapes = {name: param_shapes(configs[name]) for name in PARTS}
+        chosen = {
+            name: check_tensors(tensors[name], shapes[name], part.table, str(root / part.folder))
+            for name, part in own.items()
+        }
+        if vae is not None:
+            chosen["vae"] = vae.chosen
+        dtypes = dict.fromkeys(PARTS, dtype) | {"vae": vae_dtype_of(configs["vae"], dtype, vae_dtype)}
+        params, hashed = load_parts({name: Part(chosen[name], shapes[name], dtypes[name]) for name in PARTS})
+        changes = {"prediction_type": prediction_type, "vae": vae and vae.digest(hashed)}
+        said = {key: value for key, value in changes.items() if value}
+        digest = digest_with(digest_files(root, decisive, hashed), said)
     return Checkpoint(
-        text_encoder,
-        unet,
-        vae,
-        scheduler,
-        scheduler_class,
-        own_sampler(scheduler_class, scheduler),
-        root / "tokenizer",
-        params,
-        digest,
+        text_encoder=configs["text_encoder"],
+        unet=configs["unet"],
+        vae=configs["vae"],
+        scheduler=scheduler,
+        scheduler_class=scheduler_class,
+        sampler=own_sampler(scheduler_class, scheduler),
+        tokenizer_folder=root / "tokenizer",
+        params=params,
+        digest=digest,
     )
-
-
-def describe_folder(root: Path) -> Iterator[tuple[str, str]]:
-    """What a checkpoint is, as (name, value) lines, without loading its weights.
-
-    Raises:
-      CheckpointError, ConfigError: if it is not a whole diffusers folder.
-    """
-    index = read_json(root / "model_index.json")
-    yield "model", str(root)
-    yield "pipeline", str(index.get("_class_name"))
-    file = root / "scheduler" / "scheduler_config.json"
-    scheduler = read_json(file)
-    kind = scheduler.get("_class_name")
-    yield (
-        "scheduler",
-        f"{kind}, predicts {SchedulerConfig.from_json(scheduler, str(file)).prediction_type}",
-    )
-    for name, part in PARTS.items():
-        config_file = root / part.folder / "config.json"
-        config = part.read_config(read_json(config_file), str(config_file))
-        tensors = list_tensors(weight_files(root / part.folder, part.stem, None))
-        check_tensors(tensors, param_shapes(config), part.table, str(root / part.folder))
-        count = sum(math.prod(tensor.shape) for tensor in tensors.values())
-        kinds = ", ".join(sorted({tensor.dtype for tensor in tensors.values()}))
-        yield name, f"{count / 1e6:.2f} M parameters in {len(tensors)} tensors of {kinds}"
-
-
-def _check_fit(root: Path, text_encoder: TextEncoderConfig, unet: UNetConfig, vae: VAEConfig) -> None:
-    """Raises `CheckpointError` if the three networks can't work together on text to image."""
-    for name, found, expected in (
-        ("the UNet's cross_attention_dim", set(unet.per_level("cross_attention_dim")), {text_encoder.hidden_size}),
-        ("the UNet's in_channels", unet.in_channels, vae.latent_channels),
-        ("the UNet's out_channels", unet.out_channels, vae.latent_channels),
-        ("the VAE's in_channels", vae.in_channels, 3),
-        ("the VAE's out_channels", vae.out_channels, 3),
-    ):
-        if found != expected:
-            raise CheckpointError(f"{root}: {name} is {found}, expected {expected} for text to image")
-    if unet.has_class_embedding:
-        raise CheckpointError(f"{root}: the UNet takes class labels, which text to image does not give it")
 
 
 def _config_json(config: Any, class_name: str) -> dict[str, Any]:
     return {"_class_name": class_name, **dataclasses.asdict(config)}
 
 
-def write_folder(
+def write_configs(
     root: Path,
     *,
     text_encoder: TextEncoderConfig,
@@ -249,32 +317,29 @@ def write_folder(
     scheduler: SchedulerConfig,
     scheduler_class: str,
     special_tokens: Mapping[str, int],
-    params: Params,
-    dtype: DTypeLike,
 ) -> None:
-    """Writes a checkpoint that diffusers opens; the tokenizer's folder is written by `text.vocabulary`.
+    """Writes what a checkpoint's folder has beside weights and tokenizer.
 
     Args:
       special_tokens: `bos_token_id`, `eos_token_id` and `pad_token_id` for the text encoder's config.
-      dtype: of the stored tensors.
     """
     scheduler_json = {
         field.name: getattr(scheduler, field.name)
         for field in dataclasses.fields(scheduler)
         if field.name in _ALWAYS_WRITTEN or getattr(scheduler, field.name) != field.default
     }
+    extra = extra_channels(unet, vae)
     documents = {
         "model_index.json": {
-            "_class_name": "StableDiffusionPipeline",
+            "_class_name": PIPELINES[extra],
+            "_diffusers_version": _WRITTEN_FOR,
             "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
             "scheduler": ["diffusers", scheduler_class],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
+            **(_DEPTH_PARTS if extra == DEPTH else _OTHER_PARTS),
         },
         # Said, because diffusers' schedulers would clip by default.
         "scheduler/scheduler_config.json": {"_class_name": scheduler_class, "clip_sample": False, **scheduler_json},
@@ -291,5 +356,15 @@ def write_folder(
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def write_folder(root: Path, *, params: Params, dtype: DTypeLike, **configs: Any) -> None:
+    """Writes a checkpoint that diffusers opens; the tokenizer's folder is written by `text.vocabulary`.
+
+    Args:
+      dtype: of the stored tensors.
+      configs: the arguments of `write_configs`.
+    """
+    write_configs(root, **configs)
     for name, part in PARTS.items():
         write_params(params[name], part.table, root / part.folder / f"{part.stem}.safetensors", dtype)

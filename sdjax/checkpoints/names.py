@@ -17,7 +17,7 @@ Path = tuple[str, ...]
 _LISTS = "attentions|down_blocks|downsamplers|layers|net|resnets|to_out|transformer_blocks|up_blocks|upsamplers"
 _NUMBERED = re.compile(rf"^({_LISTS})_(\d+)$")
 # Leaves: ours -> theirs.
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 
 class NameTable(NamedTuple):
@@ -59,10 +59,15 @@ TEXT_ENCODER = NameTable(
 )
 
 
+def dotted(part: str) -> str:
+    """A module's name as torch has it: `resnets.0` for our `resnets_0`."""
+    return _NUMBERED.sub(r"\1.\2", part)
+
+
 def file_names(path: Path, table: NameTable) -> tuple[str, ...]:
     """All names under which a parameter of ours may stand in a file, the one that is written first."""
-    parts = [_NUMBERED.sub(r"\1.\2", part) for part in path[:-1]]
-    name = ".".join([*parts, _LEAVES[path[-1]]])
+    parts = [dotted(part) for part in path[:-1]]
+    name = ".".join([*parts, LEAVES[path[-1]]])
     for ours, theirs in table.renamed:
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
@@ -103,7 +108,11 @@ def to_ours(path: Path, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray,
     return tensor.transpose(_transposition(path, tensor.ndim, lambda layout: layout.to_ours))
 
 
+def in_file(path: Path, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+    """A parameter of ours in the stored layout (a view)."""
+    return tensor.transpose(_transposition(path, tensor.ndim, lambda layout: layout.to_file))
+
+
 def to_file(path: Path, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
     """A parameter of ours in the stored layout, contiguous."""
-    transposition = _transposition(path, tensor.ndim, lambda layout: layout.to_file)
-    return np.ascontiguousarray(tensor.transpose(transposition))
+    return np.ascontiguousarray(in_file(path, tensor))

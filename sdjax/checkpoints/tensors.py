@@ -1,72 +1,211 @@
 """Tensors in safetensors files, listed at once and read one by one."""
 
+import io
+import itertools
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import DTypeLike, Shaped
-from safetensors import SafetensorError, safe_open
+from jaxtyping import DTypeLike
 from safetensors.numpy import save_file
 
 from sdjax.checkpoints import names
+from sdjax.checkpoints.pickled import is_pickled, read_pickle
+from sdjax.checkpoints.reading import Chosen, Params, Part, load_chosen, load_parts
+from sdjax.checkpoints.stored import DTYPES, CheckpointError, Tensor, check_shape, read_tensor
 
-Params = dict[str, Any]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is not whole, or not what its config says; the message names the file and the tensors."""
-
-
-class Tensor(NamedTuple):
-    """A tensor that lies in a file; nothing of it is read yet."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # in safetensors' words: F32, F16, BF16, ...
+__all__ = [
+    "CheckpointError",
+    "Chosen",
+    "Listing",
+    "Params",
+    "Part",
+    "Tensor",
+    "check_tensors",
+    "list_file",
+    "list_tensors",
+    "load_chosen",
+    "load_parts",
+    "read_params",
+    "read_tensor",
+    "weight_files",
+    "write_params",
+]
 
 
 # The kinds of number a parameter may be stored in.
-_FLOATS = ("F64", "F32", "F16", "BF16")
-# Bytes read from open files before they are closed.
-_MAPPED = 1 << 28
+FLOATS = ("F64", "F32", "F16", "BF16")
+# The header of a safetensors file in bytes, and the brackets in it: parsed it may take ten times as much memory. That
+# of a whole checkpoint has 200 kB, and 3 brackets for each of 1200 tensors; metadata come to a few MB at most.
+_MOST_HEADER = 1 << 24
+_MOST_BRACKETS = 400_000
+# The longest name of a tensor.
+_MOST_NAME = 1000
 # How many names an error lists.
 _LISTED = 8
 
 
+class Listing(NamedTuple):
+    """What lies in a file.
+
+    metadata: what stands beside the tensors, as text.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def list_file(file: Path, pickled: bool = False) -> Listing:
+    """What lies in one file, read from its header alone.
+
+    Args:
+      file: safetensors, or what torch pickled (.ckpt, .pt, .bin, .pth), whatever its name.
+      pickled: whether the second is allowed. Of a file with a `state_dict`, that is listed; values in each other get
+        names joined by dots.
+
+    Raises:
+      CheckpointError: if the file is missing, damaged, or pickled where that is not allowed.
+    """
+    try:
+        with file.open("rb") as opened:
+            if not is_pickled(opened.read(16)):
+                return _list_safetensors(file, opened)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing; copy it beside the other files of the checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read ({error})") from error
+    if not pickled:
+        raise CheckpointError(
+            f"{file} is a pickled file, which can hold code. Fetch it as safetensors, or allow it (`pickled`): its "
+            "tensors are then read by a reader that runs nothing"
+        )
+    return _list_pickled(file)
+
+
 def list_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
-    """What lies in some files, by name.
+    """What lies in some safetensors files, by name.
 
     Raises:
       CheckpointError: if a file is missing, truncated or no safetensors, or two hold the same name.
     """
     found: dict[str, Tensor] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118  (not a mapping: it has no other way to iterate)
-                    if name in found:
-                        raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file}")
-                    part = opened.get_slice(name)
-                    found[name] = Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
-        except FileNotFoundError:
-            raise CheckpointError(f"{file} is missing; copy it beside the other files of the checkpoint") from None
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{file} can't be read as safetensors ({error}); it may be truncated: fetch it again, compare its size"
-            ) from error
+        for name, tensor in list_file(file).tensors.items():
+            if name in found:
+                raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file}")
+            found[name] = tensor
     return found
 
 
-Chosen = list[tuple[names.Path, Tensor]]
+def _list_safetensors(file: Path, opened: io.BufferedReader) -> Listing:
+    """Parses a header; what it admits is what safetensors' own reader admits, with sizes that are bounded before.
+
+    That reader gives no offsets, and maps the file: here one reading serves the digest too (see `reading`).
+    """
+    size = opened.seek(0, os.SEEK_END)
+    opened.seek(0)
+    length = int.from_bytes(opened.read(8), "little")
+    try:
+        if size < 8 or length > size - 8:
+            raise ValueError(f"its header would have {length} bytes, but the file has {size}")
+        if length > _MOST_HEADER:
+            raise ValueError(f"its header has {length} bytes, more than {_MOST_HEADER}")
+        text = opened.read(length)
+        if text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
+            raise ValueError(f"its header has more than {_MOST_BRACKETS} brackets")
+        header = json.loads(text.decode(), object_pairs_hook=_unique)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not texts")
+        "".join(itertools.chain(*metadata.items())).encode()  # halves of characters, which could not be printed
+        tensors = {name: _tensor(file, name, entry, 8 + length) for name, entry in header.items()}
+        place = 8 + length
+        for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+            if tensor.offset != place:
+                raise ValueError(f"tensor {tensor.name!r} does not begin where the one before it ends")
+            place += tensor.nbytes
+        if place != size:
+            raise ValueError(f"its tensors end at byte {place}, but the file has {size}")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} can't be read as safetensors ({str(error)[:_MOST_NAME]}); it may be truncated: fetch it again, "
+            "compare its size"
+        ) from error
+    return Listing(tensors, metadata)
 
 
-def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str) -> Chosen:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON in which no key comes twice."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("its header says one name twice")
+    return made
+
+
+def _tensor(file: Path, name: str, entry: Any, start: int) -> Tensor:
+    """One entry of a header; offsets count from `start`.
+
+    Raises:
+      ValueError: if it is not as it must be.
+    """
+    _check_name(name)
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{name!r} holds {str(dtype)[:_LISTED]!r}, not one of {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        raise ValueError(f"{name!r} has no list of lengths, or not two offsets")
+    check_shape(shape, repr(name))
+    if not all(type(offset) is int and offset >= 0 for offset in offsets):
+        raise ValueError(f"{name!r} has offsets that are no counts")
+    tensor = Tensor(file, name, tuple(shape), dtype, start + offsets[0])
+    if tensor.nbytes != offsets[1] - offsets[0]:
+        raise ValueError(f"{name!r} is {tensor.shape} of {dtype} in {offsets[1] - offsets[0]} bytes")
+    return tensor
+
+
+def _check_name(name: str) -> None:
+    if len(name) > _MOST_NAME or not name.isprintable():
+        raise ValueError(f"a tensor's name can't be printed, or has more than {_MOST_NAME} characters")
+
+
+def _list_pickled(file: Path) -> Listing:
+    value = read_pickle(file)
+    beside = value if isinstance(value, dict) else {}
+    metadata = {str(key): str(each) for key, each in beside.items() if isinstance(each, str | int | float)}
+    if isinstance(beside.get("state_dict"), dict):
+        value = value["state_dict"]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _flat(value, ""):
+        try:
+            _check_name(name)
+            if name in tensors:
+                raise ValueError(f"tensor {name!r} is there twice")
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}") from error
+        tensors[name] = tensor._replace(name=name)
+    return Listing(tensors, metadata)
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a value, by names joined by dots."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(each, f"{name}.{key}" if name else str(key))
+
+
+def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str) -> list[Chosen]:
     """Finds the tensor of each parameter, in the order of the tree's leaves.
 
     Args:
@@ -78,7 +217,7 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.Na
     Raises:
       CheckpointError: if tensors are missing, left over, of another shape, or no floating-point numbers.
     """
-    chosen: Chosen = []
+    chosen: list[Chosen] = []
     missing, misshapen = [], []
     used = set()
     for keys, leaf in jax.tree.leaves_with_path(shapes):
@@ -91,10 +230,10 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.Na
         expected = names.shape_in_file(path, leaf.shape)
         if tensor.shape != expected:
             misshapen.append(f"{tensor.name} is {tensor.shape}, not {expected}")
-        elif tensor.dtype not in _FLOATS:
-            misshapen.append(f"{tensor.name} holds {tensor.dtype}, not one of {', '.join(_FLOATS)}")
+        elif tensor.dtype not in FLOATS:
+            misshapen.append(f"{tensor.name} holds {tensor.dtype}, not one of {', '.join(FLOATS)}")
         used.add(tensor.name)
-        chosen.append((path, tensor))
+        chosen.append(Chosen(path, tensor))
     spare = [name for name in tensors if name not in used and not _ignored(name, table)]
     problems = [
         f"{title}: {', '.join(items[:_LISTED])}" + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
@@ -114,30 +253,11 @@ def read_params(
     Other arguments and errors are those of `check_tensors`.
     """
     chosen = check_tensors(tensors, shapes, table, where)
-    return jax.tree.unflatten(jax.tree.structure(shapes), _load(chosen, dtype))
+    return load_chosen(chosen, shapes, dtype)
 
 
 def _ignored(name: str, table: names.NameTable) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in table.ignored)
-
-
-def _load(chosen: Chosen, dtype: DTypeLike) -> list[Shaped[np.ndarray, "..."]]:
-    """Reads file by file; only one tensor is in memory twice at any moment.
-
-    An open file is mapped, and pages once read stay resident: so files are opened anew from time to time.
-    """
-    opened: dict[Path, Any] = {}
-    mapped = 0
-    result = []
-    for path, tensor in chosen:
-        if mapped > _MAPPED:
-            opened, mapped = {}, 0
-        if tensor.file not in opened:
-            opened[tensor.file] = safe_open(tensor.file, framework="numpy")
-        stored = opened[tensor.file].get_tensor(tensor.name)
-        mapped += stored.nbytes
-        result.append(np.ascontiguousarray(names.to_ours(path, stored), dtype=jnp.dtype(dtype)))
-    return result
 
 
 def write_params(params: Params, table: names.NameTable, file: Path, dtype: DTypeLike) -> None:
@@ -194,11 +314,15 @@ def _variants_in(folder: Path, stem: str) -> list[str]:
 
 def _files_of_index(index: Path) -> tuple[Path, ...]:
     try:
+        if index.stat().st_size > _MOST_HEADER:
+            raise ValueError(f"it has more than {_MOST_HEADER} bytes")
         listed = json.loads(index.read_bytes())["weight_map"]
         files = sorted(set(listed.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors shards ({error!r})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is not an index of safetensors shards ({str(error)[:_MOST_NAME]})") from error
     for name in files:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names {name!r}, which is no safetensors file in its own folder")
+            raise CheckpointError(
+                f"{index} names {repr(name)[:_MOST_NAME]}, which is no safetensors file in its own folder"
+            )
     return tuple(index.parent / name for name in files)

@@ -26,7 +26,7 @@ SOURCES = ("threefry", "torch", "philox")
 MAX_SEED = 2**64 - 1
 
 # What a number drawn from a seed is for: folded into the key, so that no two uses share bits.
-_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN = 0, 1, 2, 3
+_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN, _FOR_PICTURE = 0, 1, 2, 3, 4
 # Above this cosine, on the average, two noises are taken for the same (A1111).
 _SAME = 0.9995
 _LEAST_ANGLE = 1e-4
@@ -48,6 +48,11 @@ def start_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Ar
 def step_noise(words: UInt32[Array, "b 2"], step: Array | int, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """The same for one step of a stochastic sampler."""
     return _draw(words, (_FOR_STEPS, step), shape)
+
+
+def picture_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """The same for the latents of a picture that conditions an image, drawn from what the encoder gives."""
+    return _draw(words, (_FOR_PICTURE,), shape)
 
 
 def varied_start_noise(

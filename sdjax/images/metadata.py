@@ -79,15 +79,16 @@ def a1111_text(metadata: Mapping[str, Any]) -> str:
         "CFG scale": _plain_number(metadata["guidance_scale"]),
         "Seed": metadata["seed"],
         "Size": f"{metadata['width']}x{metadata['height']}",
-        "Model hash": metadata["model_digest"][:_HASH_DIGITS],
+        "Model hash": (metadata["model_file_digest"] or metadata["model_digest"])[:_HASH_DIGITS],
         "Model": metadata["model"],
         **_unusual(metadata),
         "RNG": A1111_RNGS[metadata["noise_source"]],
         "Version": f"sdjax {metadata['sdjax']}",
     }
+    prompt = metadata["prompt"] + _tags("lora", metadata["loras"]) + _tags("hypernet", metadata["hypernetworks"])
     negative = f"\nNegative prompt: {metadata['negative_prompt']}" if metadata["negative_prompt"] else ""
     last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in settings.items())
-    return NO_TEXT.sub("\ufffd", f"{metadata['prompt']}{negative}\n{last}".strip())
+    return NO_TEXT.sub("\ufffd", f"{prompt}{negative}\n{last}".strip())
 
 
 def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,11 +114,21 @@ def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
             settings[key] = _plain_number(metadata[name])
     if metadata["emphasis"] != "original" and metadata["prompt_syntax"] == "a1111":
         settings["Emphasis"] = {"no_norm": "No norm", "ignore": "Ignore"}[metadata["emphasis"]]
+    applied = json.loads(metadata["adapters_applied"] or "[]")
+    for key, kind in (("Lora hashes", "lora"), ("TI hashes", "embedding")):
+        hashes = [f"{each['name']}: {each['short_hash']}" for each in applied if each["kind"] == kind]
+        if hashes:
+            settings[key] = ", ".join(hashes)
     if metadata.get("prompt_template"):
         settings["Template"] = metadata["prompt_template"]
     if metadata.get("negative_prompt_template"):
         settings["Negative Template"] = metadata["negative_prompt_template"]
     return settings
+
+
+def _tags(word: str, field: str) -> str:
+    """A job's own adapters as A1111 names them, in its prompt."""
+    return "".join(f"<{word}:{each.strip()}>" for each in field.split(";") if each.strip())
 
 
 def _plain_number(value: float) -> int | float:

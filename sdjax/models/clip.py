@@ -126,7 +126,7 @@ class TextEncoder(nn.Module):
     """Token ids to hidden states.
 
     `mask` is True at tokens that others may look at. `clip_skip` is how many of the last layers are left out before the
-    final norm, for each text.
+    final norm, for each text. `vectors` are more token embeddings, of each text its own: the ids from `vocab_size` on.
     """
 
     config: TextEncoderConfig
@@ -137,11 +137,20 @@ class TextEncoder(nn.Module):
         input_ids: Int[Array, "b n"],
         mask: Bool[Array, "b n"] | None = None,
         clip_skip: Int[Array, " b"] | None = None,
+        vectors: Float[Array, "b r c"] | None = None,
     ) -> TextEncoding:
         cfg = self.config
         tokens = nn.Embed(cfg.vocab_size, cfg.hidden_size, name="token_embedding")
         positions = nn.Embed(cfg.max_position_embeddings, cfg.hidden_size, name="position_embedding")
-        x = tokens(input_ids) + positions(jnp.arange(input_ids.shape[1]))[None]
+        if vectors is None:
+            embedded = tokens(input_ids)
+        else:
+            known = input_ids < cfg.vocab_size
+            row = jnp.clip(input_ids - cfg.vocab_size, 0, vectors.shape[1] - 1)
+            learned = jnp.take_along_axis(vectors, row[..., None], axis=1)
+            of_tokens = tokens(jnp.where(known, input_ids, 0))
+            embedded = jnp.where(known[..., None], of_tokens, learned.astype(of_tokens.dtype))
+        x = embedded + positions(jnp.arange(input_ids.shape[1]))[None]
         hidden_states = [x]
         for index in range(cfg.num_hidden_layers):
             x = _Layer(cfg, name=f"layers_{index}")(x, mask)

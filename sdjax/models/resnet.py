@@ -62,8 +62,11 @@ def nearest(x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array,
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour to the given size, then a convolution."""
+    """Nearest neighbour to the given size, or to twice its own, then a convolution."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b i j c"]:
-        return Conv(x.shape[-1], (3, 3), name="conv")(nearest(x, height, width))
+    def __call__(
+        self, x: Float[Array, "b h w c"], height: int | None = None, width: int | None = None
+    ) -> Float[Array, "b i j c"]:
+        resized = nearest(x, height or 2 * x.shape[1], width or 2 * x.shape[2])
+        return Conv(x.shape[-1], (3, 3), name="conv")(resized)

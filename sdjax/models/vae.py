@@ -17,7 +17,8 @@ from sdjax.models.config import read_config, require, require_positive
 from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
-_EPS = 1e-6
+# Of all its group norms.
+EPS = 1e-6
 
 _FIXED = {
     "act_fn": frozenset({"silu", "swish"}),
@@ -87,8 +88,10 @@ class Gaussian(NamedTuple):
         return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
 
-def _norm(cfg: VAEConfig, name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(cfg.norm_num_groups, epsilon=_EPS, use_fast_variance=False, name=name)
+def gaussian(moments: Float[Array, "b h w d"]) -> Gaussian:
+    """The distribution that the encoder's result stands for; log variance clipped to [-30, 20]."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return Gaussian(mean, jnp.clip(logvar, -30.0, 20.0))
 
 
 class _PixelAttention(nn.Module):
@@ -99,7 +102,7 @@ class _PixelAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
-        y = nn.GroupNorm(self.groups, epsilon=_EPS, use_fast_variance=False, name="group_norm")(x)
+        y = nn.GroupNorm(self.groups, epsilon=EPS, use_fast_variance=False, name="group_norm")(x)
         y = y.reshape(batch, height * width, channels)
         attention = Attention(heads=1, qkv_bias=True, name="attention")
         nn.share_scope(self, attention)  # diffusers keeps to_q, ... beside group_norm
@@ -117,24 +120,38 @@ class _Level(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         for index in range(self.layers):
-            x = ResnetBlock(self.channels, self.config.norm_num_groups, _EPS, name=f"resnets_{index}")(x)
+            x = ResnetBlock(self.channels, self.config.norm_num_groups, EPS, name=f"resnets_{index}")(x)
         if self.then == "down":
             x = Downsample("after", name="downsamplers_0")(x)
         elif self.then == "up":
-            x = Upsample(name="upsamplers_0")(x, 2 * x.shape[1], 2 * x.shape[2])
+            x = Upsample(name="upsamplers_0")(x)
         return x
 
 
-class _Middle(nn.Module):
+class Middle(nn.Module):
+    """Two residual blocks, and attention between them, at the latents' resolution."""
+
     config: VAEConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         cfg = self.config
-        x = ResnetBlock(x.shape[-1], cfg.norm_num_groups, _EPS, name="resnets_0")(x)
+        x = ResnetBlock(x.shape[-1], cfg.norm_num_groups, EPS, name="resnets_0")(x)
         if cfg.mid_block_add_attention:
             x = _PixelAttention(cfg.norm_num_groups, name="attentions_0")(x)
-        return ResnetBlock(x.shape[-1], cfg.norm_num_groups, _EPS, name="resnets_1")(x)
+        return ResnetBlock(x.shape[-1], cfg.norm_num_groups, EPS, name="resnets_1")(x)
+
+
+class Head(nn.Module):
+    """The last group norm and the last convolution."""
+
+    config: VAEConfig
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        norm = nn.GroupNorm(self.config.norm_num_groups, epsilon=EPS, use_fast_variance=False, name="conv_norm_out")
+        return Conv(self.channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))
 
 
 class Encoder(nn.Module):
@@ -150,9 +167,10 @@ class Encoder(nn.Module):
         for index, channels in enumerate(cfg.block_out_channels):
             then = "down" if index < levels - 1 else None
             x = _Level(cfg, channels, cfg.layers_per_block, then, name=f"down_blocks_{index}")(x)
-        x = _Middle(cfg, name="mid_block")(x)
-        x = jax.nn.silu(_norm(cfg, "conv_norm_out")(x))
-        return Conv(2 * cfg.latent_channels, (3, 3), name="conv_out")(x)
+        x = Middle(cfg, name="mid_block")(x)
+        head = Head(cfg, 2 * cfg.latent_channels)
+        nn.share_scope(self, head)
+        return head(x)
 
 
 class Decoder(nn.Module):
@@ -165,12 +183,13 @@ class Decoder(nn.Module):
         cfg = self.config
         levels = len(cfg.block_out_channels)
         x = Conv(cfg.block_out_channels[-1], (3, 3), name="conv_in")(x)
-        x = _Middle(cfg, name="mid_block")(x)
+        x = Middle(cfg, name="mid_block")(x)
         for index, channels in enumerate(reversed(cfg.block_out_channels)):
             then = "up" if index < levels - 1 else None
             x = _Level(cfg, channels, cfg.layers_per_block + 1, then, name=f"up_blocks_{index}")(x)
-        x = jax.nn.silu(_norm(cfg, "conv_norm_out")(x))
-        return Conv(cfg.out_channels, (3, 3), name="conv_out")(x)
+        head = Head(cfg, cfg.out_channels)
+        nn.share_scope(self, head)
+        return head(x)
 
 
 class VAE(nn.Module):
@@ -195,8 +214,7 @@ class VAE(nn.Module):
         moments = self.encoder(pixels)
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
-        return Gaussian(mean, jnp.clip(logvar, -30.0, 20.0))
+        return gaussian(moments)
 
     def decode(self, latents: Float[Array, "b i j c"]) -> Float[Array, "b h w 3"]:
         """Latents to pixels, about [-1, 1], not clipped."""

@@ -1,7 +1,8 @@
 """ComfyUI's prompt grammar: `(words)` weigh 1.1 times as much, `(words:1.3)` weigh 1.3.
 
 Reads what ComfyUI reads (`comfy/sd1_clip.py`): a number replaces the weights of brackets further out and is what stands
-after the last colon; `\\(` and `\\)` are letters; square brackets are text.
+after the last colon; `\\(` and `\\)` are letters; square brackets are text. `embedding:name` names an embedding, up to
+the next space, and needs a space or nothing before it.
 """
 
 import bisect
@@ -15,6 +16,8 @@ from sdjax.text.grammar import ROUND, Problem, Span
 _PEELED = 64
 # Longer texts after a colon are no numbers.
 _LONGEST_NUMBER = 100
+# What stands before the name of an embedding.
+EMBEDDING = "embedding:"
 
 
 class Parsed(NamedTuple):
@@ -111,7 +114,8 @@ class _Reader:
         number = _number(self.text[colon + 1 : min(end, colon + 2 + _LONGEST_NUMBER)])
         if colon > start + 1 and number is not None:
             return number, colon
-        if self.text.find(")", colon, end) < 0:  # else it is of brackets further in
+        # Else it is of brackets further in, or names an embedding.
+        if self.text.find(")", colon, end) < 0 and not self.text.endswith(EMBEDDING, start, colon + 1):
             told = self.text[colon + 1 : end]
             told = repr(told if len(told) <= 20 else told[:20] + "...")
             self.problems.append(
@@ -128,6 +132,28 @@ class _Reader:
 
 
 _ESCAPED = re.compile(r"\\([()])")
+
+
+class Divided(NamedTuple):
+    """A part of a span: the word that names an embedding, if one does, and the text behind it."""
+
+    named: str | None
+    text: str
+
+
+def divide(text: str) -> Iterator[Divided]:
+    """The text of a span, divided before each embedding that it names."""
+    first, *others = _BEFORE_EMBEDDING.split(text)
+    if first.startswith(EMBEDDING):
+        others.insert(0, first)
+    elif first:
+        yield Divided(None, first)
+    for other in others:
+        named, text = [*other.removeprefix(EMBEDDING).split(None, 1), "", ""][:2]
+        yield Divided(named, text)
+
+
+_BEFORE_EMBEDDING = re.compile(f"[ \n](?={EMBEDDING})")
 
 
 def _number(text: str) -> float | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from sdjax.text.grammar import Problem
+from sdjax.text.tags import Tag, TagError, read_list
 
 # One `+` or one `-`.
 PLUS, MINUS = 1.1, 0.9
@@ -44,10 +45,11 @@ class Part(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What `parse` gives; there is always a part."""
+    """What `parse` gives; there is always a part. The tags are what `withLora` names, in order."""
 
     parts: tuple[Part, ...]
     problems: tuple[Problem, ...]
+    tags: tuple[Tag, ...]
 
 
 class _Weighted(NamedTuple):
@@ -62,7 +64,7 @@ class _Swap(NamedTuple):
 
 
 class _Lora(NamedTuple):
-    """Names weights of the networks; no text."""
+    """Names an adapter; no text."""
 
 
 _Node = str | _Weighted | _Swap | _Lora
@@ -79,7 +81,7 @@ def parse(text: str) -> Parsed:
     """Reads a prompt; any string at all."""
     spaced, inserted = _space_after_commas(text)
     if not spaced.strip():
-        return Parsed(_EMPTY, ())
+        return Parsed(_EMPTY, (), ())
     problems: list[Problem] = []
     tell = _Teller(inserted, problems)
     for at, message in _loose_brackets(spaced):
@@ -91,7 +93,7 @@ def parse(text: str) -> Parsed:
             tell.of(match.start(1) - 1, f".{match[1]}() is no operator; {hint}")
     if _depth(spaced) > DEEPEST:
         tell.of(0, f"more than {DEEPEST} brackets are open at once, so all of it is read as words")
-        return Parsed((_part(_fuse([Fragment(" ".join(spaced.split()), 1.0)])),), tuple(problems))
+        return Parsed((_part(_fuse([Fragment(" ".join(spaced.split()), 1.0)])),), tuple(problems), ())
 
     reader = _Reader(spaced)
     try:
@@ -105,7 +107,7 @@ def parse(text: str) -> Parsed:
             _tell_of_free_word(at, word, tell)
     for at, what in reader.unknown:
         tell.of(at, what)
-    return Parsed(parts, tuple(sorted(set(problems))))
+    return Parsed(parts, tuple(sorted(set(problems))), tuple(tag for _, tag in sorted(reader.loras.items())))
 
 
 class _Teller:
@@ -184,7 +186,7 @@ _WORD = re.compile(r"""(?:\\[()",.+\-=]|[-+](?=[^\s()",.+\-=])|[^\s()",.+\-=])+"
 _PLAIN_WORD = re.compile(r"""[^\s()".+\-]+(?=[ \n]+[^.\s]|[ \n]*\Z)""", re.ASCII)
 _FREE_WORD = re.compile(r"\S+", re.ASCII)
 _QUOTED = re.compile(r'"((?:\\"|[^"\n\r])*)"')
-_LORA = re.compile(r"(?:useLora|withLora)\s*\(\s*[\w-]+\s*(?:,\s*[-+]?[\d.]+\s*)?\)", re.ASCII)
+_LORA = re.compile(r"(?:useLora|withLora)\s*\(\s*([\w-]+)\s*(?:,\s*([-+]?[\d.]+)\s*)?\)", re.ASCII)
 _SIGNS = re.compile(r"\++|-+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+)|-?[0-9]+")
 _OPTION = re.compile(
@@ -199,12 +201,14 @@ class _Reader:
 
     free_words: words that fitted nothing, and where.
     unknown: what was read but can't be drawn, and where.
+    loras: adapters by where they are named: the place, and within quotes the place in these.
     """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.free_words: list[tuple[int, str]] = []
         self.unknown: list[tuple[int, str]] = []
+        self.loras: dict[tuple[int, ...], Tag] = {}
         self._loras_named = "Lora" in text
         self._bracketed: dict[int, _Match | None] = {}
         self._quotes: dict[tuple[int, bool], _Match | None] = {}
@@ -290,7 +294,10 @@ class _Reader:
         match = _LORA.match(self.text, at)
         if match is None:
             return None
-        self.unknown.append((at, f"{match[0][:40]} is left out; LoRA files are not named in prompts"))
+        try:
+            (self.loras[at,],) = read_list("lora", f"{match[1]}:{match[2] or 1}")
+        except TagError as error:
+            self.unknown.append((at, f"{match[0][:40]}: {error}"))
         return (_Lora(),), match.end()
 
     def attention(self, at: int) -> _Match | None:
@@ -353,6 +360,7 @@ class _Reader:
             return None
         self.free_words += [(at, word) for _, word in inner.free_words]
         self.unknown += [(at, what) for _, what in inner.unknown]
+        self.loras |= {(at, *place): tag for place, tag in inner.loras.items()}
         return nodes, match.end()
 
     def bracketed(self, at: int) -> _Match | None:

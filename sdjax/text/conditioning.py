@@ -5,24 +5,28 @@ readings) and a schedule (which text each step sees).
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sdjax.text import comfyui, compel, grammar
 from sdjax.text.chunks import Chunk, a1111_chunks, comfyui_chunks, empty_chunk, make_chunk
+from sdjax.text.tags import Tag, cut, uncut
 from sdjax.text.tokenizer import Tokenizer
+from sdjax.text.words import Words
 
 # How many problems of a prompt are told one by one.
 _TOLD = 10
 # Compel takes lesser weights for this one, at which almost nothing is left.
 _LEAST_WEIGHT = 1e-5
+_NO_EMBEDDINGS: Mapping[str, int] = types.MappingProxyType({})
 
 
 class Reading(NamedTuple):
     """What the text encoder reads at once: chunks of its length, each with start, end and padding.
 
-    ids, weights, mask: one tuple for each chunk. Tokens whose mask is false are not attended to by others; None is a
-    mask that is true everywhere.
+    ids, weights, mask: one tuple for each chunk. Ids from `words.FIRST_VECTOR` on are vectors of embeddings. Tokens
+      whose mask is false are not attended to by others; None is a mask that is true everywhere.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -57,6 +61,9 @@ class Conditioning(NamedTuple):
     chunks, negative_chunks: of the longest text.
     cut, negative_cut: the text that did not fit; empty if all did.
     problems: what could not be read as it was probably meant.
+    tags: adapters that the prompt names.
+    embeddings: those that the prompts name, in the order of first use.
+    vectors: how many each of them has. The id `words.FIRST_VECTOR + k` is vector k of all in a row.
     """
 
     readings: tuple[Reading, ...]
@@ -73,6 +80,9 @@ class Conditioning(NamedTuple):
     negative_chunks: int
     negative_cut: str
     problems: tuple[str, ...]
+    tags: tuple[Tag, ...]
+    embeddings: tuple[str, ...]
+    vectors: tuple[int, ...]
 
 
 class _Sum(NamedTuple):
@@ -100,23 +110,31 @@ class _Side(NamedTuple):
 
     branches: tuple[_Branch, ...]
     problems: tuple[grammar.Problem, ...]
+    tags: tuple[Tag, ...] = ()
 
 
 class _Syntax(NamedTuple):
     """How prompts are read.
 
-    read: (tokenizer, prompt, whether it is the negative one, steps) -> the prompt.
+    read: (words, prompt, whether it is the negative one, steps) -> the prompt.
     around_empty: as in `Conditioning`.
     even: whether shorter texts are filled up with chunks of the empty prompt.
     """
 
-    read: Callable[[Tokenizer, str, bool, int], _Side]
+    read: Callable[[Words, str, bool, int], _Side]
     around_empty: bool
     even: bool
 
 
 def condition(
-    tokenizer: Tokenizer, prompt: str, negative_prompt: str, *, syntax: str, emphasis: str, steps: int
+    tokenizer: Tokenizer,
+    prompt: str,
+    negative_prompt: str,
+    *,
+    syntax: str,
+    emphasis: str,
+    steps: int,
+    embeddings: Mapping[str, int] = _NO_EMBEDDINGS,
 ) -> Conditioning:
     """Reads a prompt and its negative.
 
@@ -128,10 +146,13 @@ def condition(
         "comfyui" is ComfyUI's; "plain" takes every sign as text and cuts what does not fit in one chunk, as diffusers.
       emphasis: what weights do in "a1111": "original", "no_norm" (the same without restoring means) or "ignore".
       steps: of the sampler, at least 1.
+      embeddings: the names of embeddings which prompts may use, and how many vectors each has. A number is asked for
+        only if its name is used.
     """
+    words = Words(tokenizer, embeddings)
     kind = SYNTAXES[syntax]
-    positive = kind.read(tokenizer, prompt, False, steps)
-    negative = kind.read(tokenizer, negative_prompt, True, steps)
+    positive = kind.read(words, prompt, False, steps)
+    negative = kind.read(words, negative_prompt, True, steps)
     branches = (*positive.branches, *negative.branches)
     if kind.even:
         most = max(text.chunks for branch in branches for text in branch.sums)
@@ -147,6 +168,7 @@ def condition(
     if kind.around_empty and weighted:
         most = max(len(reading.ids) for reading in readings)
         empty = readings.setdefault(_of_chunks([empty_chunk(tokenizer)] * most), len(readings))
+    large = _larger_than_a_chunk(words) if syntax == "a1111" else ()
     tokens, chunks, cut = _account(branches[:-1])
     negative_tokens, negative_chunks, negative_cut = _account(branches[-1:])
     return Conditioning(
@@ -163,7 +185,10 @@ def condition(
         negative_tokens=negative_tokens,
         negative_chunks=negative_chunks,
         negative_cut=negative_cut,
-        problems=(*_told("prompt", positive.problems), *_told("negative_prompt", negative.problems)),
+        problems=(*_told("prompt", positive.problems), *_told("negative_prompt", negative.problems), *large),
+        tags=positive.tags,
+        embeddings=tuple(words.named),
+        vectors=tuple(map(len, words.named.values())),
     )
 
 
@@ -215,6 +240,17 @@ def _told(name: str, problems: Sequence[grammar.Problem]) -> Iterable[str]:
 # --- Chunks ---
 
 
+def _larger_than_a_chunk(words: Words) -> Iterable[str]:
+    """The web UI has no way to draw these."""
+    room = words.tokenizer.length - 2
+    for name, ids in words.named.items():
+        if len(ids) > room:
+            yield (
+                f"the embedding {name!r} has {len(ids)} vectors, and a chunk has room for {room}; take a smaller one, "
+                f"or prompt_syntax = comfyui, which divides it: {comfyui.EMBEDDING}{name}"
+            )
+
+
 def _of_chunks(chunks: Sequence[Chunk]) -> Reading:
     return Reading(tuple(chunk.ids for chunk in chunks), tuple(chunk.weights for chunk in chunks), None)
 
@@ -260,43 +296,66 @@ def _unweighted(reading: Reading) -> Reading:
 # --- AUTOMATIC1111 ---
 
 
-def _read_a1111(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
-    parsed = grammar.parse(prompt, negative=negative)
-    problems = (*parsed.problems, *grammar.step_problems(parsed.switches, steps))
-    return _Side(tuple(_a1111_branch(tokenizer, part, steps) for part in parsed.prompt.parts), problems)
+def _read_a1111(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
+    plain, problems = cut(prompt), []
+    if negative:  # there the web UI takes tags for text
+        told = "in a negative prompt an adapter is read as text; name it in the prompt, maybe with a weight below 0"
+        problems = [grammar.Problem(letter, told) for letter in plain.letters]
+        plain = uncut(prompt)
+    problems += [grammar.Problem(letter, message) for letter, message in plain.problems]
+    parsed = grammar.parse(plain.text, negative=negative)
+    for letter, message in (*parsed.problems, *grammar.step_problems(parsed.switches, steps)):
+        problems.append(grammar.Problem(plain.letter(letter), message))
+    branches = tuple(_a1111_branch(words, part, steps) for part in parsed.prompt.parts)
+    return _Side(branches, tuple(problems), plain.tags)
 
 
-def _a1111_branch(tokenizer: Tokenizer, part: grammar.Part, steps: int) -> _Branch:
+def _a1111_branch(words: Words, part: grammar.Part, steps: int) -> _Branch:
     """A part, all of whose texts have as many chunks as the longest: the web UI encodes them as one batch."""
     known: dict[str, _Sum] = {}
     timed = grammar.texts_of_steps(part.pieces, steps)
     for _, text in timed:
         if text not in known:
-            chunks, tokens = a1111_chunks(tokenizer, text)
+            chunks, tokens = a1111_chunks(words, text)
             known[text] = _Sum(((_of_chunks(chunks), 1.0),), tokens, "")
     sums = tuple(known[text] for _, text in timed)
     branch = _Branch(tuple(end for end, _ in timed), sums, part.weight)
-    return branch if len(known) == 1 else _fill(branch, max(text.chunks for text in sums), tokenizer)
+    return branch if len(known) == 1 else _fill(branch, max(text.chunks for text in sums), words.tokenizer)
 
 
 # --- Text without grammar, as diffusers reads it ---
 
 
-def _read_plain(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
-    ids = tokenizer.encode(prompt)
-    room = tokenizer.length - 2
-    chunk = make_chunk(tokenizer, ids[:room], [1.0] * min(len(ids), room))
-    text = _Sum(((_of_chunks([chunk]), 1.0),), len(ids), tokenizer.decode(ids[room:]))
+def _read_plain(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
+    ids = words.encode(prompt)
+    room = words.tokenizer.length - 2
+    chunk = make_chunk(words.tokenizer, ids[:room], [1.0] * min(len(ids), room))
+    text = _Sum(((_of_chunks([chunk]), 1.0),), len(ids), words.decode(ids[room:]))
     return _Side((_Branch((steps,), (text,), 1.0),), ())
 
 
 # --- ComfyUI ---
 
 
-def _read_comfyui(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
+def _read_comfyui(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
     parsed = comfyui.parse(prompt)
-    chunks, tokens = comfyui_chunks(tokenizer, parsed.spans)
-    return _Side((_Branch((steps,), (_Sum(((_of_chunks(chunks), 1.0),), tokens, ""),), 1.0),), parsed.problems)
+    chunks, tokens = comfyui_chunks(words, parsed.spans)
+    problems = sorted([*parsed.problems, *_not_there(words, prompt, parsed.spans)])
+    return _Side((_Branch((steps,), (_Sum(((_of_chunks(chunks), 1.0),), tokens, ""),), 1.0),), tuple(problems))
+
+
+def _not_there(words: Words, prompt: str, spans: Sequence[grammar.Span]) -> Iterable[grammar.Problem]:
+    """What ComfyUI leaves out or takes for text, though it looks like an embedding."""
+    for named, text in (piece for span in spans for piece in comfyui.divide(span.text)):
+        if named is not None and words.called(named)[0] is None:
+            told = f"there is no embedding {named.strip(',')!r}{words.near(named)}"
+            if not named:
+                told = f"{comfyui.EMBEDDING} names nothing; put a name directly behind it"
+            yield grammar.Problem(max(0, prompt.find(comfyui.EMBEDDING + named)) + 1, told)
+        before, sign, _ = text.partition(comfyui.EMBEDDING)
+        if sign:
+            letter = max(0, prompt.find(before + sign)) + len(before) + 1
+            yield grammar.Problem(letter, f"{sign} within a word names nothing; put a space before it")
 
 
 # --- Compel ---
@@ -317,42 +376,45 @@ class _RowSum(NamedTuple):
     cut: str
 
 
-def _read_compel(tokenizer: Tokenizer, prompt: str, negative: bool, steps: int) -> _Side:
+def _read_compel(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
     parsed = compel.parse(prompt)
-    rows = [_compel_row(tokenizer, part) for part in parsed.parts]
+    rows = [_compel_row(words, part) for part in parsed.parts]
     text = _Sum(_side_by_side(rows), sum(row.tokens for row in rows), " ".join(filter(None, (row.cut for row in rows))))
-    return _Side((_Branch((steps,), (text,), 1.0),), parsed.problems)
+    problems = parsed.problems
+    if negative and parsed.tags:
+        told = "an adapter acts on the whole picture; name it in the prompt, maybe with a weight below 0"
+        problems = (*problems, grammar.Problem(prompt.find("Lora") + 1, told))
+    return _Side((_Branch((steps,), (text,), 1.0),), problems, parsed.tags)
 
 
-def _compel_row(tokenizer: Tokenizer, part: compel.Part) -> _RowSum:
+def _compel_row(words: Words, part: compel.Part) -> _RowSum:
     """One part of a conjunction: a sum over the prompts of a blend."""
     mix: dict[_Row, float] = {}
     tokens, cut = 0, []
     for fragments, share in part.sum:
-        rows, ids = _compel_rows(tokenizer, fragments)
+        rows, ids = _compel_rows(words, fragments)
         for row, of_row in rows:
             weighted = tuple(weight * part.weight for weight in row.chunk.weights)
             key = row._replace(chunk=row.chunk._replace(weights=weighted))
             mix[key] = mix.get(key, 0.0) + of_row * share
         tokens = max(tokens, len(ids))
-        cut.append(tokenizer.decode(ids[tokenizer.length - 2 :]))
+        cut.append(words.decode(ids[words.tokenizer.length - 2 :]))
     return _RowSum(tuple(mix.items()), tokens, " ".join(filter(None, cut)))
 
 
-def _compel_rows(
-    tokenizer: Tokenizer, fragments: Sequence[compel.Fragment]
-) -> tuple[list[tuple[_Row, float]], list[int]]:
+def _compel_rows(words: Words, fragments: Sequence[compel.Fragment]) -> tuple[list[tuple[_Row, float]], list[int]]:
     """The chunk of a prompt, and the same without each fragment that weighs less than 1; and all tokens.
 
     As `get_embeddings_for_weighted_prompt_fragments` of the package: the less a fragment weighs, the more weighs the
     encoding in which nothing attends to it.
     """
+    tokenizer = words.tokenizer
     room = tokenizer.length - 2
     ids: list[int] = []
     weights: list[float] = []
     without: list[tuple[int, int, float]] = []
     for text, weight in fragments:
-        tokens = tokenizer.encode(text)
+        tokens = words.encode(text)
         # The package cuts each fragment, and then their row.
         first, last = 1 + len(ids), len(ids) + min(len(tokens), room)
         if tokens and weight < 1 and first <= room:

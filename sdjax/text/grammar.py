@@ -132,9 +132,6 @@ def parse(text: str, *, negative: bool = False) -> Parsed:
         parts.append(Part(groups.pieces, weight))
         switches += [Placed(start + at + 1, when) for at, when in groups.switches]
         problems += [Problem(start + at + 1, message) for at, message in _bracket_problems(part, groups)]
-    for tag in _TAG.finditer(text):
-        told = f"{tag[0][:40]!r} is read as text: adapters in prompts are not supported; take it out"
-        problems.append(Problem(tag.start() + 1, told))
     return Parsed(Prompt(tuple(parts), negative), tuple(dict.fromkeys(problems)), tuple(switches))
 
 
@@ -153,8 +150,6 @@ def to_text(prompt: Prompt) -> str:
 # --- AND ---
 
 _AND = re.compile(r"\bAND\b")
-# What names an adapter in the web UI.
-_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 _PART_WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
 
 

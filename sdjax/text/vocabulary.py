@@ -8,11 +8,17 @@ import gzip
 import importlib.resources
 import itertools
 import json
-from collections.abc import Iterable
+import tempfile
+import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from sdjax.text.tokenizer import Tokenizer
+
 START, END = "<|startoftext|>", "<|endoftext|>"
+# What Stable Diffusion 2 fills up prompts with: token 0. Version 1 does so with the end token.
+PADDING_2 = "!"
 _WORD_END = "</w>"
 # The merges that CLIP uses of the file's 262,144 lines: 49,152 symbols less 256 bytes and the two specials.
 _MERGES_USED = 49152 - 256 - 2
@@ -93,3 +99,20 @@ def write_tokenizer(folder: Path, vocabulary: Vocabulary, max_length: int, paddi
         "pad_token": padding,
     }
     folder.joinpath("tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def clip_tokenizer(length: int, padding: str, others: Mapping[str, str] = types.MappingProxyType({})) -> Tokenizer:
+    """CLIP's tokenizer, for checkpoints that bring no folder of their own.
+
+    Args:
+      length: positions of the text encoder.
+      padding: the token that fills up prompts.
+      others: files by name that are in the folder instead; if there is a vocabulary among them, it is not CLIP's.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if not {"vocab.json", "tokenizer.json"} & others.keys():
+            write_tokenizer(folder, clip_vocabulary(), length, padding)
+        for file, text in others.items():
+            (folder / file).write_text(text, "utf-8")
+        return Tokenizer(folder, length)

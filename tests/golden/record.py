@@ -18,9 +18,20 @@ import torch
 import transformers
 
 import sdjax
-from sdjax.model import folder_of
+from sdjax.model import path_of
 from tests import toys
-from tests.golden import full_size, networks, pictures, reference
+from tests.golden import (
+    adapter_reference,
+    checkpoint_reference,
+    full_size,
+    hypernetwork_reference,
+    networks,
+    pickle_reference,
+    pictures,
+    reference,
+    variant_reference,
+    variants,
+)
 
 
 def record_networks(file: Path, cases: dict[str, networks.Network], more: dict[str, np.ndarray]) -> None:
@@ -38,6 +49,17 @@ def record_pictures(model: str, folder: Path, more: dict[str, np.ndarray]) -> No
     drawer = reference.Drawer(folder)
     images = {name: drawer.draw(picture) for name, picture in pictures.RECORDED[model].items()}
     np.savez_compressed(pictures.recorded_file(model), **images, **more)
+
+
+def record_variants() -> None:
+    """Stores the pictures of models whose UNet is told more."""
+    images = {}
+    with tempfile.TemporaryDirectory() as root:
+        for name in variants.QUICK:
+            toy, cases = variants.VARIANTS[name]
+            folder = toys.write_toy(Path(root) / name, toy)
+            images |= {f"{name}/{case}": variant_reference.draw(folder, picture) for case, picture in cases.items()}
+    np.savez_compressed(variants.RECORDED, **images)
 
 
 def shapes_of_full_size(name: str) -> dict[str, dict[str, list[int]]]:
@@ -66,9 +88,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, toy in (("sd1", toys.SD1), ("sd2", toys.SD2)):
             record_pictures(name, toys.write_toy(Path(folder) / name, toy), {})
+    checkpoint_reference.record()
+    adapter_reference.record()
+    hypernetwork_reference.main()
+    pickle_reference.record()
+    record_variants()
     digest = {"digest": np.array(sdjax.load("emoji").digest)}
     record_networks(networks.EMOJI_RECORDED, networks.emoji_networks(), digest)
-    record_pictures("emoji", folder_of("emoji"), digest)
+    record_pictures("emoji", path_of("emoji"), digest)
 
 
 if __name__ == "__main__":

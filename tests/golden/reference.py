@@ -169,10 +169,12 @@ def block_output(block: Block) -> np.ndarray:
 
 
 class Drawer:
-    """diffusers' pipeline on a folder, and k-diffusion's samplers around its networks."""
+    """diffusers' pipeline (of a folder), and k-diffusion's samplers around its networks."""
 
-    def __init__(self, folder: Path) -> None:
-        self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    def __init__(self, source: Path | diffusers.StableDiffusionPipeline) -> None:
+        if isinstance(source, Path):
+            source = diffusers.StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32)
+        self.pipeline = source
         self.pipeline.set_progress_bar_config(disable=True)
         self._scheduler = dict(self.pipeline.scheduler.config)
         encoder = self.pipeline.text_encoder

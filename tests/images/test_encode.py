@@ -46,6 +46,8 @@ METADATA = {
     "model": "emoji",
     "model_digest": "45dee52b12ffaa00",
     "devices": 1,
+    "model_file_digest": "",
+    "adapters_applied": "",
     "sdjax": "0.1.0",
 }
 EVERY_FORMAT = pytest.mark.parametrize("format_name", FORMATS)
@@ -153,6 +155,25 @@ def test_what_is_not_as_usual_is_in_the_a1111_text():
     }
     assert {key: read[key] for key in expected} == expected
     assert not expected.keys() - {"RNG"} & a1111_reads(words.a1111_text(METADATA)).keys()
+
+
+def test_a1111_is_told_the_adapters_in_its_own_words():
+    applied = [
+        {"kind": "lora", "name": "ink", "short_hash": "0123456789ab"},
+        {"kind": "lora", "name": "chalk", "short_hash": "ba9876543210"},
+        {"kind": "embedding", "name": "blurred", "short_hash": "aaaabbbbcccc"},
+        {"kind": "hypernetwork", "name": "oil", "short_hash": "ddddeeeeffff"},
+    ]
+    named = METADATA | {
+        "prompt": "a red apple <lora:ink:0.8>",
+        "loras": "chalk:0.5:1",
+        "hypernetworks": "oil:1",
+        "adapters_applied": json.dumps(applied),
+    }
+    read = a1111_reads(words.a1111_text(named))
+    assert read["Prompt"] == "a red apple <lora:ink:0.8><lora:chalk:0.5:1><hypernet:oil:1>"
+    assert read["Lora hashes"] == "ink: 0123456789ab, chalk: ba9876543210"
+    assert read["TI hashes"] == "blurred: aaaabbbbcccc"
 
 
 @EVERY_FORMAT

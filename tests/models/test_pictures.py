@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import sdjax
-from tests.golden import pictures
+from tests import toys
+from tests.golden import pictures, variants
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
@@ -19,6 +20,15 @@ def test_pictures_of_the_embedded_model_are_those_of_the_reference() -> None:
     with np.load(pictures.recorded_file("emoji")) as stored:
         assert str(stored["digest"]) == model.digest, "the model is another than was recorded: make golden"
     check(model, "emoji")
+
+
+@pytest.mark.parametrize("name", variants.QUICK)
+def test_pictures_of_models_that_are_told_more_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
+    toy, cases = variants.VARIANTS[name]
+    drawn = pictures.drawn(sdjax.load(toys.write_toy(tmp_path, toy)), cases)
+    with np.load(variants.RECORDED) as stored:
+        shares = {case: pictures.share_that_differs(drawn[case], stored[f"{name}/{case}"]) for case in cases}
+    assert max(shares.values()) <= pictures.TOLERATED_SHARE
 
 
 def check(model: sdjax.Model, name: str) -> None:

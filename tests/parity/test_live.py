@@ -66,7 +66,7 @@ def test_pictures_of_toys(name: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_pictures_of_the_embedded_model() -> None:
-    check_pictures(sdjax.load("emoji"), sdjax.model.folder_of("emoji"), all_cases("emoji"))
+    check_pictures(sdjax.load("emoji"), sdjax.model.path_of("emoji"), all_cases("emoji"))
 
 
 def test_recordings_are_what_the_reference_gives_now(sd1_folder: Path) -> None:

@@ -329,7 +329,7 @@ def test_inspect_tells_of_a_picture_and_of_a_model(run, made, sd1_folder, tmp_pa
     told = run("inspect", tmp_path / "theirs.png").out
     assert "8x9 RGBA PNG" in told and "a cat" in told and "Steps: 20" in told
     (tmp_path / "m.safetensors").write_bytes(b"")
-    assert_clear(run("inspect", tmp_path / "m.safetensors"), tmp_path / "m.safetensors", "give the folder")
+    assert_clear(run("inspect", tmp_path / "m.safetensors"), tmp_path / "m.safetensors", "can't be read as safetensors")
     done = run("inspect", sd1_folder)
     assert done.status == 0 and "PNDMScheduler" in done.out
     assert_clear(run("inspect", tmp_path / "none"), "there is no model")

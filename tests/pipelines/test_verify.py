@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import sdjax
+from pipelines import config
+from pipelines.equipment import equipment
 from pipelines.generate import file_name
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
-from pipelines.verify import Made, Report, made_with, remake, sampled
+from pipelines.verify import Report, Settings, made_with, remake, sampled
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 
 
@@ -32,8 +34,8 @@ def check(sd1):
     engine = sdjax.Engine(sd1, batch_size=1)
 
     def check(out: Path, share: float = 1.0) -> Report:
-        def engine_for(batch_size: int, dtype: str) -> sdjax.Engine:
-            assert (batch_size, dtype) == (1, "float32")
+        def engine_for(settings: Settings) -> sdjax.Engine:
+            assert (settings["batch_size"], settings["dtype"], settings["vae_tile"]) == (1, "float32", 0)
             return engine
 
         return remake(str(out), engine_for, share)
@@ -180,5 +182,5 @@ def test_a_summary_that_is_none_is_named(out, text):
 
 
 def test_the_model_is_what_the_last_run_was_told(made, sd1_folder):
-    assert made_with(str(made)) == Made(str(sd1_folder), None, None)
+    assert made_with(str(made)) == equipment(config.make({"model": str(sd1_folder), "batch_size": 1}))
     assert json.loads((made / "summary.json").read_text())["config"]["model"] == str(sd1_folder)

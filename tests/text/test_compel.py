@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.text.compel import Fragment, parse
+from sdjax.text.tags import Tag
 
 PIECES = st.sampled_from(
     ["a", "cat ", " ", "(", ")", "+", "-", "++", ", ", ".", "1.2", '"', "\\(", "=", "(big dog)1.3", ".swap(x)", "\n",
@@ -90,13 +91,22 @@ def test_a_conjunction_has_parts_with_weights():
         ('("a", "b").and() c', 17, "what follows .and() is left out"),
         ('c ("a", "b").and()', 13, ".and() has to follow the brackets around a whole prompt"),
         ("a cat.swap(dog)", 3, ".swap() needs control of cross-attention"),
-        ("a withLora(nice, 0.5)", 3, "withLora(nice, 0.5) is left out"),
+        ("a withLora(nice, 500)", 3, "withLora(nice, 500): the weight '500': expected a number from -100 to 100"),
         ("(" * 21 + "a" + ")" * 21, 1, "more than 20 brackets are open at once"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_letter(text, letter, told):
     ((at, message),) = parse(text).problems
     assert at == letter and told in message
+
+
+@pytest.mark.parametrize("text", ["{} a cat {}", "a {} cat {}", '("a {} cat", "b {}").and()', '"a {} cat"++ {}'])
+def test_loras_are_named_in_order_and_are_no_words(text):
+    parsed = parse(text.format("withLora(nice-1, 0.5)", "useLora(other)"))
+    expected = [Tag("lora", "nice-1", 0.5, 0.5), Tag("lora", "other", 1.0, 1.0)]
+    assert list(parsed.tags) == expected
+    plain = parse(" ".join(text.format("", "").split()))
+    assert [part.sum for part in parsed.parts] == [part.sum for part in plain.parts]
 
 
 @pytest.mark.parametrize(

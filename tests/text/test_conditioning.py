@@ -6,25 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.text.conditioning import SYNTAXES, condition
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import write_tokenizer
+from sdjax.text.words import FIRST_VECTOR
 from tests import toys
 from tests.golden import prompts
 from tests.text.test_grammar import ANY, seen
 
 A1111, COMFYUI, COMPEL = map(prompts.read, ("a1111", "comfyui", "compel"))
 WORDS = " ".join(f"cat{index}" for index in range(30))
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    """CLIP's, padded as SD1 and as SD2."""
-    folder = tmp_path_factory.mktemp("clip")
-    return {
-        name: Tokenizer(prompts.padded_like(folder / name, padding), 77)
-        for name, padding in (("sd1", "<|endoftext|>"), ("sd2", "!"))
-    }
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +88,18 @@ def test_a_comfyui_span_of_few_tokens_is_not_divided(small):
 
 
 class Encoder:
-    """CLIP's text encoder in numpy, with a mask."""
+    """CLIP's text encoder in numpy, with a mask, and with vectors of embeddings."""
 
     def __init__(self, toy):
         self.toy = toy
-        self.params = toys.toy_params(toy)["text_encoder"]
+        # The first that is drawn of a toy.
+        self.params = toys.random_params(param_shapes(toy.text_encoder), np.random.RandomState(toy.seed))
 
-    def __call__(self, ids, mask):
+    def __call__(self, ids, mask, vectors=()):
         p, cfg = self.params, self.toy.text_encoder
-        x = p["token_embedding"]["embedding"][np.array(ids)] + p["position_embedding"]["embedding"][: len(ids)]
-        x = x.astype(np.float64)
+        tokens = p["token_embedding"]["embedding"]
+        x = np.array([tokens[index] if index < FIRST_VECTOR else vectors[index - FIRST_VECTOR] for index in ids])
+        x = (x + p["position_embedding"]["embedding"][: len(ids)]).astype(np.float64)
         allowed = np.tril(np.ones((len(ids), len(ids)), bool)) & np.array(mask)[None]
         for index in range(cfg.num_hidden_layers):
             layer = p[f"layers_{index}"]
@@ -136,13 +130,13 @@ def norm(x, params, eps):
 erf = np.vectorize(math.erf)
 
 
-def encode(encoder, conditioning, text):
+def encode(encoder, conditioning, text, vectors=()):
     """A text of a conditioning, as the program that draws encodes it: (tokens, width)."""
 
     def chunks(index):
         reading = conditioning.readings[index]
         masks = reading.mask or [[True] * len(row) for row in reading.ids]
-        return np.concatenate([encoder(ids, mask) for ids, mask in zip(reading.ids, masks, strict=True)])
+        return np.concatenate([encoder(ids, mask, vectors) for ids, mask in zip(reading.ids, masks, strict=True)])
 
     base = chunks(conditioning.empty) if conditioning.around_empty else 0.0
     total = 0.0
@@ -276,6 +270,13 @@ def test_problems_name_the_prompt_and_the_letter(small):
     assert [re.sub(":.*", "", problem) for problem in problems] == ["prompt, letter 3", "negative_prompt, letter 1"]
     problems = of(small, ")" * 50).problems
     assert len(problems) == 11 and problems[-1] == "prompt: and 40 more like these"
+
+
+def test_compels_adapters_are_named_in_the_prompt(small):
+    found = of(small, "a withLora(nice, 0.5) cat", "red", syntax="compel")
+    assert [tag.name for tag in found.tags] == ["nice"] and found.problems == ()
+    (problem,) = of(small, "a cat", "red withLora(nice)", syntax="compel").problems
+    assert problem.startswith("negative_prompt, letter 9: an adapter acts on the whole picture; name it in the prompt")
 
 
 def test_and_is_a_word_in_a_negative_prompt(small):

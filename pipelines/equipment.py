@@ -1,0 +1,90 @@
+"""What a worker holds: a model, and what goes with it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pipelines import compiled
+from pipelines.config import RunConfig, RunConfigError
+from sdjax.adapters.library import Library
+from sdjax.classifier import load_classifier
+from sdjax.engine import Engine
+from sdjax.model import Model, load
+from sdjax.program import Bucket
+
+
+class Equipment(NamedTuple):
+    """The keys of a run's configuration that say it; see `RunConfig`."""
+
+    model: str
+    variant: str | None
+    revision: str | None
+    model_config: str | None
+    prediction_type: str | None
+    ema: bool
+    pickled: bool
+    vae: str | None
+    dtype: str
+    vae_dtype: str | None
+    vae_tile: int
+    classifier: str | None
+    lora_folder: str | None
+    lora_mode: str
+    hypernetwork_folder: str | None
+    embedding_folder: str | None
+    batch_size: int
+
+
+def equipment(config: RunConfig | Mapping[str, Any]) -> Equipment:
+    """What a configuration says of it; what one of an earlier version leaves out is at its default."""
+    keys = dataclasses.asdict(config) if isinstance(config, RunConfig) else config
+    plain = RunConfig()
+    return Equipment(**{name: keys.get(name, getattr(plain, name)) for name in Equipment._fields})
+
+
+# What of it says where things are.
+_PLACES = ("model", "model_config", "vae", "classifier", "lora_folder", "hypernetwork_folder", "embedding_folder")
+
+
+def moved(given: Equipment, places: Mapping[str, Any]) -> Equipment:
+    """The same with some files and folders elsewhere; raises `RunConfigError` for what is no place."""
+    for key in places:
+        if key not in _PLACES:
+            raise RunConfigError(f"{key} is no file or folder of a run; expected one of {', '.join(_PLACES)}")
+    return given._replace(**places)
+
+
+def load_model(given: Equipment, *, weights: bool = True) -> Model:
+    """The model; errors are those of `sdjax.load`."""
+    return load(
+        given.model,
+        variant=given.variant,
+        dtype=given.dtype,
+        weights=weights,
+        vae=given.vae,
+        vae_dtype=given.vae_dtype,
+        config=given.model_config,
+        prediction_type=given.prediction_type,
+        ema=given.ema,
+        pickled=given.pickled,
+        revision=given.revision,
+    )
+
+
+def library_of(given: Equipment) -> Library:
+    """The folders of adapters."""
+    return Library(given.lora_folder, given.hypernetwork_folder, given.embedding_folder, given.pickled)
+
+
+def make_engine(given: Equipment, on_compile: Callable[[Bucket], None] = lambda bucket: None) -> Engine:
+    """An engine that holds it all; errors are those of `sdjax.load`, `load_classifier` and `Engine`."""
+    compiled.use_cache()
+    return Engine(
+        load_model(given),
+        batch_size=given.batch_size,
+        classifier=load_classifier(given.classifier) if given.classifier else None,
+        library=library_of(given),
+        lora_mode=given.lora_mode,
+        vae_tile=given.vae_tile,
+        on_compile=on_compile,
+    )

@@ -1,0 +1,1 @@
+"""Small files that change what a checkpoint draws: LoRA and its family, hypernetworks, embeddings."""

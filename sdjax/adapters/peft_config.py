@@ -1,0 +1,113 @@
+"""What peft multiplies an adapter with: alpha over rank, which it writes not beside the matrices but into a config.
+
+That is `adapter_config.json` in the same folder or, in files that diffusers writes, a text in the metadata.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdjax.adapters.files import AdapterError, AdapterFile
+
+_FILE = "adapter_config.json"
+_METADATA = "lora_adapter_metadata"
+# The kinds whose files are read; what each calls alpha.
+_ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+# A bound of alpha and rank: float32 has no greater numbers.
+_MOST = 1e38
+# Options by which more than the matrices counts.
+_UNKNOWN_OPTIONS = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
+# Beginnings that change the model's own weights, to which the matrices then belong.
+_OTHER_BEGINNINGS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class Scales(NamedTuple):
+    """How strong each module is, by network; a config under "" is for both.
+
+    text: the config's, which is part of what decides the pictures; empty if it is in the file itself.
+    """
+
+    configs: Mapping[str, Mapping[str, Any]]
+    where: str
+    text: bytes
+
+    def of(self, part: str, module: str) -> float | None:
+        """alpha / rank of a module as peft calls it; None if there is no config for it.
+
+        Raises:
+          AdapterError: if the config says no numbers.
+        """
+        config = self.configs.get(part, self.configs.get(""))
+        if config is None:
+            return None
+        alpha_name = _ALPHAS[config.get("peft_type", "LORA")]
+        alpha = self._number(config, alpha_name, "alpha_pattern", module)
+        rank = self._number(config, "r", "rank_pattern", module)
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+    def _number(self, config: Mapping[str, Any], name: str, patterns: str, module: str) -> float:
+        listed = config.get(patterns) or {}
+        if not isinstance(listed, dict):
+            raise AdapterError(f"{self.where}: {patterns} is no object of names")
+        fits = (value for key, value in listed.items() if self._fits(key, module))
+        value = next(fits, config.get(name))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MOST:
+            raise AdapterError(f"{self.where}: {name} of {module} is {str(value)[:40]!r}, not a number above 0")
+        return float(value)
+
+    def _fits(self, pattern: str, module: str) -> bool:
+        """Whether a module is the one named, or ends in it. peft takes any regular expression; names are written."""
+        plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+        if not plain.replace(".", "").replace("_", "").isalnum():
+            raise AdapterError(f"{self.where}: {pattern!r} is a regular expression; only names of modules are read")
+        return module == plain or (module.endswith(f".{plain}") and not pattern.startswith("^"))
+
+
+def read_scales(opened: AdapterFile) -> Scales | None:
+    """The config that belongs to an adapter's file, or None if it has none.
+
+    Raises:
+      AdapterError: if there is one, and it is none of peft's, or asks for what is not done here.
+    """
+    beside = opened.file.parent / _FILE
+    if opened.file.stem == "adapter_model" and beside.is_file():
+        where, text = str(beside), _content(beside)
+        configs = {"": _parsed(where, text)}
+    elif _METADATA in opened.metadata:
+        where, text = f"{opened.file}: {_METADATA}", b""
+        flat = _parsed(where, opened.metadata[_METADATA].encode())
+        parts = {key.partition(".")[0] for key in flat}
+        configs = {
+            part: {key.removeprefix(f"{part}."): value for key, value in flat.items() if key.startswith(f"{part}.")}
+            for part in parts
+        }
+    else:
+        return None
+    for config in configs.values():
+        if str(config.get("peft_type", "LORA")) not in _ALPHAS:
+            raise AdapterError(f"{where}: {config['peft_type']!r} is not supported; expected {', '.join(_ALPHAS)}")
+        used = [name for name in _UNKNOWN_OPTIONS if config.get(name)]
+        if str(config.get("init_lora_weights")).startswith(_OTHER_BEGINNINGS):
+            used.append(f"init_lora_weights = {config['init_lora_weights']!r}")
+        if used:
+            raise AdapterError(f"{where}: {', '.join(used)} is not supported")
+    return Scales(configs, where, text)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise AdapterError(f"{file} can't be read ({error})") from error
+
+
+def _parsed(where: str, text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{where} is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise AdapterError(f"{where} holds {type(found).__name__}, not an object")
+    return found

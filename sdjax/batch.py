@@ -1,0 +1,146 @@
+"""The arrays of one batch, as the host makes them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32, Shaped
+
+from sdjax import conditions
+from sdjax.adapters import per_image
+from sdjax.diffusion import noise
+from sdjax.diffusion.brownian import TorchBrownianTree
+from sdjax.diffusion.sample import stack_tables
+from sdjax.job import Job
+from sdjax.model import DTYPES, Model
+from sdjax.plan import Task, resized_from
+from sdjax.program import Beginning, Bucket, Inputs
+
+# Samplers of which diffusers' class draws white noise where k-diffusion's has a Brownian path.
+_WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
+
+
+def latent_shape(model: Model, bucket: Bucket) -> tuple[int, int, int]:
+    """(height, width, channels) of a picture's latents."""
+    cfg = model.vae.config
+    return bucket.height // cfg.factor, bucket.width // cfg.factor, cfg.latent_channels
+
+
+def words(batch: Sequence[Task]) -> Shaped[np.ndarray, "b 2"]:
+    """The seeds."""
+    return np.stack([noise.seed_words(_seed(task.job)) for task in batch])
+
+
+def inputs(model: Model, batch: Sequence[Task], latents: Any, later: Any, channels: Any) -> Inputs:
+    """All that a program is given.
+
+    Args:
+      model: for which they are.
+      batch: of one bucket, and together.
+      latents: the first ones.
+      later: noise that is put in at places of the table; () if the device draws it.
+      channels: that the UNet is given besides latents; () if none.
+    """
+    bucket, jobs, tables = batch[0].bucket, [task.job for task in batch], [task.table for task in batch]
+
+    def floats(*values: list[float]) -> np.ndarray:
+        return np.array(values, np.float32).T
+
+    labelled = jobs[0].class_label is not None
+    hypernetworks = batch[0].adapters.hypernetworks
+    multipliers = [[each.weight for each in task.adapters.hypernetworks] for task in batch]
+    vectors = [[embedding.vectors for embedding in task.adapters.embeddings] for task in batch]
+    return Inputs(
+        prompts=conditions.arrays(
+            [task.prompts for task in batch], tables, [job.clip_skip for job in jobs], bucket.rows, vectors
+        ),
+        words=words(batch),
+        latents=latents,
+        guidance=floats(
+            [job.guidance_scale for job in jobs],
+            [job.guidance_rescale for job in jobs],
+            [job.classifier_scale for job in jobs],
+        ),
+        threshold=floats(
+            [job.dynamic_thresholding_ratio or 0.0 for job in jobs], [job.sample_max_value for job in jobs]
+        ),
+        labels=np.array([job.classifier_label or 0 for job in jobs], np.int32),
+        class_labels=np.array([job.class_label for job in jobs], np.int32) if labelled else (),
+        channels=channels,
+        hypernetworks=tuple(each.adapter.params for each in hypernetworks),
+        multipliers=np.array(multipliers, np.float32) if hypernetworks else (),
+        low_rank=()
+        if bucket.low_rank is None
+        else per_image.arrays([task.low_rank for task in batch], bucket.low_rank, model.params, DTYPES[model.dtype]),
+        guided=np.array(batch[0].together.guided or (0, bucket.rows), np.int32),
+        tables=stack_tables(tables, bucket.rows),
+        frames=_frames(batch) if bucket.frames else (),
+        noise=later,
+    )
+
+
+def beginning(batch: Sequence[Task]) -> Beginning:
+    """What first latents are made of, of noise drawn on the device."""
+    jobs = [task.job for task in batch]
+    return Beginning(
+        words=words(batch),
+        variation_words=np.stack([noise.seed_words(job.variation_seed or 0) for job in jobs]),
+        variation_strength=np.array([job.variation_strength for job in jobs], np.float32),
+        start=np.array([task.table.start for task in batch], np.float32),
+        first_noise=np.array([task.table.first_noise for task in batch], np.float32),
+    )
+
+
+class HostNoise:
+    """The noise of a batch that is drawn on the host, in the order in which torch's users draw it.
+
+    Attributes:
+      latents: the first ones.
+      picture: for the latents of a picture that conditions an image; None if the UNet takes none.
+      later: what is put in at places of the table; () where nothing is.
+    """
+
+    def __init__(self, model: Model, batch: Sequence[Task]) -> None:
+        places = batch[0].bucket.host_noise or 0
+        shape = latent_shape(model, batch[0].bucket)
+        self.latents: Float32[np.ndarray, "b h w c"] = np.empty((len(batch), *shape), np.float32)
+        self.picture = np.empty_like(self.latents) if model.extra_channels > 1 else None
+        later = np.zeros((places, len(batch), *shape), np.float32)
+        for number, task in enumerate(batch):
+            job, table = task.job, task.table
+            source = noise.HostNoise(
+                job.noise_source,
+                _seed(job),
+                shape,
+                variation_seed=job.variation_seed,
+                variation_strength=job.variation_strength,
+                resize_from=resized_from(job, model),
+            )
+            self.latents[number] = source.first * np.float32(table.start)
+            if self.picture is not None:
+                self.picture[number] = source.next(shape)
+            # diffusers draws white noise for these, A1111 and k-diffusion the increments of a path.
+            white = job.timestep_spacing != "k_diffusion" and job.sampler in _WHITE_IN_DIFFUSERS
+            paths = np.flatnonzero(table.brownian)
+            if len(paths) and not white:
+                ends = np.concatenate([table.sigma, table.span[paths].ravel()])
+                tree = TorchBrownianTree(ends[ends > 0].min(), ends.max(), _seed(job), shape, job.noise_source)
+            for place in np.flatnonzero(table.draws):
+                path = table.brownian[place] and not white
+                later[place, number] = tree(*table.span[place]) if path else source.next(shape)
+            if table.first_noise:
+                self.latents[number] += later[0, number] * np.float32(table.first_noise)
+        self.later: Any = later if places else ()
+
+
+def _frames(batch: Sequence[Task]) -> Int32[np.ndarray, "rows b"]:
+    frames = np.full((batch[0].bucket.rows, len(batch)), -1, np.int32)
+    for number, task in enumerate(batch):
+        for place, step in enumerate(task.kept_steps):
+            frames[np.flatnonzero(task.table.step == step)[0], number] = place
+    return frames
+
+
+def _seed(job: Job) -> int:
+    assert job.seed is not None, "the job is not resolved"
+    return job.seed

@@ -1,0 +1,48 @@
+"""What a single file carries of the folder that it was made of: the texts that have no place among tensors.
+
+They stand in the metadata of the safetensors file, each under its path in the folder: configs, a tokenizer that is not
+CLIP's own, and the headers of weights' files that safetensors itself would not write just so.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdjax.checkpoints.stored import CheckpointError
+
+_KEY = "sdjax:"
+# A file of the folder, or of a folder in it, but for the one in which `convert` keeps its own account.
+_PATH = re.compile(r"(?!original/)([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*\.(json|txt|safetensors)", re.ASCII)
+WEIGHTS = ".safetensors"
+
+
+def carried(metadata: Mapping[str, str], where: Path) -> dict[str, str]:
+    """Texts by their path in the folder; for a file of weights it is its header.
+
+    Args:
+      metadata: of a single file.
+      where: names the file in errors.
+
+    Raises:
+      CheckpointError: if a path leads out of the folder.
+    """
+    found = {key.removeprefix(_KEY): text for key, text in metadata.items() if key.startswith(_KEY)}
+    for path in found:
+        if not _PATH.fullmatch(path):
+            raise CheckpointError(f"{where}: its metadata name {path[:100]!r}, which is no file of a diffusers folder")
+    return found
+
+
+def as_metadata(texts: Mapping[str, str]) -> dict[str, str]:
+    """The metadata in which `carried` finds these texts."""
+    return {_KEY + path: text for path, text in sorted(texts.items())}
+
+
+def may_be_carried(path: str) -> bool:
+    """Whether a path in a folder is one that can be carried."""
+    return bool(_PATH.fullmatch(path))
+
+
+def is_carried(key: str) -> bool:
+    """Whether a key of metadata is that of such a text."""
+    return key.startswith(_KEY)

@@ -1,0 +1,113 @@
+"""The parameters of a checkpoint's networks as they are stored, the same for whatever form it is in."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from sdjax.checkpoints import names
+from sdjax.checkpoints.diffusers_folder import PARTS, Checkpoint, NetworkConfig, param_shapes, read_folder
+from sdjax.checkpoints.original import standard_names
+from sdjax.checkpoints.single_file import Configs, choose_tensors
+from sdjax.checkpoints.streamed import Piece
+from sdjax.checkpoints.tensors import Chosen, Listing, check_tensors, list_tensors, weight_files
+
+
+class Parameter(NamedTuple):
+    """One parameter of ours, in a file.
+
+    path: ours, within its network.
+    shape: in which diffusers stores it.
+    """
+
+    part: str
+    path: names.Path
+    dtype: str
+    shape: tuple[int, ...]
+    piece: Piece
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is called in a diffusers folder; the first is what is written."""
+        return names.file_names(self.path, PARTS[self.part].table)
+
+
+def parameters(part: str, config: NetworkConfig, chosen: Sequence[Chosen]) -> list[Parameter]:
+    """The parameters of one network."""
+    shapes = {
+        tuple(key.key for key in keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(param_shapes(config))
+    }
+    return [
+        Parameter(
+            part,
+            each.path,
+            each.tensor.dtype,
+            names.shape_in_file(each.path, shapes[each.path]),
+            Piece(each.tensor, each.rows),
+        )
+        for each in chosen
+    ]
+
+
+class Folder(NamedTuple):
+    """A diffusers folder, of which no tensor has been read.
+
+    configs: by network.
+    prediction_type: what its scheduler takes the UNet to predict.
+    files: the weights' files of each network.
+    """
+
+    configs: Mapping[str, NetworkConfig]
+    prediction_type: str
+    files: Mapping[str, tuple[Path, ...]]
+    parameters: list[Parameter]
+
+
+def of_folder(root: Path, variant: str | None = None) -> Folder:
+    """What lies in a diffusers folder.
+
+    Args:
+      variant: for example "fp16"; None takes the plain files, or the only variant there is.
+
+    Raises:
+      CheckpointError, ConfigError: as `read_folder`.
+    """
+    outline = read_folder(root, variant, None)
+    configs = {part: getattr(outline, part) for part in PARTS}
+    files = {part: weight_files(root / part, PARTS[part].stem, variant) for part in PARTS}
+    found: list[Parameter] = []
+    for part, config in configs.items():
+        chosen = check_tensors(list_tensors(files[part]), param_shapes(config), PARTS[part].table, str(root / part))
+        found += parameters(part, config, chosen)
+    return Folder(configs, outline.scheduler.prediction_type, files, found)
+
+
+def of_file(file: Path, listing: Listing, outline: Checkpoint, ema: bool = False) -> list[Parameter]:
+    """The parameters of the three networks in a single file.
+
+    Args:
+      outline: what `read_file` says of the file.
+      ema: take the averages of the UNet's.
+
+    Raises:
+      CheckpointError: as `read_file`.
+    """
+    configs = Configs(outline.text_encoder, outline.unet, outline.vae)
+    chosen = choose_tensors(file, standard_names(listing.tensors), configs, own_vae=True, ema=ema)
+    return [each for part in chosen for each in parameters(part, getattr(configs, part), chosen[part])]
+
+
+def content_digest(found: Iterable[Parameter]) -> str:
+    """sha256 of what a checkpoint's networks are made of, the same in whatever files the same numbers lie.
+
+    Over all parameters, sorted by our path: a line of path, kind of number and shape, then the bytes. Configs, metadata
+    and whatever else is in the files have no say.
+    """
+    whole = hashlib.sha256()
+    for each in sorted(found, key=lambda each: (each.part, each.path)):
+        whole.update(f"{'.'.join((each.part, *each.path))} {each.dtype} {each.shape}\n".encode())
+        for data in each.piece.chunks():
+            whole.update(data)
+    return whole.hexdigest()

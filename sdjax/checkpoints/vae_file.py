@@ -1,0 +1,86 @@
+"""A VAE that is not a checkpoint's own: a single file, or a folder that diffusers writes."""
+
+from pathlib import Path
+
+from sdjax.checkpoints import names
+from sdjax.checkpoints.diffusers_folder import PARTS, VAEFile, param_shapes, read_json
+from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.original import (
+    DIFFUSERS_NAMES,
+    ORIGINAL_NAMES,
+    VAE,
+    Shapes,
+    VAENames,
+    choose,
+    infer_vae,
+    is_average,
+    is_extra,
+    naming,
+    under,
+    vae_sources,
+)
+from sdjax.checkpoints.tensors import (
+    CheckpointError,
+    Tensor,
+    check_tensors,
+    list_file,
+    list_tensors,
+    weight_files,
+)
+from sdjax.models import VAEConfig
+
+_PART = PARTS["vae"]
+
+
+def find_vae(path: Path, variant: str | None = None, pickled: bool = False) -> VAEFile:
+    """Finds a VAE.
+
+    Args:
+      path: a single file under the original names (with or without `first_stage_model.` before them, which may be a
+        whole checkpoint) or diffusers'; a folder with `config.json`; or one of a whole checkpoint, with `vae/`.
+      variant: which files of a folder to take, for example "fp16".
+      pickled: whether a single file may be a pickled one.
+
+    Raises:
+      CheckpointError: if there is none, or it is not whole.
+      ConfigError: if its config asks for what is not implemented.
+    """
+    if path.is_dir():
+        return _in_folder(path / "vae" if (path / "vae").is_dir() else path, variant)
+    tensors = list_file(path, pickled).tensors
+    if any(name.startswith("encoder.down_blocks.") for name in tensors):
+        beside = path.parent / "config.json"
+        if beside.is_file() and (data := read_json(beside)).get("_class_name") == "AutoencoderKL":
+            return _found(path, VAEConfig.from_json(data, str(beside)), tensors, path.parent, (path, beside))
+        return _found(path, _inferred(path, under(tensors, ""), DIFFUSERS_NAMES), tensors, path.parent, (path,))
+    if not any(name.startswith(VAE) for name in tensors):
+        if not any(name.startswith("decoder.") for name in tensors):
+            raise CheckpointError(f"{path} holds no VAE: it is a {identify(tensors).kind}")
+        tensors = {f"{VAE}{name}": tensor for name, tensor in tensors.items() if not is_average(name)}
+    config = _inferred(path, under(tensors, VAE), ORIGINAL_NAMES)
+
+    def is_known(name: str) -> bool:
+        return not name.startswith(VAE) or is_extra(name) or is_extra(name.removeprefix(VAE))
+
+    chosen = choose(str(path), tensors, {"vae": vae_sources(config)}, is_known)["vae"]
+    return VAEFile(path, config, False, chosen, path.parent, (path,))
+
+
+def _inferred(file: Path, stored: Shapes, called: VAENames) -> VAEConfig:
+    with naming(file):
+        return infer_vae(stored, called)
+
+
+def _in_folder(folder: Path, variant: str | None) -> VAEFile:
+    file = folder / "config.json"
+    config = VAEConfig.from_json(read_json(file), str(file))
+    files = weight_files(folder, _PART.stem, variant)
+    return _found(folder, config, list_tensors(files), folder, (file, *files))
+
+
+def _found(
+    where: Path, config: VAEConfig, tensors: dict[str, Tensor], root: Path, decisive: tuple[Path, ...]
+) -> VAEFile:
+    chosen = check_tensors(tensors, param_shapes(config), names.VAE, str(where))
+    knows_scale = decisive != (where,)
+    return VAEFile(where, config, knows_scale, chosen, root, decisive)

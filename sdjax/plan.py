@@ -1,0 +1,271 @@
+"""A job to what its program and its batch are for: all that is decided before anything is computed."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sdjax import conditions
+from sdjax.adapters import per_image
+from sdjax.adapters.embedding import Embedding
+from sdjax.adapters.library import Adapters, Found
+from sdjax.classifier import Classifier
+from sdjax.diffusion.tableau import Table
+from sdjax.job import MAX_STEPS, Job, JobError, image_id
+from sdjax.model import Model
+from sdjax.program import Bucket
+from sdjax.text.conditioning import Conditioning, condition
+
+# Lengths of compiled tables: a job's evaluations are rounded up to the next.
+_TABLE_ROWS = (64, 128, 256, 512, 1024, 2048)
+# Lengths of compiled trails of kept steps, likewise.
+_FRAMES = (0, 8, 16, 32, 64)
+# Weights of a prompt's parts that add up to less have no mean.
+_LEAST_SUM = 1e-3
+# How LoRAs act: merged into the weights, for a batch that has the same; or for each image of a batch beside them, where
+# all are of plain low rank.
+LORA_MODES = ("merged", "batched")
+# At a side of 512 the decoder of Stable Diffusion takes 1.5 GB where it takes 3.8 for a whole picture of 1024x1024.
+VAE_TILE = 512
+
+
+class Setup(NamedTuple):
+    """What jobs are done with.
+
+    lora_mode: one of `LORA_MODES`.
+    vae_tile: see `tile_of`.
+    fingerprint: what besides job and model decides the bits of an image.
+    """
+
+    model: Model
+    classifier: Classifier | None
+    adapters: Adapters
+    lora_mode: str
+    vae_tile: int
+    fingerprint: Mapping[str, Any]
+
+
+class Together(NamedTuple):
+    """What the jobs of a batch have in common besides their program.
+
+    guided: the evaluations that are guided, from one to before another; None if all or none are.
+    resized_from: (height, width) of latents of which the device takes noise to their own size; None if of none.
+    loras: digest, and weights in the UNet and the text encoder, of those that are merged into the network's weights.
+    hypernetworks: digests.
+    """
+
+    guided: tuple[int, int] | None
+    resized_from: tuple[int, int] | None
+    loras: tuple[tuple[str, float, float], ...]
+    hypernetworks: tuple[str, ...]
+
+
+class Task(NamedTuple):
+    """A job that can be done, worked out.
+
+    job: with all defaults filled in.
+    id: of the image.
+    together: only jobs of the same share a batch.
+    prompts: what of its prompts is used.
+    adapters: that are applied.
+    low_rank: the LoRAs among them, if they are not merged into the weights.
+    """
+
+    job: Job
+    id: str
+    bucket: Bucket
+    together: Together
+    prompts: conditions.Used
+    table: Table
+    adapters: Found
+    low_rank: tuple[per_image.Weighted, ...]
+    metadata: Mapping[str, Any]
+
+    @property
+    def kept_steps(self) -> range:
+        """The steps whose pictures are kept; if none are asked for, the first."""
+        return range(0, int(self.table.step[-1]) + 1, self.job.preview_every or MAX_STEPS)
+
+
+def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
+    """Works out what a job takes.
+
+    Args:
+      setup: with which it is done.
+      job: with a seed.
+      notes: more to be told in the metadata, of where the job comes from; without a say in the id.
+
+    Raises:
+      JobError: if the model can't do it, or the prompt can't be read and is to be rejected then.
+      AdapterError: if an adapter that it names is not there, can't be read, or is for another model.
+    """
+    model = setup.model
+    job = model.resolve(job)
+    _check_label(job, model)
+    assert job.height is not None and job.width is not None
+    table = model.table(job)
+    steps = int(table.step[-1]) + 1
+    read = _read(setup, job, steps)
+    if read.problems and job.prompt_problems == "reject":
+        raise JobError(
+            f"{'; '.join(read.problems)}. Set prompt_problems = accept to have it read all the same, or "
+            "prompt_syntax = plain to take every sign as text"
+        )
+    prompts, guided = _branches(job, read, table)
+    adapters = setup.adapters.find((*job.adapters, *read.tags), prompts.embeddings)
+    low_rank = setup.adapters.low_rank(adapters.loras) if setup.lora_mode == "batched" else None
+    bucket = Bucket(
+        height=job.height,
+        width=job.width,
+        prompts=prompts.shape,
+        interval=guided is not None,
+        host_noise=_host_noise_places(job, table),
+        rows=_rows(table),
+        frames=_frames(job, steps),
+        classifier=job.classifier_scale != 0,
+        hypernetworks=tuple(each.adapter.structure for each in adapters.hypernetworks),
+        low_rank=per_image.shape_of(low_rank) if low_rank else None,
+    )
+    fingerprint = dict(setup.fingerprint)
+    if adapters.loras:
+        fingerprint["lora_mode"] = "batched" if low_rank else "merged"
+    if bucket.classifier:
+        fingerprint["classifier_digest"] = _checked_classifier(setup.classifier, job).digest
+    if tile := tile_of(job.height, job.width, setup.vae_tile):
+        fingerprint["vae_tile"] = tile
+    decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
+    identity = image_id(job, model.digest, decided)
+    metadata = {
+        "id": identity,
+        **{name: getattr(job, name) for name in job.__dataclass_fields__},
+        "model": model.name,
+        "model_kind": model.variant_name,
+        "model_digest": model.digest,
+        "model_file_digest": model.file_digest or "",
+        "model_revision": model.revision or "",
+        "vae_dtype": model.vae_dtype,
+        **fingerprint,
+        "adapters_applied": adapters.told(),
+        "steps_taken": steps,
+        "evaluations": table.evaluations,
+        "prompt_tokens": read.tokens,
+        "prompt_chunks": read.chunks,
+        "prompt_cut": read.cut,
+        "negative_prompt_tokens": read.negative_tokens,
+        "negative_prompt_chunks": read.negative_chunks,
+        "negative_prompt_cut": read.negative_cut,
+        "problems_found": "; ".join(read.problems),
+        **notes,
+    }
+    together = Together(
+        guided,
+        resized_from(job, model) if job.noise_source == "threefry" else None,
+        ()
+        if low_rank
+        else tuple((each.adapter.digest, each.weight, each.text_encoder_weight) for each in adapters.loras),
+        tuple(each.adapter.digest for each in adapters.hypernetworks),
+    )
+    return Task(job, identity, bucket, together, prompts, table, adapters, low_rank or (), metadata)
+
+
+def _read(setup: Setup, job: Job, steps: int) -> Conditioning:
+    """The prompts, with the words of embeddings, also of those that come with the LoRAs named there."""
+
+    def read(bundled: Mapping[str, Embedding]) -> Conditioning:
+        return condition(
+            setup.model.tokenizer,
+            job.prompt,
+            job.negative_prompt,
+            syntax=job.prompt_syntax,
+            emphasis=job.emphasis,
+            steps=steps,
+            embeddings=setup.adapters.vectors(bundled),
+        )
+
+    first = read({})
+    bundled = setup.adapters.bundled((*job.adapters, *first.tags))
+    return read(bundled) if bundled else first
+
+
+def _check_label(job: Job, model: Model) -> None:
+    config = model.unet.config
+    if config.has_class_embedding != (job.class_label is not None):
+        wanted = "one, which its UNet is told besides the prompt" if config.has_class_embedding else "none"
+        raise JobError(f"class_label = {job.class_label}: this model wants {wanted}")
+    if job.class_label is not None and config.num_class_embeds and job.class_label >= config.num_class_embeds:
+        raise JobError(f"class_label = {job.class_label}: expected a number from 0 to {config.num_class_embeds - 1}")
+
+
+def _branches(job: Job, read: Conditioning, table: Table) -> tuple[conditions.Used, tuple[int, int] | None]:
+    """What the network is asked: of the prompt's parts and the negative prompt those that count."""
+    parts = len(read.part_weights)
+    steps = int(table.step[-1]) + 1
+    # Rounded down, but for what decimals lose: 0.29 of 100 is 29.
+    begin, end = (math.floor(round(share * steps, 9)) for share in (job.guidance_start, job.guidance_end))
+    whole = begin == 0 and end == steps
+    if begin >= end:
+        raise JobError(
+            f"guidance_start = {job.guidance_start}, guidance_end = {job.guidance_end}: of {steps} steps none is "
+            "within; guidance_scale = 1 is without guidance"
+        )
+    if whole and job.guidance_scale == 0:
+        return conditions.used(read, (parts,), guided=False), None
+    if read.part_weights == (1.0,) and job.guidance_scale == 1:
+        return conditions.used(read, (0,), guided=False), None
+    if not whole and abs(sum(read.part_weights)) < _LEAST_SUM:
+        raise JobError(
+            "the weights of the prompt's parts add up to about 0: such a prompt needs guidance in every step"
+        )
+    guided = None
+    if not whole:
+        within = np.flatnonzero((table.step >= begin) & (table.step < end))
+        guided = (int(within[0]), int(within[-1]) + 1)
+    return conditions.used(read, tuple(range(parts + 1)), guided=True), guided
+
+
+def _checked_classifier(classifier: Classifier | None, job: Job) -> Classifier:
+    if classifier is None:
+        raise JobError(
+            f"classifier_scale = {job.classifier_scale}: there is no classifier; set classifier = emoji, or a "
+            "folder, for the run, or give the engine one"
+        )
+    count = len(classifier.labels)
+    if job.classifier_label is None or job.classifier_label >= count:
+        raise JobError(f"classifier_label = {job.classifier_label}: expected a number from 0 to {count - 1}")
+    return classifier
+
+
+def _rows(table: Table) -> int:
+    return next(rows for rows in _TABLE_ROWS if rows >= table.evaluations)
+
+
+def _frames(job: Job, steps: int) -> int:
+    frames = len(range(0, steps, job.preview_every)) if job.preview_every else 0
+    if frames > _FRAMES[-1]:
+        least = -(-steps // _FRAMES[-1])
+        raise JobError(
+            f"preview_every = {job.preview_every}: of {steps} steps {frames} would be kept; expected {least} or "
+            f"more, which keeps up to {_FRAMES[-1]}"
+        )
+    return next(count for count in _FRAMES if count >= frames)
+
+
+def _host_noise_places(job: Job, table: Table) -> int | None:
+    if job.noise_source == "threefry":
+        return None
+    return _rows(table) + 1 if table.draws.any() else 0
+
+
+def tile_of(height: int, width: int, vae_tile: int) -> int:
+    """The side of the tiles in which a picture is decoded, if it is larger than four of them; else 0, for at once."""
+    return vae_tile if height * width > 4 * vae_tile**2 else 0
+
+
+def resized_from(job: Job, model: Model) -> tuple[int, int] | None:
+    """(height, width) of the latents from which a job's noise is taken to its own size; None if from none."""
+    if job.seed_resize_from_width is None or job.seed_resize_from_height is None:
+        return None
+    factor = model.vae.config.factor
+    size = job.seed_resize_from_height // factor, job.seed_resize_from_width // factor
+    return None if (job.seed_resize_from_height, job.seed_resize_from_width) == (job.height, job.width) else size

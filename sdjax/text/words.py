@@ -1,0 +1,162 @@
+"""Words that stand for vectors: the embeddings (textual inversions) that a prompt names.
+
+Where a prompt names one is up to its syntax: in the web UI's anywhere, by the tokens of the name; in ComfyUI's behind
+`embedding:`; in the others as a word of its own.
+"""
+
+import difflib
+import functools
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sdjax.text.tokenizer import Tokenizer
+
+# Ids from this one on are no tokens, but the vectors of the embeddings of a prompt, one after the other.
+FIRST_VECTOR = 1 << 30
+# How files end of which ComfyUI's prompts may say the ending too.
+_ENDINGS = ("safetensors", "pt", "bin")
+
+
+class Found(NamedTuple):
+    """An embedding at some place of a row of tokens, and how many of these are its name."""
+
+    name: str
+    length: int
+
+
+class Words:
+    """A tokenizer and the embeddings there are; it remembers those that were named.
+
+    named: the ids of each embedding that was named, in the order of first use; all together they are the numbers from
+      `FIRST_VECTOR` on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vectors: Mapping[str, int]) -> None:
+        """A prompt's words before anything of it is read.
+
+        Args:
+          tokenizer: of the text encoder.
+          vectors: the names of the embeddings, and how many vectors each has; of an embedding that is not named, the
+            number is never asked for.
+        """
+        self.tokenizer = tokenizer
+        self.named: dict[str, range] = {}
+        self._vectors = vectors
+
+    def ids(self, name: str) -> range:
+        """The ids of an embedding's vectors."""
+        if name not in self.named:
+            start = FIRST_VECTOR + sum(map(len, self.named.values()))
+            self.named[name] = range(start, start + self._vectors[name])
+        return self.named[name]
+
+    # --- AUTOMATIC1111 ---
+
+    def at(self, tokens: Sequence[int], position: int) -> Found | None:
+        """The embedding whose name's tokens stand at a place; if there are several, the one with the most tokens."""
+        for ids, name in self._by_first_token.get(tokens[position], ()):
+            if tuple(tokens[position : position + len(ids)]) == ids:
+                return Found(name, len(ids))
+        return None
+
+    @functools.cached_property
+    def _by_first_token(self) -> Mapping[int, Sequence[tuple[tuple[int, ...], str]]]:
+        return _by_first_token(self.tokenizer, tuple(self._vectors))
+
+    # --- Names as words of their own ---
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text in which names are words, in upper or lower case, with no letter or digit beside them.
+
+        diffusers adds names to the tokenizer, which finds them inside other words too. There each of them was asked for
+        by its user; here all that a folder holds are known, and an `art` in it is not meant by `artist`.
+        """
+        names = self._within(text)
+        if not names:
+            return self.tokenizer.encode(text)
+        text = unicodedata.normalize("NFC", text)
+        ids: list[int] = []
+        end = 0
+        for found in re.finditer("|".join(map(_pattern, names)), text, re.IGNORECASE):
+            ids += self.tokenizer.encode(text[end : found.start()])
+            ids += self.ids(names[(found.lastindex or 1) - 1])
+            end = found.end()
+        return ids + self.tokenizer.encode(text[end:])
+
+    def _within(self, text: str) -> list[str]:
+        """The names that occur in a text at all, the longest first; of those that are read alike, one as it stands."""
+        low = _lower(text)
+        names = [name for key, name in _by_lower(tuple(self._vectors)) if key in low]
+        return sorted(names, key=lambda name: (-len(_lower(name)), name not in text, name))
+
+    # --- ComfyUI ---
+
+    def called(self, word: str) -> tuple[str | None, str]:
+        """The embedding that `embedding:word` names, and what of the word is behind the name.
+
+        A name may have a file's ending, and commas behind it.
+        """
+        stripped = word.strip(",")
+        for given in dict.fromkeys((word, stripped)):
+            stem, _, ending = given.rpartition(".")
+            for name in (given, stem) if ending in _ENDINGS else (given,):
+                if name in self._vectors:
+                    return name, word[word.index(given) + len(given) :]
+        return None, word[word.index(stripped) + len(stripped) :]
+
+    def near(self, word: str) -> str:
+        """What to write instead of a name that is not there."""
+        near = difflib.get_close_matches(word.strip(","), self._vectors, 2)
+        if near:
+            return f"; did you mean {' or '.join(map(repr, near))}?"
+        return "; there are none, set embedding_folder" if not self._vectors else "; its file is not in the folder"
+
+    # --- What was read ---
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, in which an embedding has its name, even if only some of its vectors are there."""
+        texts: list[str] = []
+        tokens: list[int] = []
+        last = -1
+        for index in ids:
+            if index < FIRST_VECTOR:
+                tokens.append(index)
+            else:
+                name, own = next((name, own) for name, own in self.named.items() if index in own)
+                if index == own.start or index != last + 1:
+                    texts += [self.tokenizer.decode(tokens), name]
+                    tokens.clear()
+            last = index
+        return " ".join(filter(None, [*texts, self.tokenizer.decode(tokens)]))
+
+
+@functools.lru_cache(maxsize=8)
+def _by_first_token(
+    tokenizer: Tokenizer, names: tuple[str, ...]
+) -> Mapping[int, Sequence[tuple[tuple[int, ...], str]]]:
+    """The tokens of names, by the first of them, the longest first."""
+    found: dict[int, list[tuple[tuple[int, ...], str]]] = {}
+    for name in sorted(names):
+        ids = tuple(tokenizer.encode(name))
+        if ids:
+            found.setdefault(ids[0], []).append((ids, name))
+    return {first: sorted(rows, key=lambda row: -len(row[0])) for first, rows in found.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _by_lower(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
+    return [(_lower(name), name) for name in names if name.strip()]
+
+
+def _lower(text: str) -> str:
+    """A text in which all that the tokenizer reads alike is alike."""
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+
+
+def _pattern(name: str) -> str:
+    """A group that matches a name, with any spaces in it, where it stands alone."""
+    name = unicodedata.normalize("NFC", name).strip()
+    words = r"\s+".join(map(re.escape, name.split()))
+    return ("(?<![^\\W_])" if name[0].isalnum() else "") + f"({words})" + ("(?![^\\W_])" if name[-1].isalnum() else "")
