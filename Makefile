@@ -31,13 +31,13 @@ demo: install ## pictures from configs/emoji_demo.txt and a contact sheet, in de
 	$(VENV)/bin/sdjax sheet demo
 
 test: install ## the tests, without torch
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: install ## the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m slow
 
 parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers, k-diffusion and transformers
-	$(PARITY_VENV)/bin/python -m pytest -m parity tests/parity
+	$(PARITY_VENV)/bin/python -m pytest -n 2 -m parity tests/parity
 
 golden: $(PARITY_VENV)/.installed ## records the references of tests/golden anew
 	$(PARITY_VENV)/bin/python -m tests.golden.record

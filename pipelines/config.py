@@ -111,9 +111,9 @@ class RunConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise RunConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
-        if self.vae_dtype is not None and self.vae_dtype not in DTYPES:
+        if self.vae_dtype is not None and (not isinstance(self.vae_dtype, str) or self.vae_dtype not in DTYPES):
             raise RunConfigError(f"vae_dtype = {self.vae_dtype!r}: expected one of {', '.join(DTYPES)}")
-        if self.prediction_type is not None and self.prediction_type not in PREDICTION_TYPES:
+        if self.prediction_type not in (None, *PREDICTION_TYPES):
             raise RunConfigError(
                 f"prediction_type = {self.prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}"
             )

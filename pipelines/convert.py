@@ -30,10 +30,11 @@ def convert(
     Args:
       source: a single file, a diffusers folder, a bundled model, or a name on a hub.
       target: a name that ends in .safetensors for a single file, another for a folder; nothing may be there yet.
-      config, prediction_type, ema: of a single file, as for `sdjax.load`.
+      config, prediction_type, ema: of a single file, as for `sdjax.load`. Of a single file that is to be one again,
+        `prediction_type` is noted in it, and `config` is only for what is needed (`prune`).
       variant: of a folder, for example "fp16".
       revision: on a hub.
-      pickled: allows pickled files.
+      pickled: allows pickled files; of a folder, where it has no others.
       prune: leave out what is not needed for pictures.
 
     Raises:
@@ -44,7 +45,7 @@ def convert(
     to_file = target.suffix == ".safetensors"
     if place.path.is_dir():
         _refuse(source, "a folder", config=config, prediction_type=prediction_type, ema=ema)
-        left_out = forms.folder_to_file(place.path, target, CLIP, variant, prune)
+        left_out = forms.folder_to_file(place.path, target, CLIP, variant, prune, pickled)
     else:
         _refuse(source, "a single file", variant=variant)
         options: dict[str, Any] = {
@@ -55,7 +56,7 @@ def convert(
         }
         left_out = []
         if to_file:
-            _refuse(source, "to be a single file again", ema=ema)
+            _refuse(source, "to be a single file again", ema=ema, config=None if prune else config)
             forms.file_to_file(place.path, target, **options)
         else:
             forms.file_to_folder(place.path, target, CLIP, ema=ema, **options)

@@ -51,7 +51,9 @@ def moved(given: Equipment, places: Mapping[str, Any]) -> Equipment:
     for key in places:
         if key not in _PLACES:
             raise RunConfigError(f"{key} is no file or folder of a run; expected one of {', '.join(_PLACES)}")
-    return given._replace(**places)
+    # A place on this machine has no revisions.
+    changes = {**places, "revision": None} if "model" in places else places
+    return given._replace(**changes)
 
 
 def load_model(given: Equipment, *, weights: bool = True) -> Model:

@@ -63,7 +63,7 @@ def describe(name: str, pickled: bool = False) -> Iterator[tuple[str, str]]:
     if place.commit:
         yield "commit", place.commit
     if place.path.is_dir():
-        yield from _folder(place.path)
+        yield from _folder(place.path, pickled)
     elif place.path.suffix in _WEIGHTS:
         yield from _file(place.path, pickled)
     else:
@@ -139,12 +139,12 @@ def _size(path: Path) -> str:
 # --- Folders ---
 
 
-def _folder(root: Path) -> Iterator[tuple[str, str]]:
+def _folder(root: Path, pickled: bool) -> Iterator[tuple[str, str]]:
     if not (root / "model_index.json").is_file() and (root / "config.json").is_file():
         yield from _network(root)
         return
-    outline = read_folder(root, dtype=None)
-    folder = of_folder(root)
+    outline = read_folder(root, dtype=None, pickled=pickled)
+    folder = of_folder(root, pickled=pickled)
     yield "model", str(root)
     yield "pipeline", str(read_json(root / "model_index.json").get("_class_name"))
     yield "variant", variant_name(outline.unet, outline.vae, outline.scheduler.prediction_type)

@@ -187,9 +187,11 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
     stored = storage.read_whole(path)
     kind = next(name for name, known in FORMATS.items() if known.extension == path.rpartition(".")[2])
     if encode(image, theirs, kind) == stored:
-        same_id = ours["id"] == theirs["id"]
-        return (None if same_id or _differing(ours, theirs) else "its id is not that of its metadata"), True
+        explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _other_adapters(ours, theirs)
+        return (None if explained else "its id is not that of its metadata"), True
     differing = _differing(ours, theirs)
+    if others := _other_adapters(ours, theirs):
+        return f"{', '.join(others)} is another file now than the picture was made with", False
     if not differing:
         return "made again it is not the same", False
     lossless = FORMATS[kind].lossless
@@ -203,6 +205,13 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """What of the fingerprint differs from that of the picture."""
     return [name for name in ("device_kind", "jaxlib", "sdjax") if ours[name] != theirs[name]]
+
+
+def _other_adapters(ours: Any, theirs: dict[str, Any]) -> list[str]:
+    """The names of adapters whose files have changed."""
+    now, then = (json.loads(each.get("adapters_applied") or "[]") for each in (ours, theirs))
+    digests = {(each["kind"], each["name"]): each["digest"] for each in now}
+    return [each["name"] for each in then if digests.get((each["kind"], each["name"])) not in (None, each["digest"])]
 
 
 def made_with(out: str) -> Equipment:

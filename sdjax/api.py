@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 
+from sdjax.adapters.files import AdapterError
 from sdjax.adapters.library import Library
 from sdjax.classifier import Classifier
 from sdjax.engine import Engine, Result
-from sdjax.job import Job
+from sdjax.job import Job, JobError
 from sdjax.model import Model
 
 # The engine of the last call, by what it was made of.
@@ -63,7 +64,7 @@ def generate(
     for index, job in enumerate(jobs):
         try:
             tasks.append(engine.prepare(job))
-        except ValueError as error:
+        except (JobError, AdapterError) as error:
             raise type(error)(f"job {index}: {error}") from error
     unique = {task.id: task for task in tasks}
     results = {result.metadata["id"]: result for result in engine.run(unique.values())}

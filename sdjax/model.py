@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import hub
-from sdjax.checkpoints.diffusers_folder import Checkpoint, read_folder, vae_dtype_of
+from sdjax.checkpoints.diffusers_folder import Checkpoint, VAEFile, read_folder, vae_dtype_of
 from sdjax.checkpoints.original import is_open_clip
 from sdjax.checkpoints.single_file import read_file
-from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Params
 from sdjax.checkpoints.vae_file import find_vae
 from sdjax.checkpoints.variants import extra_channels, variant_name
 from sdjax.diffusion.noise import MAX_SEED
@@ -201,7 +201,7 @@ def load(
     Args:
       name: a bundled model ("emoji"); the path of a folder that diffusers wrote, or of an original single file; or
         "org/name" on a hub, where a path of a file in it may follow.
-      variant: which files of a folder to take, for example "fp16".
+      variant: which files of a folder to take, for example "fp16"; of another VAE's, where it has such.
       dtype: "float32", "bfloat16" or "float16": parameters are cast to it once; those of a VAE that overflows in half
         precision (`force_upcast` in its config, which is the default) stay float32.
       weights: whether to read them; a model without can resolve jobs and nothing else, and has no digest.
@@ -212,7 +212,8 @@ def load(
       prediction_type: "epsilon", "v_prediction" or "sample": what the UNet predicts, where nothing says it or it is
         said wrongly.
       ema: takes the averages (EMA) of the UNet's parameters from a single file.
-      pickled: allows single files that torch pickled (.ckpt). They are read by a reader that runs nothing.
+      pickled: allows files that torch pickled (.ckpt, and a folder's .bin where there are no others). They are read by
+        a reader that runs nothing.
       revision: of a model on a hub: a branch, a tag or a commit.
 
     Raises:
@@ -226,7 +227,7 @@ def load(
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise ValueError(f"prediction_type = {prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}")
     place = place_of(str(name), revision, variant, pickled)
-    other_vae = None if vae is None else find_vae(place_of(str(vae), None, variant, pickled).path, variant, pickled)
+    other_vae = None if vae is None else _other_vae(str(vae), variant, pickled)
     options: dict[str, Any] = {
         "dtype": DTYPES[kind] if weights else None,
         "vae": other_vae,
@@ -234,6 +235,8 @@ def load(
         "prediction_type": prediction_type,
     }
     if place.path.is_file():
+        if variant is not None and not (other_vae and other_vae.where.is_dir()):
+            raise ValueError(f"variant = {variant!r}: {name} is a single file, and only folders have variants")
         told = None if config is None else Path(config)
         checkpoint = read_file(place.path, config=told, ema=ema, pickled=pickled, **options)
     elif config is not None or ema:
@@ -241,7 +244,7 @@ def load(
             f"{name} is a folder, which has its own configs and no averages: config and ema are not for it"
         )
     else:
-        checkpoint = read_folder(place.path, variant, **options)
+        checkpoint = read_folder(place.path, variant, pickled=pickled, **options)
     return Model(
         name=place.path.resolve().name if place.path.is_dir() else place.path.stem,
         digest=checkpoint.digest,
@@ -259,6 +262,15 @@ def load(
         file_digest=checkpoint.file_digest,
         revision=place.commit,
     )
+
+
+def _other_vae(name: str, variant: str | None, pickled: bool) -> VAEFile:
+    """The VAE of that name: in the variant if there are such files, else in the plain ones."""
+    try:
+        place = place_of(name, None, variant, pickled)
+    except MissingWeightsError:
+        place = place_of(name, None, None, pickled)
+    return find_vae(place.path, variant, pickled)
 
 
 def _dtype_named(name: str, dtype: DTypeLike | str) -> str:

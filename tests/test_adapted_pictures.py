@@ -189,7 +189,17 @@ def test_a_lora_is_known_by_the_name_that_its_trainer_gave_it_too(tiny, tmp_path
     assert len(ids) == 1
 
 
-def test_the_content_of_a_file_decides_the_id_and_not_its_name(tiny, library, tmp_path):
+def test_safetensors_go_before_a_pickle_of_the_same_name_and_folders_of_peft_go_by_their_own(tiny, tmp_path):
+    save_file(INK, tmp_path / "ink.safetensors")
+    (tmp_path / "ink.pt").write_bytes(b"the same, pickled")
+    (tmp_path / "style").mkdir()
+    save_file(CHALK, tmp_path / "style" / "adapter_model.safetensors")
+    engine = engine_of(tiny, sdjax.Library(tmp_path), devices=1)
+    task = engine.prepare(job(1, "a", loras="ink:1; style:1"))
+    assert [each["name"] for each in json.loads(task.metadata["adapters_applied"])] == ["ink", "style"]
+
+
+def test_another_content_under_the_same_name_is_another_id(tiny, library, tmp_path):
     save_file(INK, tmp_path / "first.safetensors")
     save_file(CHALK, tmp_path / "second.safetensors")
     engine = engine_of(tiny, sdjax.Library(tmp_path), devices=1)

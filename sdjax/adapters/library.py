@@ -1,5 +1,7 @@
 """Adapters on storage, by name: folders of LoRA, embedding and hypernetwork files."""
 
+import collections
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -7,6 +9,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding, check_width, read_embedding
@@ -20,6 +24,11 @@ from sdjax.text.tags import Tag
 
 # What files of adapters end in.
 _ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
+# Names of files in folders that peft and diffusers write.
+_IN_FOLDERS = ("adapter_model", "pytorch_lora_weights")
+_MOST_FACTORS = 64
+# Bytes of adapters that are kept in memory; the one in use always is.
+_MOST_KEPT = 1 << 31
 # Pictures in which A1111 hides embeddings name them so, before the pixels; all others are previews.
 _EMBEDDED, _HEAD = b"sd-ti-embedding", 4096
 # Digits of a hash that A1111 shows.
@@ -47,10 +56,17 @@ class Folder:
             return
         if not self.folder.is_dir():
             raise AdapterError(f"{setting} = {folder}: there is no such folder on this machine")
+        by_path: dict[str, Path] = {}
         for file in sorted(self.folder.rglob("*")):
             if file.is_file() and (file.suffix in _ENDINGS or (file.suffix == ".png" and _holds_embedding(file))):
-                for name in {file.stem, file.relative_to(self.folder).with_suffix("").as_posix()}:
-                    self._files.setdefault(name, []).append(file)
+                # peft and diffusers write a folder for each, and call the file in it always alike.
+                whole = file.parent if file.stem in _IN_FOLDERS and file.parent != self.folder else file.with_suffix("")
+                path = whole.relative_to(self.folder).as_posix()
+                if path not in by_path or _rank(file) < _rank(by_path[path]):
+                    by_path[path] = file
+        for path, file in by_path.items():
+            for name in {path.rpartition("/")[2], path}:
+                self._files.setdefault(name, []).append(file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -79,6 +95,11 @@ class Folder:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise AdapterError(f"{self._kind} {name!r}: there is no such file in {self.folder}{hint}")
         return found[0]
+
+
+def _rank(file: Path) -> int:
+    """Which of several files of one name is taken: what was saved again as safetensors is the same, and no pickle."""
+    return _ENDINGS.index(file.suffix) if file.suffix in _ENDINGS else len(_ENDINGS)
 
 
 def _holds_embedding(file: Path) -> bool:
@@ -148,6 +169,30 @@ class Library(NamedTuple):
     pickled: bool = False
 
 
+class _Kept:
+    """What was read by name: the last used, up to some bytes; and why others could not be."""
+
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
+        self._kept: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        self._sizes: dict[str, int] = {}
+
+    def __call__(self, name: str) -> Any:
+        if name in self._kept:
+            self._kept.move_to_end(name)
+        else:
+            try:
+                self._kept[name] = self._read(name)
+            except AdapterError as error:
+                self._kept[name] = str(error)
+            self._sizes[name] = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(self._kept[name]))
+            while len(self._kept) > 1 and sum(self._sizes.values()) > _MOST_KEPT:
+                del self._sizes[self._kept.popitem(last=False)[0]]
+        if isinstance(self._kept[name], str):
+            raise AdapterError(self._kept[name])
+        return self._kept[name]
+
+
 class Adapters:
     """The adapters of a library that a model is used with; files are read when first asked for, and kept."""
 
@@ -167,26 +212,28 @@ class Adapters:
         self._hypernetworks = Folder(library.hypernetworks, "hypernetwork", "hypernetwork_folder")
         self._embeddings = Folder(library.embeddings, "embedding", "embedding_folder")
         self._as_factors: dict[str, dict[names.Path, per_image.Factors] | None] = {}
-        self.lora = functools.cache(self._lora)
-        self.hypernetwork = functools.cache(self._hypernetwork)
-        self.embedding = functools.cache(self._embedding)
+        self.lora = _Kept(self._lora)
+        self.hypernetwork = _Kept(self._hypernetwork)
+        self.embedding = _Kept(self._embedding)
 
     def _lora(self, name: str) -> Lora:
-        known = self._loras.file(name) if name in self._loras else self._of_alias(name)
-        file = known or self._loras.file(name)
-        return read_lora(file, self._text_encoder, self._unet, self._library.pickled)
+        aliased = [] if name in self._loras else self._aliases.get(name, [])
+        if len(aliased) > 1:
+            raise AdapterError(f"lora {name!r}: {' and '.join(map(str, aliased))} have this name inside")
+        file = aliased[0] if aliased else self._loras.file(name)
+        # A folder's adapter is called after the folder, and has a config beside it.
+        whole = file.parent if file.stem in _IN_FOLDERS and file.parent != self._loras.folder else file
+        return read_lora(whole, self._text_encoder, self._unet, self._library.pickled)
 
-    def _of_alias(self, alias: str) -> Path | None:
-        """The only LoRA into which its trainer wrote this name, by which A1111 knows it too."""
-
-        def is_it(file: Path) -> bool:
-            try:
-                return list_file(file, self._library.pickled).metadata.get("ss_output_name") == alias
-            except CheckpointError:  # told when it is asked for by its name
-                return False
-
-        found = [file for file in self._loras.files() if is_it(file)]
-        return found[0] if len(found) == 1 else None
+    @functools.cached_property
+    def _aliases(self) -> dict[str, list[Path]]:
+        """LoRAs by the name that their trainer wrote into them, by which A1111 knows them too."""
+        found: dict[str, list[Path]] = {}
+        for file in self._loras.files():
+            with contextlib.suppress(CheckpointError):  # told when it is asked for by its name
+                if alias := list_file(file, self._library.pickled).metadata.get("ss_output_name"):
+                    found.setdefault(alias, []).append(file)
+        return found
 
     def _hypernetwork(self, name: str) -> Hypernetwork:
         found = read_hypernetwork(self._hypernetworks.file(name), self._library.pickled)
@@ -218,6 +265,8 @@ class Adapters:
 
     def _factors(self, lora: Lora) -> dict[names.Path, per_image.Factors] | None:
         if lora.digest not in self._as_factors:
+            if len(self._as_factors) >= _MOST_FACTORS:
+                self._as_factors.clear()
             self._as_factors[lora.digest] = per_image.low_rank(lora.changes)
         return self._as_factors[lora.digest]
 

@@ -116,6 +116,8 @@ def _sorted(opened: AdapterFile, modules: lora_names.Modules, unet: UNetConfig) 
         if key is None:
             unknown.append(name)
             continue
+        if lora_names.is_unused(key.module):
+            continue
         path = modules.find(key.module)
         if path is None:
             lost.append(name)

@@ -30,14 +30,18 @@ _PREFIXES = (
     ("diffusion_model_", "unet"),
     ("cond_stage_model.transformer.", "text_encoder"),
     ("cond_stage_model.", "text_encoder"),
+    # ComfyUI, of Stable Diffusion 1 and 2.
+    ("text_encoders.", None),
+    ("clip_l.transformer.", "text_encoder"),
+    ("clip_h.transformer.", "text_encoder"),
 )
 # Modules that only other models have, and which.
 _OTHER_MODELS = (
-    (r"(lora_te2_|text_encoder_2\.).*", "Stable Diffusion XL (a second text encoder)"),
+    (r"(lora_te2_|text_encoder_2\.|(text_encoders\.)?clip_g\.).*", "Stable Diffusion XL (a second text encoder)"),
     (r".*(add_embedding|label_emb)[._].*", "Stable Diffusion XL (size conditioning)"),
     (r".*(double_blocks|single_blocks|single_transformer_blocks|joint_blocks)[._].*", "Flux or Stable Diffusion 3"),
     (
-        r"(lora_te3_|text_encoder_3\.|lora_transformer_|transformer\.).*",
+        r"(lora_te3_|text_encoder_3\.|(text_encoders\.)?t5\w*\.|lora_transformer_|transformer\.).*",
         "Flux, Stable Diffusion 3 or another transformer",
     ),
     (r".*motion_modules[._].*", "AnimateDiff (moving pictures)"),
@@ -56,7 +60,7 @@ _ROLES = tuple(
         (r"\.lora_B(?:\.[^.]+)?\.bias", "up_bias"),
         (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),
         (r"\.dora_scale", "dora_scale"),
-        (r"\.alpha", "alpha"),
+        (r"(?:[._]lora|\.lora_linear_layer)?\.alpha", "alpha"),
         (r"\.scalar", "scalar"),
         *((rf"\.{name}(?:\.(?!weight)[^.]+)?", name) for name in (
             "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
@@ -129,6 +133,11 @@ def without_prefix(module: str) -> tuple[str | None, str]:
     while found := next(((prefix, says) for prefix, says in _PREFIXES if module.startswith(prefix)), None):
         module, part = module.removeprefix(found[0]), found[1] or part
     return part, module
+
+
+def is_unused(module: str) -> bool:
+    """Whether a module is of the text encoder and has no say in pictures: ComfyUI writes it with all others."""
+    return without_prefix(module) == ("text_encoder", "text_projection")
 
 
 class Modules(NamedTuple):

@@ -24,12 +24,15 @@ def carried(metadata: Mapping[str, str], where: Path) -> dict[str, str]:
       where: names the file in errors.
 
     Raises:
-      CheckpointError: if a path leads out of the folder.
+      CheckpointError: if a path leads out of the folder, or through a file.
     """
     found = {key.removeprefix(_KEY): text for key, text in metadata.items() if key.startswith(_KEY)}
+    folders = {path.rpartition("/")[0] for path in found}
     for path in found:
         if not _PATH.fullmatch(path):
             raise CheckpointError(f"{where}: its metadata name {path[:100]!r}, which is no file of a diffusers folder")
+        if path in folders:
+            raise CheckpointError(f"{where}: its metadata have {path[:100]!r} both as a file and as a folder")
     return found
 
 

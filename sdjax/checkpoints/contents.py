@@ -65,21 +65,23 @@ class Folder(NamedTuple):
     parameters: list[Parameter]
 
 
-def of_folder(root: Path, variant: str | None = None) -> Folder:
+def of_folder(root: Path, variant: str | None = None, pickled: bool = False) -> Folder:
     """What lies in a diffusers folder.
 
     Args:
       variant: for example "fp16"; None takes the plain files, or the only variant there is.
+      pickled: whether pickled weights are taken where there are no others.
 
     Raises:
       CheckpointError, ConfigError: as `read_folder`.
     """
-    outline = read_folder(root, variant, None)
+    outline = read_folder(root, variant, None, pickled=pickled)
     configs = {part: getattr(outline, part) for part in PARTS}
-    files = {part: weight_files(root / part, PARTS[part].stem, variant) for part in PARTS}
+    files = {part: weight_files(root / part, PARTS[part].stem, variant, pickled) for part in PARTS}
     found: list[Parameter] = []
     for part, config in configs.items():
-        chosen = check_tensors(list_tensors(files[part]), param_shapes(config), PARTS[part].table, str(root / part))
+        tensors = list_tensors(files[part], pickled)
+        chosen = check_tensors(tensors, param_shapes(config), PARTS[part].table, str(root / part))
         found += parameters(part, config, chosen)
     return Folder(configs, outline.scheduler.prediction_type, files, found)
 

@@ -21,7 +21,7 @@ from sdjax.checkpoints.pickled import is_pickled
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.stored import CheckpointError, Tensor
 from sdjax.checkpoints.streamed import Piece, Target, header_of, in_order, read_header, write_tensors, written_whole
-from sdjax.checkpoints.tensors import Listing, list_file
+from sdjax.checkpoints.tensors import Listing, list_file, list_tensors
 
 # Beside a folder's networks: what was in the single file that it was made of, and has no place in them.
 _ORIGINAL = "original"
@@ -31,7 +31,9 @@ _METADATA = {"format": "pt"}
 # The model specification's key for what the UNet predicts: "epsilon", "v".
 _PREDICTS = "modelspec.prediction_type"
 _FOLDER = "folder:"
-_INDEX, _TOKENIZER = "model_index.json", "tokenizer"
+_INDEX, _TOKENIZER, _SCHEDULER = "model_index.json", "tokenizer", "scheduler/scheduler_config.json"
+# Tensors that are no parameters and say how pictures are made: the UNet predicts v, the schedule ends in noise.
+_MARKERS = ("v_pred", "ztsnr")
 # Of CLIP's vocabulary: start, end, and what prompts are padded with, which is "!" in OpenCLIP.
 _CLIP_TOKENS = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
 _OPEN_CLIP_TOKENS = {**_CLIP_TOKENS, "pad_token_id": 0}
@@ -55,7 +57,12 @@ class ClipTokenizer(NamedTuple):
 
 
 def folder_to_file(
-    root: Path, file: Path, tokenizer: ClipTokenizer, variant: str | None = None, prune: bool = False
+    root: Path,
+    file: Path,
+    tokenizer: ClipTokenizer,
+    variant: str | None = None,
+    prune: bool = False,
+    pickled: bool = False,
 ) -> list[str]:
     """Writes a diffusers folder as an original single file.
 
@@ -64,6 +71,7 @@ def folder_to_file(
       file: must not be there yet; its name ends in .safetensors.
       variant: which weights of the folder, for example "fp16".
       prune: leave out what is not needed for pictures.
+      pickled: whether pickled weights are taken where there are no others; what comes back of them is safetensors.
 
     Returns:
       The files of weights that were left out: other variants, pickled ones, and those that are not needed.
@@ -73,7 +81,7 @@ def folder_to_file(
         was made of.
     """
     _check_name(file)
-    folder = of_folder(root, variant)
+    folder = of_folder(root, variant, pickled)
     recorded = root / _WRITTEN
     if recorded.is_file() and not prune:
         targets, header = _as_recorded(root, recorded, folder.parameters)
@@ -95,13 +103,14 @@ def _as_original(
     texts = dict(_texts(root, folder, tokenizer))
     if not prune:
         used = {each.piece.tensor for each in folder.parameters}
-        unlike = [file for part in PARTS if not _is_plain(root, part, folder) for file in folder.files[part]]
-        for file in (*unlike, *others):
-            path = file.relative_to(root).as_posix()
-            texts[path] = read_header(file).decode()
+        unlike = [part for part in PARTS if not _is_plain(root, part, folder)]
+        stored = [each for part in unlike for each in _as_stored(root, part, folder)]
+        stored += [(file.relative_to(root).as_posix(), read_header(file), list_file(file).tensors) for file in others]
+        for path, header, tensors in stored:
+            texts[path] = header.decode()
             targets += [
                 Target(f"{_FOLDER}{path}:{name}", tensor.dtype, tensor.shape, (Piece(tensor),))
-                for name, tensor in list_file(file).tensors.items()
+                for name, tensor in tensors.items()
                 if tensor not in used
             ]
     targets = in_order(targets)
@@ -125,6 +134,19 @@ def _under_original_names(part: str, folder: Folder) -> Iterator[Target]:
         yield Target(name, kinds.pop(), sources[0].shape, tuple(each.piece for each in stored))
 
 
+def _as_stored(root: Path, part: str, folder: Folder) -> Iterator[tuple[str, bytes, Mapping[str, Tensor]]]:
+    """The weights' files of a network: path, header and tensors; pickled ones as the safetensors file they would be."""
+    files = folder.files[part]
+    if files[0].suffix == WEIGHTS:
+        for file in files:
+            yield file.relative_to(root).as_posix(), read_header(file), list_file(file).tensors
+        return
+    tensors = list_tensors(files, pickled=True)
+    header = header_of(in_order([_copied(tensor) for tensor in tensors.values()]), _METADATA)
+    if header != header_of(in_order(_under_diffusers_names(part, folder.parameters)), _METADATA):
+        yield f"{part}/{PARTS[part].stem}{WEIGHTS}", header, tensors
+
+
 def _texts(root: Path, folder: Folder, tokenizer: ClipTokenizer) -> Iterator[tuple[str, str]]:
     """Configs and tokenizer of a folder, by path; CLIP's own vocabulary is left out."""
     is_clips = tokenizer.is_in(root / _TOKENIZER)
@@ -142,6 +164,8 @@ def _texts(root: Path, folder: Folder, tokenizer: ClipTokenizer) -> Iterator[tup
 
 def _is_used(index: Path, folder: Folder) -> bool:
     """Whether an index is that of the weights which were chosen."""
+    if ".bin." in index.name:  # of pickled ones, which become safetensors
+        return False
     used = {file.name for file in folder.files.get(index.parent.name, ())}
     listed = read_json(index).get("weight_map")
     return isinstance(listed, dict) and {str(name) for name in listed.values()} == used
@@ -367,7 +391,8 @@ def file_to_file(
       file: safetensors, or a pickled file where `pickled` allows it. Of whatever kind, unless `prune`, but for
         hypernetworks, whose structure stands beside their tensors.
       target: must not be there yet; its name ends in .safetensors.
-      config, prediction_type: as for `file_to_folder`, where it is pruned.
+      config: says which tensors are needed, where it is pruned; it is not in the new file, and is to lie beside it too.
+      prediction_type: what the UNet predicts, which the new file says then.
       prune: write only the tensors of a checkpoint that are needed for pictures.
 
     Raises:
@@ -380,11 +405,28 @@ def file_to_file(
         raise CheckpointError(f"{file} is a hypernetwork, for which there is no form but the one it has")
     if prune:
         outline = read_file(file, None, config=config, prediction_type=prediction_type, pickled=pickled)
-        used = {each.piece.tensor.name for each in of_file(file, listing, outline)}
+        used = {*_MARKERS, *(each.piece.tensor.name for each in of_file(file, listing, outline))}
         tensors = {name: tensor for name, tensor in tensors.items() if name in used}
+    metadata = {**listing.metadata, **_METADATA}
+    if prediction_type:
+        metadata |= _saying(prediction_type, carried(metadata, file))
+        if prediction_type != "v_prediction":
+            tensors = {name: tensor for name, tensor in tensors.items() if name != _MARKERS[0]}
     targets = in_order([_copied(tensor) for tensor in tensors.values()])
     with written_whole(target) as partial:
-        write_tensors(partial, targets, header_of(targets, {**listing.metadata, **_METADATA}))
+        write_tensors(partial, targets, header_of(targets, metadata))
+
+
+def _saying(prediction_type: str, texts: Mapping[str, str]) -> dict[str, str]:
+    """Metadata that say what the UNet predicts, as does the scheduler's config if the file carries one."""
+    said = {_PREDICTS: prediction_type.removesuffix("_prediction")}
+    if _SCHEDULER not in texts:
+        return said
+    try:
+        config = {**json.loads(texts[_SCHEDULER]), "prediction_type": prediction_type}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"the metadata's {_SCHEDULER} is no object of JSON ({error})") from error
+    return said | as_metadata({_SCHEDULER: json.dumps(config, indent=2, sort_keys=True) + "\n"})
 
 
 def _check_name(file: Path) -> None:

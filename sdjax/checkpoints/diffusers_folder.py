@@ -230,6 +230,7 @@ def read_folder(
     vae: VAEFile | None = None,
     vae_dtype: DTypeLike | None = None,
     prediction_type: str | None = None,
+    pickled: bool = False,
 ) -> Checkpoint:
     """Reads a checkpoint.
 
@@ -241,6 +242,7 @@ def read_folder(
       vae: takes the place of the folder's own, which need not be there then.
       vae_dtype: of the VAE's parameters; None is float32 if its config has `force_upcast`, else `dtype`.
       prediction_type: takes the place of the scheduler's.
+      pickled: whether pickled weights are taken where there are no others.
 
     Raises:
       CheckpointError: if files or tensors are missing, left over or of the wrong shape.
@@ -270,12 +272,12 @@ def read_folder(
         scheduler = dataclasses.replace(scheduler, prediction_type=prediction_type)
     check_fit(str(root), **configs)
 
-    files = {name: weight_files(root / part.folder, part.stem, variant) for name, part in own.items()}
+    files = {name: weight_files(root / part.folder, part.stem, variant, pickled) for name, part in own.items()}
     decisive = [root / "model_index.json", scheduler_file, *config_files.values()]
     decisive += [file for listed in files.values() for file in listed]
     decisive += [file for file in (root / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
     # A missing shard must be reported as such, not by the digest.
-    tensors = {name: list_tensors(listed) for name, listed in files.items()}
+    tensors = {name: list_tensors(listed, pickled) for name, listed in files.items()}
     params: Params = {}
     digest = ""
     if dtype is not None:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from sdjax.checkpoints.diffusers_folder import PARTS
-from sdjax.checkpoints.tensors import CheckpointError
+from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, pickled_stem
 
 # org/name, and what may follow: a file of the repository, or a folder in it.
 _NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<inside>[^\\]+))?")
@@ -80,7 +80,8 @@ def fetched(
       offline: take what is in the cache and ask nobody (as HF_HUB_OFFLINE=1 does).
 
     Raises:
-      CheckpointError: if it can't be had; the message says what to do.
+      CheckpointError: if it can't be had; the message says what to do. It is a MissingWeightsError if a network has no
+        weights of the variant.
     """
     parsed = _parse(name)
     if parsed is None:
@@ -174,14 +175,14 @@ def _folder(source: _Source, inside: str, variant: str | None, pickled: bool) ->
             f"named with its path: {source.name}/FILE.safetensors"
         )
     for patterns in _weights(variant, pickled):
-        wanted = [where + pattern.format(stem=stem) for where, stem in stems.items() for pattern in patterns]
+        wanted = [where + pattern for where, stem in stems.items() for pattern in _named(patterns, stem)]
         source.get(wanted)
         stems = {where: stem for where, stem in stems.items() if not _has_weights(root, where, stem, patterns)}
         if not stems:
             return Snapshot(folder, root.name)
     lacking = ", ".join(where.removesuffix("/") or "itself" for where in stems)
     which = f" of the variant {variant!r}" if variant else ""
-    raise CheckpointError(
+    raise MissingWeightsError(
         f"{source.name} has no safetensors{which} for: {lacking}"
         + ("" if pickled else "; if there are pickled ones, and you trust them, ask for them: pickled")
     )
@@ -194,8 +195,14 @@ def _weights(variant: str | None, pickled: bool) -> Iterable[tuple[str, ...]]:
     if not variant:
         yield ("{stem}.*safetensors",)
     if pickled:
-        yield (f"{{stem}}{mark}.bin",)
+        yield (f"{{pickled}}{mark}.bin", f"{{pickled}}{mark}-?????-of-?????.bin")
+        if not variant:
+            yield ("{pickled}.*bin",)
+
+
+def _named(patterns: Sequence[str], stem: str) -> list[str]:
+    return [pattern.format(stem=stem, pickled=pickled_stem(stem)) for pattern in patterns]
 
 
 def _has_weights(root: Path, where: str, stem: str, patterns: Sequence[str]) -> bool:
-    return any(next(root.glob(where + pattern.format(stem=stem)), None) for pattern in patterns)
+    return any(next(root.glob(where + pattern), None) for pattern in _named(patterns, stem))

@@ -267,13 +267,17 @@ _EXTRAS = re.compile(
             r"global_step|epoch",
             r"v_pred|ztsnr",
             r"model_ema\.(decay|num_updates)",
+            r"first_stage_model\.model_ema\..*",
+            # Of textual inversion and DreamBooth.
+            r"embedding_manager\..*",
             r"(first_stage_model\.)?loss\..*",
             # What `convert` keeps of a folder's other files.
             r"folder:.*",
             # MiDaS, which makes the depth maps of `depth2img`.
             r"depth_model\..*",
             r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids",
-            r"cond_stage_model\.transformer\.text_projection\.weight",
+            # A whole CLIP, which sees pictures too.
+            r"cond_stage_model\.transformer\.(vision_model\..*|(visual|text)_projection\.weight|logit_scale)",
             r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)",
             r"cond_stage_model\.(text_projection|logit_scale)",
         )

@@ -1,6 +1,7 @@
 """The YAML configs that lie beside original single files (CompVis' and Stability AI's `ldm`)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 
 # Of a config file in bytes; published ones have 5 kB.
 _MOST_BYTES = 1 << 20
+# All published models have 1000.
+_MOST_TIMESTEPS = 100_000
 # How much of a value an error shows.
 _SHOWN = 60
 _PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -152,7 +155,10 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"an immense {type(value).__name__}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
@@ -193,7 +199,7 @@ def read_original_config(file: Path) -> OriginalConfig:
         # The original code's own, where the file is silent.
         beta_start=_number(params, "linear_start", 1e-4, file),
         beta_end=_number(params, "linear_end", 2e-2, file),
-        timesteps=int(_number(params, "timesteps", 1000, file)),
+        timesteps=_count(params, "timesteps", 1000, _MOST_TIMESTEPS, file),
         scaling_factor=_number(params, "scale_factor", 1.0, file),
         heads=_heads(unet, file),
         penultimate=layer == "penultimate",
@@ -207,6 +213,9 @@ def _load(file: Path) -> Mapping[str, Any]:
             text = opened.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
             raise CheckpointError(f"{file} has more than {_MOST_BYTES} bytes; expected the config of a model")
+        # Aliases within aliases stand for texts without end; no published config has any.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise CheckpointError(f"{file} has aliases (*name), which the config of a model does not need")
         document = yaml.safe_load(text)
     except OSError as error:
         raise CheckpointError(f"{file} can't be read ({error})") from error
@@ -259,11 +268,19 @@ def _checked(data: Mapping[str, Any], section: _Section, file: Path) -> Mapping[
 def _number(data: Mapping[str, Any], key: str, default: float, file: Path) -> float:
     value = data.get(key, default)
     try:
-        if isinstance(value, bool):
+        number = float(value)  # YAML reads 1e-4 as a text
+        if isinstance(value, bool) or not math.isfinite(number):
             raise ValueError
-        return float(value)  # YAML reads 1e-4 as a text
-    except (TypeError, ValueError):
+        return number
+    except (TypeError, ValueError, OverflowError):
         raise CheckpointError(f"{file}: {key} = {_shown(value)}, expected a number") from None
+
+
+def _count(data: Mapping[str, Any], key: str, default: int, most: int, file: Path) -> int:
+    number = _number(data, key, default, file)
+    if not number.is_integer() or not 1 <= number <= most:
+        raise CheckpointError(f"{file}: {key} = {_shown(data[key])}, expected a whole number from 1 to {most}")
+    return int(number)
 
 
 def _heads(unet: Mapping[str, Any], file: Path) -> Heads:

@@ -4,6 +4,7 @@ Both of torch's formats are read: the zip archive (since 1.6), and the older one
 pickles.
 """
 
+import functools
 import io
 import os
 import struct
@@ -43,14 +44,15 @@ class _Counter:
           PickleError: if values lie too deep in each other, or are too many: a few bytes can be made to unfold
             without end.
         """
-        self.values += 1
+        if isinstance(value, ParameterDict):
+            value = value.parameters
+        # All that lie in it, those left out too, before any is looked at: it may come again and again.
+        self.values += len(value) if isinstance(value, dict | list) or type(value) is tuple else 0
         if self.values > _MOST_VALUES or depth > _MOST_DEEP or len(name) > MOST_NAME:
             raise PickleError(
                 f"{self.file} is no sound file of pickled tensors: its values are more than {_MOST_VALUES}, lie more "
                 f"than {_MOST_DEEP} deep in each other, or have names of more than {MOST_NAME} characters"
             )
-        if isinstance(value, ParameterDict):
-            value = value.parameters
         if isinstance(value, Tensor):
             self.bytes += value.nbytes
             if self.bytes > self.most_bytes:
@@ -111,6 +113,7 @@ def _run_archive(file: Path) -> Any:
                 raise ValueError(f"its entry {name!r} is compressed or encrypted, which torch does not do")
             return entry
 
+        @functools.cache  # a pickle can ask for one again and again
         def find(key: str, dtype: str, count: int) -> Storage:
             entry = stored(f"{roots[0]}data/{key}")
             if entry.file_size != count * DTYPES[dtype].itemsize:

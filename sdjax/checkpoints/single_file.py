@@ -6,6 +6,7 @@ asked.
 """
 
 import dataclasses
+import re
 import tempfile
 import types
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from sdjax.checkpoints.diffusers_folder import (
 )
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.original_config import OriginalConfig, read_original_config
-from sdjax.checkpoints.tensors import CheckpointError, Part, Tensor, list_file, load_parts
+from sdjax.checkpoints.tensors import CheckpointError, Listing, Part, Tensor, list_file, load_parts
 from sdjax.checkpoints.variants import check_fit, extra_channels, family
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.schedule import PREDICTION_TYPES, SchedulerConfig
@@ -42,9 +43,15 @@ from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 _BETAS = (0.00085, 0.012)
 # The side of the latents for which UNets were trained: 512 pixels, 768 where version 2 predicts v.
 _SIDE, _SIDE_V = 64, 96
-# In the words of the model specification that trainers write into metadata.
-_SPECIFIED = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+# In the words of the model specification that trainers write into metadata, letters and digits alone.
+_SPECIFIED = {
+    **dict.fromkeys(("epsilon", "eps", "epsilonprediction", "epspred", "epsprediction", "noise"), "epsilon"),
+    **dict.fromkeys(("v", "vpred", "vprediction", "vparameterization", "velocity"), "v_prediction"),
+    **dict.fromkeys(("sample", "x0"), "sample"),
+}
 _BESIDE = (".yaml", ".yml")
+# Characters of metadata that an error tells.
+_MOST_WORDS = 100
 
 
 class Configs(NamedTuple):
@@ -125,10 +132,10 @@ def read_file(
         scheduler, scheduler_class = given.scheduler
         if prediction_type:
             scheduler = dataclasses.replace(scheduler, prediction_type=prediction_type)
-        _agree(file, _said(listing.metadata, tensors, {"config": scheduler.prediction_type}), prediction_type)
+        _agree(file, _said(file, listing, {"config": scheduler.prediction_type}, prediction_type), prediction_type)
     else:
         said = {given.original.file.name: given.original.prediction_type} if given.original else {}
-        predicts = _agree(file, _said(listing.metadata, tensors, said), prediction_type) or _usual(file, configs)
+        predicts = _agree(file, _said(file, listing, said, prediction_type), prediction_type) or _usual(file, configs)
         scheduler, scheduler_class = _scheduler(predicts, "ztsnr" in tensors, given.original)
         configs = _with_size(configs, predicts)
 
@@ -214,13 +221,23 @@ def _scale_of(given: _Given) -> float:
     return given.original.scaling_factor if given.original else VAEConfig.scaling_factor
 
 
-def _said(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], config: Mapping[str, str]) -> dict[str, str]:
-    """What the UNet predicts, by all that says so."""
+def _said(file: Path, listing: Listing, config: Mapping[str, str], asked: str | None) -> dict[str, str]:
+    """What the UNet predicts, by all that says so.
+
+    Raises:
+      CheckpointError: if metadata say it in words that are not known, and it is not asked for.
+    """
     said = dict(config)
-    specified = _SPECIFIED.get(metadata.get("modelspec.prediction_type", ""))
+    words = listing.metadata.get("modelspec.prediction_type", "")
+    specified = _SPECIFIED.get(re.sub(r"[\W_]+", "", words.lower()))
     if specified:
         said["the file's modelspec.prediction_type"] = specified
-    if "v_pred" in tensors:
+    elif words.strip() and asked is None:
+        raise CheckpointError(
+            f"{file}: its modelspec.prediction_type is {words[:_MOST_WORDS]!r}, which is not known; say what the UNet "
+            f"predicts, with prediction_type: one of {', '.join(PREDICTION_TYPES)}"
+        )
+    if "v_pred" in listing.tensors:
         said["the file's marker v_pred"] = "v_prediction"
     return said
 

@@ -24,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "Chosen",
     "Listing",
+    "MissingWeightsError",
     "Params",
     "Part",
     "Tensor",
@@ -49,6 +50,14 @@ _MOST_BRACKETS = 400_000
 _MOST_NAME = 1000
 # How many names an error lists.
 _LISTED = 8
+
+
+# The weights that torch pickled, where they are called otherwise.
+_PICKLED_STEMS = {"model": "pytorch_model"}
+
+
+class MissingWeightsError(CheckpointError):
+    """There are no files of a network's weights, or none that are allowed."""
 
 
 class Listing(NamedTuple):
@@ -88,15 +97,18 @@ def list_file(file: Path, pickled: bool = False) -> Listing:
     return _list_pickled(file)
 
 
-def list_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
-    """What lies in some safetensors files, by name.
+def list_tensors(files: Iterable[Path], pickled: bool = False) -> dict[str, Tensor]:
+    """What lies in some files, by name.
+
+    Args:
+      pickled: as for `list_file`.
 
     Raises:
-      CheckpointError: if a file is missing, truncated or no safetensors, or two hold the same name.
+      CheckpointError: if a file is missing, damaged, or pickled where that is not allowed, or two hold the same name.
     """
     found: dict[str, Tensor] = {}
     for file in files:
-        for name, tensor in list_file(file).tensors.items():
+        for name, tensor in list_file(file, pickled).tensors.items():
             if name in found:
                 raise CheckpointError(f"{file}: tensor {name!r} is also in {found[name].file}")
             found[name] = tensor
@@ -271,58 +283,69 @@ def write_params(params: Params, table: names.NameTable, file: Path, dtype: DTyp
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def weight_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
-    """The safetensors files of one network of a diffusers folder.
+def pickled_stem(stem: str) -> str:
+    """What the weights' files of a network are called where they are pickled."""
+    return _PICKLED_STEMS.get(stem, stem)
+
+
+def weight_files(folder: Path, stem: str, variant: str | None, pickled: bool = False) -> tuple[Path, ...]:
+    """The files of weights of one network of a diffusers folder: safetensors, or where there are none, pickled ones.
 
     Args:
       folder: for example `unet`.
-      stem: `diffusion_pytorch_model` or `model`.
+      stem: `diffusion_pytorch_model` or `model`, as safetensors are called.
       variant: "fp16" for the files so marked; None for the plain ones, or the only ones there.
+      pickled: whether pickled ones are allowed.
 
     Raises:
-      CheckpointError: if there are none, or only pickled ones, or an index names a file elsewhere.
+      CheckpointError: if an index names a file elsewhere.
+      MissingWeightsError: if there are none, or only pickled ones which are not allowed.
     """
-    marks = [f".{variant}"] if variant else ["", *_variants_in(folder, stem)]
-    for mark in marks:
-        for index in (f"{stem}.safetensors.index{mark}.json", f"{stem}{mark}.safetensors.index.json"):
-            if (folder / index).is_file():
-                return _files_of_index(folder / index)
-        single = folder / f"{stem}{mark}.safetensors"
-        if single.is_file():
-            return (single,)
-    wanted = f"{stem}{marks[0]}.safetensors"
-    pickled = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt") for path in folder.glob(pattern))
-    if pickled:
-        raise CheckpointError(
-            f"{folder / wanted} is missing; there is {pickled[0]}, but pickled weights can run code and are not "
-            "read: save the checkpoint again with safe_serialization=True"
+    kinds = [(stem, ".safetensors"), *([(pickled_stem(stem), ".bin")] if pickled else [])]
+    for start, suffix in kinds:
+        for mark in [f".{variant}"] if variant else ["", *_variants_in(folder, start, suffix)]:
+            for index in (f"{start}{suffix}.index{mark}.json", f"{start}{mark}{suffix}.index.json"):
+                if (folder / index).is_file():
+                    return _files_of_index(folder / index, suffix)
+            single = folder / f"{start}{mark}{suffix}"
+            if single.is_file():
+                return (single,)
+    wanted = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+    others = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt") for path in folder.glob(pattern))
+    if others and not pickled:
+        raise MissingWeightsError(
+            f"{folder / wanted} is missing; there is {others[0]}, but pickled weights can run code and are not read "
+            "unless you allow it (`pickled`: by a reader that runs nothing), or save the checkpoint again with "
+            "safe_serialization=True"
         )
-    raise CheckpointError(f"{folder / wanted} is missing, and no sharded index or variant of it is there either")
+    raise MissingWeightsError(f"{folder / wanted} is missing, and no sharded index or variant of it is there either")
 
 
-def _variants_in(folder: Path, stem: str) -> list[str]:
+def _variants_in(folder: Path, stem: str, suffix: str) -> list[str]:
     """The marks (".fp16") of the variants that a folder has, if it has just one."""
+    end = re.escape(suffix)
     patterns = (
-        rf"{stem}(\.\w+)(?:-\d+-of-\d+)?\.safetensors",
-        rf"{stem}\.safetensors\.index(\.\w+)\.json",
-        rf"{stem}(\.\w+)\.safetensors\.index\.json",
+        rf"{stem}(\.\w+)(?:-\d+-of-\d+)?{end}",
+        rf"{stem}{end}\.index(\.\w+)\.json",
+        rf"{stem}(\.\w+){end}\.index\.json",
     )
     names = [path.name for path in folder.glob(f"{stem}.*")]
     found = {match[1] for name in names for pattern in patterns if (match := re.fullmatch(pattern, name))}
     return sorted(found) if len(found) == 1 else []
 
 
-def _files_of_index(index: Path) -> tuple[Path, ...]:
+def _files_of_index(index: Path, suffix: str) -> tuple[Path, ...]:
     try:
         if index.stat().st_size > _MOST_HEADER:
             raise ValueError(f"it has more than {_MOST_HEADER} bytes")
         listed = json.loads(index.read_bytes())["weight_map"]
         files = sorted(set(listed.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors shards ({str(error)[:_MOST_NAME]})") from error
+        kind = suffix.removeprefix(".")
+        raise CheckpointError(f"{index} is not an index of {kind} shards ({str(error)[:_MOST_NAME]})") from error
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(suffix):
             raise CheckpointError(
-                f"{index} names {repr(name)[:_MOST_NAME]}, which is no safetensors file in its own folder"
+                f"{index} names {repr(name)[:_MOST_NAME]}, which is no {suffix} file in its own folder"
             )
     return tuple(index.parent / name for name in files)

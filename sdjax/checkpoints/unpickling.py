@@ -22,6 +22,9 @@ class PickleError(CheckpointError):
 
 # Instructions of a pickle; one of a whole checkpoint with its optimizer's state has about 150,000.
 MOST_STEPS = 500_000
+# Items that instructions take out of what they are given. What a writer makes has an instruction for each, so they are
+# no more; but a pickle can remember a long list and have it copied again and again.
+_MOST_ITEMS = MOST_STEPS
 # Characters of a value's name in other values, joined by dots.
 MOST_NAME = 1000
 # Greater integers mean nothing in such files; the greatest known is torch's magic number, of 77 bits.
@@ -176,6 +179,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.names: dict[str, _Named] = {}
+        self.items = 0
 
     def run(self, stream: io.BytesIO) -> Any:
         try:
@@ -203,6 +207,12 @@ class _Machine:
         if isinstance(value, str):
             value.encode()  # halves of characters, which could not be printed, are a ValueError
         self.stack.append(value)
+
+    def count(self, items: int) -> None:
+        """Has to be called before as many items are gone through or copied."""
+        self.items += items
+        if self.items > _MOST_ITEMS:
+            raise ValueError(f"it goes through more than {_MOST_ITEMS} items")
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -252,6 +262,7 @@ class _Machine:
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, list):
+            self.count(len(items))
             target.extend(items)
         elif not isinstance(target, _Skipped):
             raise ValueError(f"it appends to a {_kind(target)}")
@@ -269,6 +280,7 @@ class _Machine:
             return
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError(f"it sets {len(items)} halves of items of a {_kind(target)}")
+        self.count(len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Others could be slow to hash, or made to collide.
             if not isinstance(key, str | _Named | _Skipped) and not _is_count(key):
@@ -302,6 +314,7 @@ class _Machine:
         if called.name in _SKIPPED:
             self.stack.append(_Skipped())
         elif called.name in _CALLS:
+            self.count(len(arguments))
             try:
                 self.stack.append(_CALLS[called.name](self, *arguments))
             except TypeError:
@@ -325,7 +338,7 @@ class _Machine:
         if type(told) is tuple and told[:1] == ("module",) and len(told) == 4 and isinstance(told[1], _Named):
             self.stack.append(told[1])  # the older format brings a module's source along
             return
-        if type(told) is not tuple or len(told) < 5 or told[0] != "storage":
+        if type(told) is not tuple or not 5 <= len(told) <= 6 or told[0] != "storage":
             raise ValueError("it refers to something that is no storage")
         _, kind, key, _, count, *view = told
         if not isinstance(kind, _Named) or kind.name not in _STORAGES or not isinstance(key, str):
@@ -371,6 +384,7 @@ class _Machine:
     def ordered(self, items: object = ()) -> dict[Any, Any]:
         if not isinstance(items, list | tuple):
             raise ValueError(f"it makes a dictionary of a {_kind(items)}")
+        self.count(len(items))
         flat: list[Any] = []
         for item in items:
             if not isinstance(item, list | tuple) or len(item) != 2:
@@ -381,7 +395,10 @@ class _Machine:
         return self.stack.pop()
 
     def size(self, lengths: object = ()) -> tuple[int, ...]:
-        return _lengths(tuple(lengths) if isinstance(lengths, list) else lengths, "a torch.Size")
+        if isinstance(lengths, list):
+            self.count(len(lengths))
+            lengths = tuple(lengths)
+        return _lengths(lengths, "a torch.Size")
 
     def parameters(self) -> ParameterDict:
         return ParameterDict()

@@ -21,6 +21,7 @@ from sdjax.checkpoints.original import (
 )
 from sdjax.checkpoints.tensors import (
     CheckpointError,
+    MissingWeightsError,
     Tensor,
     check_tensors,
     list_file,
@@ -38,15 +39,15 @@ def find_vae(path: Path, variant: str | None = None, pickled: bool = False) -> V
     Args:
       path: a single file under the original names (with or without `first_stage_model.` before them, which may be a
         whole checkpoint) or diffusers'; a folder with `config.json`; or one of a whole checkpoint, with `vae/`.
-      variant: which files of a folder to take, for example "fp16".
-      pickled: whether a single file may be a pickled one.
+      variant: which files of a folder to take where it has them, for example "fp16".
+      pickled: whether a single file may be a pickled one, and a folder's weights where there are no others.
 
     Raises:
       CheckpointError: if there is none, or it is not whole.
       ConfigError: if its config asks for what is not implemented.
     """
     if path.is_dir():
-        return _in_folder(path / "vae" if (path / "vae").is_dir() else path, variant)
+        return _in_folder(path / "vae" if (path / "vae").is_dir() else path, variant, pickled)
     tensors = list_file(path, pickled).tensors
     if any(name.startswith("encoder.down_blocks.") for name in tensors):
         beside = path.parent / "config.json"
@@ -71,11 +72,14 @@ def _inferred(file: Path, stored: Shapes, called: VAENames) -> VAEConfig:
         return infer_vae(stored, called)
 
 
-def _in_folder(folder: Path, variant: str | None) -> VAEFile:
+def _in_folder(folder: Path, variant: str | None, pickled: bool) -> VAEFile:
     file = folder / "config.json"
     config = VAEConfig.from_json(read_json(file), str(file))
-    files = weight_files(folder, _PART.stem, variant)
-    return _found(folder, config, list_tensors(files), folder, (file, *files))
+    try:
+        files = weight_files(folder, _PART.stem, variant, pickled)
+    except MissingWeightsError:
+        files = weight_files(folder, _PART.stem, None, pickled)
+    return _found(folder, config, list_tensors(files, pickled), folder, (file, *files))
 
 
 def _found(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sdjax.text import comfyui, compel, grammar
 from sdjax.text.chunks import Chunk, a1111_chunks, comfyui_chunks, empty_chunk, make_chunk
-from sdjax.text.tags import Tag, cut, uncut
+from sdjax.text.tags import Tag, cut, look_alikes, uncut
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.words import Words
 
@@ -302,6 +302,9 @@ def _read_a1111(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
         told = "in a negative prompt an adapter is read as text; name it in the prompt, maybe with a weight below 0"
         problems = [grammar.Problem(letter, told) for letter in plain.letters]
         plain = uncut(prompt)
+    else:
+        told = "this looks like an adapter and is read as text; expected <lora:name:weight>, closed and without spaces"
+        problems = [grammar.Problem(plain.letter(letter), told) for letter in look_alikes(plain.text)]
     problems += [grammar.Problem(letter, message) for letter, message in plain.problems]
     parsed = grammar.parse(plain.text, negative=negative)
     for letter, message in (*parsed.problems, *grammar.step_problems(parsed.switches, steps)):
@@ -326,6 +329,11 @@ def _a1111_branch(words: Words, part: grammar.Part, steps: int) -> _Branch:
 # --- Text without grammar, as diffusers reads it ---
 
 
+def _tags_as_text(prompt: str) -> list[grammar.Problem]:
+    told = "in this syntax adapters are not named so, and it is read as text; name them in loras or hypernetworks"
+    return [grammar.Problem(letter, told) for letter in look_alikes(prompt)]
+
+
 def _read_plain(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
     ids = words.encode(prompt)
     room = words.tokenizer.length - 2
@@ -340,7 +348,7 @@ def _read_plain(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
 def _read_comfyui(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
     parsed = comfyui.parse(prompt)
     chunks, tokens = comfyui_chunks(words, parsed.spans)
-    problems = sorted([*parsed.problems, *_not_there(words, prompt, parsed.spans)])
+    problems = sorted([*parsed.problems, *_not_there(words, prompt, parsed.spans), *_tags_as_text(prompt)])
     return _Side((_Branch((steps,), (_Sum(((_of_chunks(chunks), 1.0),), tokens, ""),), 1.0),), tuple(problems))
 
 
@@ -380,7 +388,7 @@ def _read_compel(words: Words, prompt: str, negative: bool, steps: int) -> _Side
     parsed = compel.parse(prompt)
     rows = [_compel_row(words, part) for part in parsed.parts]
     text = _Sum(_side_by_side(rows), sum(row.tokens for row in rows), " ".join(filter(None, (row.cut for row in rows))))
-    problems = parsed.problems
+    problems = (*parsed.problems, *_tags_as_text(prompt))
     if negative and parsed.tags:
         told = "an adapter acts on the whole picture; name it in the prompt, maybe with a weight below 0"
         problems = (*problems, grammar.Problem(prompt.find("Lora") + 1, told))

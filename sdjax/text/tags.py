@@ -18,6 +18,8 @@ MAX_WEIGHT = 100.0
 
 # Anything so written is taken out of a prompt by the web UI.
 _TAG = re.compile(r"<(\w+):([^>]+)>")
+# What was probably meant to be one.
+_LIKE = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:")
 _FIELD = {"lora": "loras", "hypernetwork": "hypernetworks"}
 
 
@@ -62,6 +64,11 @@ class Cut(NamedTuple):
 def uncut(prompt: str) -> Cut:
     """A prompt whose tags are text."""
     return Cut(prompt, (), (), (), ())
+
+
+def look_alikes(text: str) -> tuple[int, ...]:
+    """The letters, counted from 1, at which a text has what looks like a tag."""
+    return tuple(found.start() + 1 for found in _LIKE.finditer(text))
 
 
 def cut(prompt: str) -> Cut:

@@ -79,6 +79,10 @@ def read(tmp_path: Path, tensors: Tensors, metadata: dict[str, str] | None = Non
         ("base_model.model.text_model.encoder.layers.1.self_attn.q_proj", Q_PROJ),
         ("lora_te_text_model_encoder_layers_1_mlp_fc1", FC1),
         ("lora_te_model_transformer_resblocks_1_mlp_c_fc", FC1),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.1.self_attn.q_proj", Q_PROJ),
+        ("clip_l.transformer.text_model.encoder.layers.1.self_attn.q_proj", Q_PROJ),
+        ("text_encoders.clip_h.transformer.text_model.encoder.layers.1.mlp.fc1", FC1),
+        ("clip_h.transformer.text_model.encoder.layers.1.mlp.fc1", FC1),
         ("lora_unet_text_model_encoder_layers_1_mlp_fc1", None),
         ("lora_unet_", None),
         ("", None),
@@ -126,6 +130,22 @@ def test_alpha_over_rank_scales(alpha: np.ndarray | None, scale: float, tmp_path
     [change] = read(tmp_path, {**PAIR, **more}).changes.values()
     assert isinstance(change, LowRank)
     np.testing.assert_allclose(change.product.up, scale * _normal(16, 2).T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["lora_linear_layer", "lora"])
+def test_alpha_stands_beside_the_matrices_or_beside_the_module(form: str, tmp_path: Path) -> None:
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q." + form
+    tensors = pair(f"{module}.down.weight", f"{module}.up.weight")
+    [change] = read(tmp_path, {**tensors, f"{module}.alpha": np.float32(3)}).changes.values()
+    [expected] = read(tmp_path, {**PAIR, f"{KOHYA}.alpha": np.float32(3)}).changes.values()
+    assert isinstance(change, LowRank) and isinstance(expected, LowRank)
+    np.testing.assert_array_equal(change.product.up, expected.product.up)
+
+
+def test_a_projection_of_the_text_that_no_picture_needs_is_left_out(tmp_path: Path) -> None:
+    module = "text_encoders.clip_l.transformer.text_projection"
+    tensors = {**PAIR, **pair(f"{module}.lora_down.weight", f"{module}.lora_up.weight", 8)}
+    assert read(tmp_path, tensors).changes.keys() == read(tmp_path, PAIR).changes.keys()
 
 
 def test_each_module_has_a_rank_of_its_own(tmp_path: Path) -> None:
@@ -258,6 +278,8 @@ _TO_K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
         (pair(f"{_TO_K}.lora_down.weight", f"{_TO_K}.lora_up.weight", 1024),
          r"whose text is 32 wide \(the file's 1024 as in Stable Diffusion 2\)"),
         (pair("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "x"), "is for Stable Diffusion XL"),
+        (pair("text_encoders.clip_g.transformer.text_model.encoder.layers.0.mlp.fc1.lora_up.weight", "x"),
+         "is for Stable Diffusion XL"),
         (pair("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight", "x"), "is for Stable Diffusion XL"),
         (pair("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "x"), "is for Flux or Stable Diffusion 3"),
         (pair("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "x"), "is for Flux"),

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from pipelines.convert import CLIP
+from pipelines.convert import CLIP, convert
 from sdjax.checkpoints.contents import content_digest, of_file, of_folder
 from sdjax.checkpoints.convert import file_to_file, file_to_folder, folder_to_file
 from sdjax.checkpoints.single_file import read_file
@@ -102,6 +102,21 @@ def test_fused_and_unused_tensors_of_version_2_come_back_too(tmp_path):
     assert index["_class_name"] == "StableDiffusionDepth2ImgPipeline"
 
 
+def test_what_other_trainings_leave_behind_comes_back_too(tmp_path):
+    file = checkpoints.write_toy(tmp_path / "toy.safetensors", "sd1")
+    more = {
+        "first_stage_model.model_ema.decoderconv_inweight": np.ones(3, np.float32),
+        "embedding_manager.string_to_param_dict.*": np.ones((1, 32), np.float32),
+        "cond_stage_model.transformer.vision_model.embeddings.class_embedding": np.ones(8, np.float16),
+        "cond_stage_model.transformer.visual_projection.weight": np.ones((8, 8), np.float16),
+        "cond_stage_model.transformer.text_projection.weight": np.ones((8, 8), np.float16),
+        "cond_stage_model.transformer.logit_scale": np.ones((), np.float32),
+    }
+    change(file, lambda tensors: tensors.update(more))
+    assert there_and_back(file, tmp_path).read_bytes() == file.read_bytes()
+    assert more.keys() == load_file(tmp_path / "folder/original/left_over.safetensors").keys()
+
+
 def test_what_is_stored_stays_as_it_is_also_where_it_is_no_number(tmp_path):
     strange = np.array([0x7FC1, 0xFF81, 0x0001, 0x8000] * 8, np.uint16).view(ml_dtypes.bfloat16)
     file = checkpoints.write_toy(tmp_path / "toy.safetensors", "sd1_inpaint", dtype=ml_dtypes.bfloat16)
@@ -185,6 +200,40 @@ def test_a_hypernetwork_has_no_other_form(tmp_path):
     file = pickles.write(tmp_path / "h.pt", {768: [layers, layers], "layer_structure": [1, 1]})
     with pytest.raises(sdjax.CheckpointError, match="is a hypernetwork, for which there is no form but"):
         file_to_file(file, tmp_path / "h.safetensors", pickled=True)
+
+
+def test_a_file_notes_what_its_unet_is_said_to_predict(sd1_folder, tmp_path):
+    file = checkpoints.write_toy(tmp_path / "toy.safetensors", "sd1", **{"modelspec.prediction_type": "flow"})
+    change(file, lambda tensors: tensors.update(v_pred=np.zeros(0, np.float32), ztsnr=np.zeros(0, np.float32)))
+    for said, noted in (("v_prediction", "v"), ("epsilon", "epsilon"), ("sample", "sample")):
+        to = tmp_path / f"{said}.safetensors"
+        list(convert(str(file), to, prediction_type=said))
+        assert metadata(to)["modelspec.prediction_type"] == noted
+        assert read_file(to, None).scheduler.prediction_type == said
+    file_to_file(tmp_path / "v_prediction.safetensors", tmp_path / "pruned.safetensors", prune=True)
+    scheduler = read_file(tmp_path / "pruned.safetensors", None).scheduler
+    assert scheduler.prediction_type == "v_prediction" and scheduler.rescale_betas_zero_snr
+    folder_to_file(sd1_folder, tmp_path / "carries.safetensors", CLIP)
+    file_to_file(tmp_path / "carries.safetensors", tmp_path / "new.safetensors", prediction_type="v_prediction")
+    assert read_file(tmp_path / "new.safetensors", None).scheduler.prediction_type == "v_prediction"
+    with pytest.raises(ValueError, match="to be a single file again, for which --config says nothing"):
+        list(convert(str(file), tmp_path / "b.safetensors", config=tmp_path / "v1.yaml"))
+
+
+def test_a_folder_of_pickled_weights_is_converted_only_when_asked_for(sd1_folder, tmp_path):
+    root = shutil.copytree(sd1_folder, tmp_path / "folder")
+    give_a_buffer(root)
+    weights = {TEXT: "text_encoder/pytorch_model.bin", UNET: "unet/diffusion_pytorch_model.bin"}
+    for name, pickled in weights.items():
+        tensors = {key: value.astype(np.float32) for key, value in load_file(root / name).items()}
+        pickles.write(root / pickled, tensors)
+        (root / name).unlink()
+    with pytest.raises(sdjax.CheckpointError, match="pickled"):
+        folder_to_file(root, tmp_path / "file.safetensors", CLIP)
+    assert folder_to_file(root, tmp_path / "file.safetensors", CLIP, pickled=True) == []
+    file_to_folder(tmp_path / "file.safetensors", tmp_path / "again", CLIP)
+    assert load_file(tmp_path / "again" / TEXT).keys() == list_file(root / weights[TEXT], True).tensors.keys()
+    assert sdjax.load(tmp_path / "again").params.keys() == sdjax.load(root, pickled=True).params.keys()
 
 
 # --- A folder, as a single file and back ---

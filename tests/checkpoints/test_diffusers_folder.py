@@ -14,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.checkpoints.diffusers_folder import read_folder
-from tests import toys
+from tests import pickles, toys
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+PICKLED_INDEX = "unet/diffusion_pytorch_model.bin.index.json"
 
 
 @pytest.fixture
@@ -224,6 +225,50 @@ def test_an_index_may_not_point_elsewhere(folder: Path) -> None:
     index_file.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}}))
     with pytest.raises(sdjax.CheckpointError, match=r"index\.json names '\.\./vae"):
         read_folder(folder)
+
+
+def pickle_weights(folder: Path) -> None:
+    """As folders were before safetensors: the UNet in two files."""
+    for name, pickled in (("vae/diffusion_pytorch_model", "vae/diffusion_pytorch_model"),
+                          ("text_encoder/model", "text_encoder/pytorch_model")):  # fmt: skip
+        pickles.write(folder / f"{pickled}.bin", load_file(folder / f"{name}.safetensors"))
+        (folder / f"{name}.safetensors").unlink()
+    tensors = load_file(folder / UNET_WEIGHTS)
+    names = sorted(tensors)
+    shards = {f"diffusion_pytorch_model-0000{n + 1}-of-00002.bin": names[n::2] for n in range(2)}
+    for shard, inside in shards.items():
+        pickles.write(folder / "unet" / shard, {name: tensors[name] for name in inside})
+    weight_map = {name: shard for shard, inside in shards.items() for name in inside}
+    (folder / PICKLED_INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / UNET_WEIGHTS).unlink()
+
+
+def test_pickled_weights_are_read_where_allowed_and_there_are_no_others(
+    folder: Path, sd1_folder: Path, sd1: sdjax.Model
+) -> None:
+    for name in ("vae/diffusion_pytorch_model", "text_encoder/pytorch_model"):
+        (folder / f"{name}.bin").write_bytes(b"not looked at")
+    assert sdjax.load(folder, pickled=True).digest == sd1.digest
+    pickle_weights(folder)
+    with pytest.raises(
+        sdjax.CheckpointError, match=r"safetensors is missing; there is .*\.bin, .*allow it \(`pickled`"
+    ):
+        sdjax.load(folder)
+    model = sdjax.load(folder, pickled=True)
+    jax.tree.map(np.testing.assert_array_equal, model.params, sd1.params)
+    other = sdjax.load(sd1_folder, vae=folder, pickled=True)
+    jax.tree.map(np.testing.assert_array_equal, other.params["vae"], sd1.params["vae"])
+    pickles.write(folder / "vae/diffusion_pytorch_model.bin", {"conv_in.weight": np.ones(2, np.float32)})
+    with pytest.raises(sdjax.CheckpointError, match=r"vae: the tensors are not those its config describes"):
+        sdjax.load(folder, pickled=True)
+
+
+@pytest.mark.parametrize("name", ["../vae/diffusion_pytorch_model.bin", "/etc/passwd.bin", "a.safetensors"])
+def test_an_index_of_pickled_weights_may_not_point_elsewhere(name: str, folder: Path) -> None:
+    (folder / UNET_WEIGHTS).unlink()
+    (folder / PICKLED_INDEX).write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
+    with pytest.raises(sdjax.CheckpointError, match=r"bin\.index\.json names .* no \.bin file in its own folder"):
+        read_folder(folder, pickled=True)
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -84,7 +84,7 @@ def hub(sd1_folder: Path, tmp_path: Path) -> Iterator[Hub]:
         (root / name).write_text(name)
     for stem in STEMS:
         shutil.copy(root / f"{stem}.safetensors", root / f"{stem}.fp16.safetensors")
-        (root / f"{stem}.bin").write_text("pickled")
+        (root / f"{stem.replace('/model', '/pytorch_model')}.bin").write_text(f"pickled {stem}")
     with Hub(root) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -133,13 +133,15 @@ def test_a_variant_is_fetched_alone_and_taken_where_there_is_no_other(hub, cache
 
 
 def test_pickled_weights_are_fetched_only_when_asked_for_and_nothing_else_is_there(hub, cache):
-    for file in hub.root.glob("vae/*.safetensors"):
+    for file in (*hub.root.glob("vae/*.safetensors"), *hub.root.glob("text_encoder/*.safetensors")):
         file.unlink()
-    with pytest.raises(sdjax.CheckpointError, match=r"org/toy has no safetensors for: vae; .* ask for them: pickled"):
+    lacking = r"org/toy has no safetensors for: text_encoder, vae; .* ask for them: pickled"
+    with pytest.raises(sdjax.CheckpointError, match=lacking):
         fetched("org/toy", cache=cache, endpoint=hub.endpoint)
     assert not [name for name in hub.sent if name.endswith(".bin")]
     fetched("org/toy", pickled=True, cache=cache, endpoint=hub.endpoint)
-    assert [name for name in hub.sent if name.endswith(".bin")] == ["vae/diffusion_pytorch_model.bin"]
+    pickled = [name for name in weights(hub) if name.endswith(".bin")]
+    assert pickled == ["text_encoder/pytorch_model.bin", "vae/diffusion_pytorch_model.bin"]
 
 
 def test_a_single_file_comes_with_the_config_beside_it(hub, cache):

@@ -1,5 +1,6 @@
 """Pickled files: tensors and plain values come out as torch wrote them, and nothing in them is ever run."""
 
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -197,6 +198,44 @@ def test_the_instructions_are_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(unpickling, "MOST_STEPS", 1000)
     with pytest.raises(PickleError, match="more than 1000 instructions"):
         read_pickle(pickles.archive(tmp_path / "model.ckpt", b"N0" * 600 + b"N", {}))
+
+
+def named(count: int, value: bytes) -> bytes:
+    """Texts, each with the same value after it."""
+    return b"".join(text(str(place)) + value for place in range(count))
+
+
+# Remembers something long (as 1), and then has it gone through again and again.
+AGAIN = {
+    "a dictionary of what is left out": (
+        b"C\x01xq\x000}(" + named(4000, b"h\x00") + b"uq\x010](" + b"h\x01" * 4000 + b"e",
+        "its values are more than 10000,",
+    ),
+    "pairs of a dictionary": (
+        b"](" + named(4000, b"N\x86") + b"eq\x010" + name("collections.OrderedDict") + b"q\x000"
+        + b"](" + b"h\x00h\x01\x85R" * 4000 + b"e",
+        "goes through more than 500000 items",
+    ),
+    "arguments": (
+        b"(" + tensor(storage("0", 4), (4,), (1,)) + b"N" * 4000 + b"tq\x010"
+        + name("torch._utils._rebuild_parameter") + b"q\x000(" + b"h\x00h\x01R" * 4000 + b"t",
+        "goes through more than 500000 items",
+    ),
+    "a storage": (
+        storage("0", 4)[:-2] + b"N" * 4000 + b"tq\x010(" + b"h\x01Q" * 4000 + b"t", "refers to something"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AGAIN)
+def test_work_is_not_repeated_without_end(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickled, "_MOST_VALUES", 10_000)
+    steps, message = AGAIN[kind]
+    file = pickles.archive(tmp_path / "model.ckpt", steps, STORED)
+    start = time.process_time()
+    with pytest.raises(PickleError, match=message):
+        read_pickle(file)
+    assert time.process_time() - start < 1
 
 
 ONE = dictionary({"a": tensor(storage("0", 4), (4,), (1,))})

@@ -168,6 +168,29 @@ def test_the_answer_is_a_flag_or_metadata_or_a_config_beside(
     assert outline(file).scheduler.prediction_type == prediction
 
 
+@pytest.mark.parametrize(
+    ("words", "prediction"),
+    [("V-Prediction", "v_prediction"), ("vpred", "v_prediction"), ("v_pred", "v_prediction"), ("EPS", "epsilon"),
+     ("Epsilon ", "epsilon"), ("sample", "sample")],
+)  # fmt: skip
+def test_metadata_say_it_in_several_spellings(
+    words: str, prediction: str, files: Callable[[str], Path], tmp_path: Path
+) -> None:
+    said = {"modelspec.prediction_type": words}
+    file = changed(files("sd1"), lambda tensors: None, tmp_path / "model.safetensors", **said)
+    assert outline(file).scheduler.prediction_type == prediction
+
+
+def test_metadata_that_say_something_unknown_are_an_error_unless_it_is_said(
+    files: Callable[[str], Path], tmp_path: Path
+) -> None:
+    said = {"modelspec.prediction_type": "flow"}
+    file = changed(files("sd1"), lambda tensors: None, tmp_path / "model.safetensors", **said)
+    with pytest.raises(sdjax.CheckpointError, match=r"modelspec\.prediction_type is 'flow', which is not known"):
+        outline(file)
+    assert outline(file, prediction_type="epsilon").scheduler.prediction_type == "epsilon"
+
+
 def test_a_marker_says_that_a_fine_tune_of_version_1_predicts_v(files: Callable[[str], Path], tmp_path: Path) -> None:
     markers = {"v_pred": np.zeros(0, np.float32), "ztsnr": np.zeros(0, np.float32)}
     checkpoint = outline(changed(files("sd1"), lambda tensors: tensors.update(markers), tmp_path / "v.safetensors"))
@@ -228,6 +251,13 @@ def test_a_folder_of_configs_is_taken_as_it_is(files: Callable[[str], Path], tmp
         (lambda p: p.update(beta_schedule="cosine"), "beta_schedule = 'cosine' is not supported"),
         (lambda p: p.update(parameterization="w"), "parameterization = 'w'"),
         (lambda p: p.update(linear_start="low"), "linear_start = 'low', expected a number"),
+        (lambda p: p.update(linear_end=float("nan")), "linear_end = nan, expected a number"),
+        (lambda p: p.update(scale_factor=10**400), "scale_factor = 10+\\.\\.\\., expected a number"),
+        (lambda p: p.update(timesteps=float("inf")), "timesteps = inf, expected a number"),
+        (lambda p: p.update(timesteps=float("nan")), "timesteps = nan, expected a number"),
+        (lambda p: p.update(timesteps=10_000_000), "timesteps = 10000000, expected a whole number from 1 to 100000"),
+        (lambda p: p.update(timesteps=0), "timesteps = 0, expected a whole number"),
+        (lambda p: p.update(timesteps=999.5), "timesteps = 999.5, expected a whole number"),
         (lambda p: p["unet_config"]["params"].update(in_channels=9), "in_channels is 9, but .* 4"),
         (lambda p: p["unet_config"]["params"].update(num_heads="8"), "num_heads, num_head_channels = '8'"),
         (lambda p: p["unet_config"].update(target="a.DiT"), r"unet_config is a 'DiT', expected UNetModel"),
@@ -253,6 +283,10 @@ def test_a_config_of_another_model_or_of_what_is_not_known_is_an_error(
         ("[1, 2]", "holds list"),
         ("model: {target: sgm.models.diffusion.DiffusionEngine, params: {}}", "the model is a DiffusionEngine"),
         ("a: b: c", "is not YAML"),
+        (
+            f"model: {{target: a.LatentDiffusion, params: {{surprise: 0x{'f' * 5000}}}}}",
+            r"model.yaml: unknown key 'surprise' \(value an immense int\)",
+        ),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
         (" " * (1 << 20) + "a", "more than 1048576 bytes"),
         ("[" * 400, "is not YAML"),
@@ -264,6 +298,13 @@ def test_what_is_no_config_at_all_is_an_error(
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(sdjax.CheckpointError, match=message):
         outline(linked("sd2"))
+
+
+def test_carried_texts_that_lie_in_each_other_are_an_error(files: Callable[[str], Path], tmp_path: Path) -> None:
+    texts = {f"sdjax:{path}": "{}" for path in ("unet/config.json", "a.json", "a.json/b.json")}
+    file = changed(files("sd1"), lambda tensors: None, tmp_path / "model.safetensors", **texts)
+    with pytest.raises(sdjax.CheckpointError, match=r"model\.safetensors: .*'a\.json' both as a file and as a folder"):
+        outline(file)
 
 
 # --- Digests ---
@@ -359,6 +400,8 @@ def test_files_of_other_kinds_are_refused_by_name(
 def test_arguments_that_say_nothing_of_a_model_are_errors(sd1_folder: Path, files: Callable[[str], Path]) -> None:
     with pytest.raises(ValueError, match="config and ema are not for it"):
         sdjax.load(sd1_folder, ema=True)
+    with pytest.raises(ValueError, match=r"variant = 'fp16': .*sd1\.safetensors is a single file"):
+        sdjax.load(files("sd1"), variant="fp16")
     with pytest.raises(ValueError, match="not on a hub"):
         sdjax.load(sd1_folder, revision="main")
     with pytest.raises(ValueError, match="prediction_type = 'v': expected one of epsilon"):

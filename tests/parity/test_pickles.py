@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from sdjax.checkpoints.pickled import read_pickle
 from sdjax.checkpoints.tensors import Tensor, read_tensor
-from tests.golden import pickle_reference
 
 pytestmark = pytest.mark.parity
+
+torch = pytest.importorskip("torch", reason="needs torch: make parity")
+pickle_reference = pytest.importorskip("tests.golden.pickle_reference", reason="needs torch", exc_type=ImportError)
 
 
 def same(found: Any, expected: Any) -> None:

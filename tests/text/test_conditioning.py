@@ -308,3 +308,18 @@ def test_a_weight_of_1_changes_nothing(small, words, syntax):
     text = " ".join(words)
     weighted = {"a1111": f"({text}:1)", "comfyui": f"({text}:1.0)", "compel": f"({text})1.0", "plain": text}[syntax]
     assert of(small, weighted, syntax=syntax) == of(small, text, syntax=syntax)
+
+
+@pytest.mark.parametrize(
+    "prompt, syntax, letter",
+    [
+        ("a cat < lora:ink:1>", "a1111", 7),
+        ("a <lora:ink:1> (cat:1.1) <lora:chalk", "a1111", 26),
+        ("a cat <lora:ink:1>", "comfyui", 7),
+        ("a cat <hypernet:oil:1>", "compel", 7),
+    ],
+)
+def test_what_looks_like_an_adapter_and_is_read_as_text_is_a_problem(small, prompt, syntax, letter):
+    told = of(small, prompt, syntax=syntax).problems
+    assert any(each.startswith(f"prompt, letter {letter}: ") and "read as text" in each for each in told)
+    assert of(small, prompt, syntax="plain").problems == ()
