@@ -1,5 +1,6 @@
 """What is found out before anything is made: whether model, output, flags and runner fit what a run is to do."""
 
+import dataclasses
 import os
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
@@ -21,10 +22,11 @@ _SIZES = ("seed_resize_from_width", "seed_resize_from_height")
 _FEW_STEPS = 4
 
 
-def check_model(config: RunConfig) -> str | None:
+def check_model(config: RunConfig) -> RunConfig:
     """Finds out whether the model and other files are there and can do what the configuration asks of every row.
 
-    Gives the commit, if the model comes from a hub.
+    Gives the configuration, with the commits of what comes from a hub: what a branch stands for may change while the
+    run goes on.
 
     Raises:
       AdapterError: if a folder of adapters is not there.
@@ -49,7 +51,7 @@ def check_model(config: RunConfig) -> str | None:
         load_classifier(config.classifier)
     if config.wildcards and next(storage.list_files(config.wildcards), None) is None:
         raise RunConfigError(f"wildcards = {config.wildcards}: there is no such folder, or no file in it")
-    return model.revision
+    return dataclasses.replace(config, revision=model.revision, vae_revision=model.vae_revision)
 
 
 def check_format(out: str, format_name: str) -> None:

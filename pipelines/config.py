@@ -34,6 +34,7 @@ class RunConfig:
       ema: whether to take the averaged weights of a single file that holds both.
       pickled: whether pickled files (.ckpt, .pt, .bin) may be read; nothing in them is run.
       vae: another VAE: a single file or a folder; None keeps the model's own.
+      vae_revision: as `revision`, of that VAE.
       dtype: of the network's arithmetic: "float32", "bfloat16" or "float16".
       vae_dtype: of the VAE's; None is the same, or float32 for a VAE that says it overflows in half precision.
       vae_tile: pictures of more pixels than four squares of this side are decoded in tiles; 0 decodes all at once.
@@ -65,6 +66,7 @@ class RunConfig:
     ema: bool = False
     pickled: bool = False
     vae: str | None = None
+    vae_revision: str | None = None
     dtype: str = "float32"
     vae_dtype: str | None = None
     vae_tile: int = VAE_TILE
@@ -129,7 +131,7 @@ class RunConfig:
 _TEXT = (str | None, "text")
 _KINDS: Mapping[str, tuple[Any, str]] = {
     "model": (str, "text"),
-    **dict.fromkeys(("variant", "revision", "model_config", "vae", "wildcards", "classifier"), _TEXT),
+    **dict.fromkeys(("variant", "revision", "model_config", "vae", "vae_revision", "wildcards", "classifier"), _TEXT),
     **dict.fromkeys(("lora_folder", "hypernetwork_folder", "embedding_folder"), _TEXT),
     **dict.fromkeys(("ema", "pickled"), (bool, "true or false")),
 }

@@ -24,6 +24,7 @@ class Equipment(NamedTuple):
     ema: bool
     pickled: bool
     vae: str | None
+    vae_revision: str | None
     dtype: str
     vae_dtype: str | None
     vae_tile: int
@@ -45,6 +46,8 @@ def equipment(config: RunConfig | Mapping[str, Any]) -> Equipment:
 # What of it says where things are.
 _PLACES = ("model", "model_config", "vae", "classifier", "lora_folder", "hypernetwork_folder", "embedding_folder")
 
+_REVISIONS = {"model": "revision", "vae": "vae_revision"}
+
 
 def moved(given: Equipment, places: Mapping[str, Any]) -> Equipment:
     """The same with some files and folders elsewhere; raises `RunConfigError` for what is no place."""
@@ -52,8 +55,8 @@ def moved(given: Equipment, places: Mapping[str, Any]) -> Equipment:
         if key not in _PLACES:
             raise RunConfigError(f"{key} is no file or folder of a run; expected one of {', '.join(_PLACES)}")
     # A place on this machine has no revisions.
-    changes = {**places, "revision": None} if "model" in places else places
-    return given._replace(**changes)
+    revisions = {name: None for place, name in _REVISIONS.items() if place in places}
+    return given._replace(**{**places, **revisions})
 
 
 def load_model(given: Equipment, *, weights: bool = True) -> Model:
@@ -70,6 +73,7 @@ def load_model(given: Equipment, *, weights: bool = True) -> Model:
         ema=given.ema,
         pickled=given.pickled,
         revision=given.revision,
+        vae_revision=given.vae_revision,
     )
 
 

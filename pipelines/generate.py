@@ -502,8 +502,7 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         next(read_rows(functools.partial(storage.open_binary, path), path))
     options = checks.checked_options(flags)
     named = options.view_as(StandardOptions).runner
-    # What a branch of a hub stands for may change while the run goes on.
-    config = dataclasses.replace(_with_whole_paths(config), revision=checks.check_model(config))
+    config = checks.check_model(_with_whole_paths(config))
     run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or checks.workers(options))
     with storage.only_run(out):
         checks.check_format(out, config.format)

@@ -42,6 +42,7 @@ class Model:
       variant_name: what it is, for people to read.
       file_digest: sha256 of a single file as it is, of which A1111's model hash is the first ten digits; else None.
       revision: the commit from which it was fetched; None if it was not.
+      vae_revision: likewise, of a VAE in the place of its own.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Model:
     variant_name: str
     file_digest: str | None
     revision: str | None
+    vae_revision: str | None
 
     @property
     def extra_channels(self) -> int:
@@ -178,6 +180,13 @@ def _drawn(seed: int) -> int:
     return secrets.randbelow(min(2**48, MAX_SEED)) if seed == RANDOM_SEED else seed
 
 
+class Place(NamedTuple):
+    """Where a model's files are; `commit` if they were fetched."""
+
+    path: Path
+    commit: str | None
+
+
 def load(
     name: str | Path,
     *,
@@ -191,6 +200,7 @@ def load(
     ema: bool = False,
     pickled: bool = False,
     revision: str | None = None,
+    vae_revision: str | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -215,6 +225,7 @@ def load(
       pickled: allows files that torch pickled (.ckpt, and a folder's .bin where there are no others). They are read by
         a reader that runs nothing.
       revision: of a model on a hub: a branch, a tag or a commit.
+      vae_revision: likewise, of the other VAE.
 
     Raises:
       CheckpointError: if there is no such model, or its files are not whole, or do not say what they are.
@@ -227,7 +238,7 @@ def load(
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise ValueError(f"prediction_type = {prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}")
     place = place_of(str(name), revision, variant, pickled)
-    other_vae = None if vae is None else _other_vae(str(vae), variant, pickled)
+    other_place, other_vae = (None, None) if vae is None else _other_vae(str(vae), vae_revision, variant, pickled)
     options: dict[str, Any] = {
         "dtype": DTYPES[kind] if weights else None,
         "vae": other_vae,
@@ -261,16 +272,17 @@ def load(
         variant_name=variant_name(checkpoint.unet, checkpoint.vae, checkpoint.scheduler.prediction_type),
         file_digest=checkpoint.file_digest,
         revision=place.commit,
+        vae_revision=other_place and other_place.commit,
     )
 
 
-def _other_vae(name: str, variant: str | None, pickled: bool) -> VAEFile:
-    """The VAE of that name: in the variant if there are such files, else in the plain ones."""
+def _other_vae(name: str, revision: str | None, variant: str | None, pickled: bool) -> tuple[Place, VAEFile]:
+    """The VAE of that name and where it is: in the variant if there are such files, else in the plain ones."""
     try:
-        place = place_of(name, None, variant, pickled)
+        place = place_of(name, revision, variant, pickled)
     except MissingWeightsError:
-        place = place_of(name, None, None, pickled)
-    return find_vae(place.path, variant, pickled)
+        place = place_of(name, revision, None, pickled)
+    return place, find_vae(place.path, variant, pickled)
 
 
 def _dtype_named(name: str, dtype: DTypeLike | str) -> str:
@@ -292,13 +304,6 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
             f"{where} has {tokenizer.size} tokens, the text encoder only {checkpoint.text_encoder.vocab_size}"
         )
     return tokenizer
-
-
-class Place(NamedTuple):
-    """Where a model's files are; `commit` if they were fetched."""
-
-    path: Path
-    commit: str | None
 
 
 def place_of(name: str, revision: str | None, variant: str | None, pickled: bool) -> Place:

@@ -144,6 +144,7 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
         "model_digest": model.digest,
         "model_file_digest": model.file_digest or "",
         "model_revision": model.revision or "",
+        "vae_revision": model.vae_revision or "",
         "vae_dtype": model.vae_dtype,
         **fingerprint,
         "adapters_applied": adapters.told(),
