@@ -119,6 +119,18 @@ def test_what_was_fetched_is_there_without_a_network(hub, cache):
         fetched("org/toy", variant="fp16", cache=cache, offline=True)
 
 
+def test_a_model_and_another_vae_load_by_their_names_and_their_commits_are_known(hub, cache, sd1_folder, monkeypatch):
+    fetched("org/toy", cache=cache, endpoint=hub.endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = sdjax.load("org/toy")
+    assert (model.revision, model.vae_revision, model.digest) == (COMMIT, None, sdjax.load(sd1_folder).digest)
+    both = sdjax.load("org/toy", revision=COMMIT, vae="org/toy", vae_revision=COMMIT, weights=False)
+    assert (both.revision, both.vae_revision) == (COMMIT, COMMIT)
+    with pytest.raises(ValueError, match="is not on a hub, it has no revisions"):
+        sdjax.load(sd1_folder, revision=COMMIT)
+
+
 def test_a_variant_is_fetched_alone_and_taken_where_there_is_no_other(hub, cache):
     fetched("org/toy", variant="fp16", cache=cache, endpoint=hub.endpoint)
     assert weights(hub) == [f"{stem}.fp16.safetensors" for stem in STEMS]
