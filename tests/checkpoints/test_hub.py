@@ -13,6 +13,7 @@ import pytest
 
 import sdjax
 from sdjax.checkpoints.hub import Snapshot, fetched, is_hub_name
+from sdjax.checkpoints.tensors import MissingWeightsError
 
 COMMIT = "1" * 40
 STEMS = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
@@ -129,6 +130,13 @@ def test_a_model_and_another_vae_load_by_their_names_and_their_commits_are_known
     assert (both.revision, both.vae_revision) == (COMMIT, COMMIT)
     with pytest.raises(ValueError, match="is not on a hub, it has no revisions"):
         sdjax.load(sd1_folder, revision=COMMIT)
+
+
+def test_a_variant_that_is_not_there_is_told_apart_so_that_another_vae_may_lack_it(hub, cache):
+    (hub.root / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    with pytest.raises(MissingWeightsError):
+        fetched("org/toy/vae", variant="fp16", cache=cache, endpoint=hub.endpoint)
+    assert fetched("org/toy/vae", cache=cache, endpoint=hub.endpoint).commit == COMMIT
 
 
 def test_a_variant_is_fetched_alone_and_taken_where_there_is_no_other(hub, cache):

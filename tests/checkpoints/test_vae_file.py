@@ -12,11 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax.checkpoints import hub
 from sdjax.checkpoints.diffusers_folder import PARTS, param_shapes
-from sdjax.checkpoints.tensors import MissingWeightsError, load_chosen, write_params
+from sdjax.checkpoints.tensors import load_chosen, write_params
 from sdjax.checkpoints.vae_file import find_vae
-from sdjax.model import _other_vae
 from tests.golden import checkpoints
 
 START = "first_stage_model."
@@ -127,18 +125,6 @@ def test_another_vae_has_the_models_variant_or_the_plain_files(
         sdjax.load(root, variant="fp16", vae=plain)
     with pytest.raises(sdjax.CheckpointError, match=r"fp16\.safetensors can't be read"):
         sdjax.load(file, variant="fp16", vae=plain)
-
-
-def test_a_vae_from_a_hub_may_lack_the_variant(sd2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetched(name: str, *, variant: str | None, **_: object) -> hub.Snapshot:
-        if variant:
-            raise MissingWeightsError(f"{name} has no safetensors of the variant")
-        return hub.Snapshot(sd2_folder / "vae", "1" * 40)
-
-    monkeypatch.setattr(hub, "fetched", fetched)
-    with pytest.raises(sdjax.CheckpointError, match="of the variant"):
-        sdjax.load("org/model", variant="fp16", vae="org/vae")
-    assert _other_vae("org/vae", "fp16", False).where == sd2_folder / "vae"
 
 
 def test_a_vae_of_another_kind_of_model_is_refused(sd1_folder: Path, sd2_folder: Path, tmp_path: Path) -> None:
