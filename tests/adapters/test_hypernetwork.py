@@ -3,11 +3,8 @@
 import dataclasses
 import functools
 import itertools
-import math
 import re
-import struct
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from sdjax.adapters.hypernetwork import (
 )
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.models import UNet
-from tests import toys
+from tests import pickles, toys
 from tests.golden import hypernetworks as golden
 
 RECORDED = golden.recorded()
@@ -198,49 +195,22 @@ def test_half_precision_stays_so() -> None:
     np.testing.assert_allclose(key, defined(hypernetwork, "k", np.ones(2), x), atol=2e-2)
 
 
-def opcodes(value: Any, archive: zipfile.ZipFile) -> bytes:
-    """A pickle's instructions for a value; a tuple of numbers stands for a tensor of zeros of this shape."""
-
-    def every(values: Iterable[Any]) -> bytes:
-        return b"(" + b"".join(opcodes(each, archive) for each in values)
-
-    if value is None or isinstance(value, bool):
-        return {None: b"N", True: b"\x88", False: b"\x89"}[value]
-    if isinstance(value, int | float):
-        return f"{'I' if isinstance(value, int) else 'F'}{value!r}\n".encode()
-    if isinstance(value, str):
-        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-    if isinstance(value, list):
-        return b"]" + every(value) + b"e"
-    if isinstance(value, dict):
-        return b"}" + every(itertools.chain.from_iterable(value.items())) + b"u"
-    if not value or not isinstance(value[0], int):
-        return every(value) + b"t"
-    key, count = str(len(archive.namelist())), math.prod(value)
-    archive.writestr(f"archive/data/{key}", bytes(4 * count))
-    kind = b"(X\x07\0\0\0storagectorch\nFloatStorage\n" + every([key, "cpu", count])[1:] + b"tQ"
-    numbers = [b"(" + b"".join(b"I%d\n" % each for each in row) + b"t" for row in (value, strides(value))]
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + kind + b"I0\n" + b"".join(numbers) + b"\x89}tR"
-
-
-def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def write(file: Path, value: Any) -> Path:
-    """A file as torch writes it."""
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + opcodes(value, archive) + b".")
-    return file
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
 
 
 def content(**changes: Any) -> dict[Any, Any]:
-    """What `write` makes a sound file of."""
-    network = {"linear.0.weight": (8, 4), "linear.0.bias": (8,), "linear.1.weight": (4, 8), "linear.1.bias": (4,)}
+    """What makes a sound file."""
+    network = {
+        "linear.0.weight": zeros(8, 4),
+        "linear.0.bias": zeros(8),
+        "linear.1.weight": zeros(4, 8),
+        "linear.1.bias": zeros(4),
+    }
     return {4: (network, network), "layer_structure": [1, 2, 1], "activation_func": "linear", **changes}
 
 
-def without(name: str) -> dict[str, tuple[int, ...]]:
+def without(name: str) -> dict[str, np.ndarray]:
     """The tensors of a network but one."""
     return {key: shape for key, shape in content()[4][0].items() if key != name}
 
@@ -249,7 +219,7 @@ WRONG: Mapping[str, tuple[Any, str]] = {
     "a list": ([1, 2], "no hypernetwork: expected networks under their widths"),
     "no widths": ({"step": 1}, "expected networks under their widths"),
     "one network": (content() | {4: content()[4][:1]}, "under the width 4 expected the tensors for keys and those"),
-    "an unknown tensor": (content() | {4: ({"a.weight": (1,)},) * 2}, "unknown tensor 'a.weight'"),
+    "an unknown tensor": (content() | {4: ({"a.weight": zeros(1)},) * 2}, "unknown tensor 'a.weight'"),
     "a missing tensor": (content() | {4: (without("linear.1.bias"),) * 2}, "of width 4 for keys has tensors of shapes"),
     "other widths": (content(layer_structure=[1, 3, 1]), r"layer_structure 1, 3, 1 without layer norm makes .*\(12, 4"),
     "layer norm": (content(is_layer_norm=True), "layer_structure 1, 2, 1 with layer norm makes"),
@@ -266,20 +236,20 @@ WRONG: Mapping[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_no_hypernetwork_is_refused(tmp_path: Path, case: str) -> None:
     value, message = WRONG[case]
-    file = write(tmp_path / "wrong.pt", value)
+    file = pickles.write(tmp_path / "wrong.pt", value)
     with pytest.raises(AdapterError, match=f"^{re.escape(str(file))}.*{message}"):
         read_hypernetwork(file, pickled=True)
 
 
 def test_a_sound_file_is_read(tmp_path: Path) -> None:
-    hypernetwork = read_hypernetwork(write(tmp_path / "sound.pt", content()), pickled=True)
+    hypernetwork = read_hypernetwork(pickles.write(tmp_path / "sound.pt", content()), pickled=True)
     assert hypernetwork.structure == Structure((4,), (1.0, 2.0, 1.0), None, False, True)
     assert len(hypernetwork.digest) == 64
 
 
 def test_files_that_may_not_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"sound\.pt is a pickled file, .*allow these \(pickled\)"):
-        read_hypernetwork(write(tmp_path / "sound.pt", content()))
+        read_hypernetwork(pickles.write(tmp_path / "sound.pt", content()))
     with pytest.raises(AdapterError, match=r"style\.safetensors is no hypernetwork: A1111 writes them as \.pt only"):
         read_hypernetwork(tmp_path / "style.safetensors", pickled=True)
     with pytest.raises(AdapterError, match=r"gone\.pt can't be read"):
