@@ -1,11 +1,9 @@
 """What all adapter files share: their errors, their hashes, and what tensors lie in them."""
 
-import hashlib
-import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from sdjax.checkpoints.pickled import is_pickled
+from sdjax.checkpoints.hashes import hash_file
 from sdjax.checkpoints.tensors import CheckpointError, Tensor, list_file
 
 # Characters of a hash that A1111 writes into its metadata.
@@ -45,26 +43,10 @@ def open_adapter(file: Path, pickled: bool = False) -> AdapterFile:
     """
     try:
         listing = list_file(file, pickled)
-        digest, without_header = _hashes(file)
+        hashes = hash_file(file)
     except CheckpointError as error:
         raise AdapterError(str(error)) from error
     except OSError as error:
         raise AdapterError(f"{file} can't be read ({error})") from error
-    return AdapterFile(file, file.stem, digest, without_header[:_SHORT], listing.tensors, listing.metadata)
-
-
-def _hashes(file: Path) -> tuple[str, str]:
-    """sha256 of a file, and of what follows a safetensors header (of the whole, if it is no such file)."""
-    whole, rest = hashlib.sha256(), hashlib.sha256()
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        if not is_pickled(head + stream.read(8)):
-            stream.seek(0)
-            header = stream.read(8 + struct.unpack("<Q", head)[0])
-            whole.update(header)
-        else:
-            stream.seek(0)
-        while block := stream.read(1 << 20):
-            whole.update(block)
-            rest.update(block)
-    return whole.hexdigest(), rest.hexdigest()
+    short = hashes.adapter or hashes.sha256[:_SHORT]
+    return AdapterFile(file, file.stem, hashes.sha256, short, listing.tensors, listing.metadata)
