@@ -7,15 +7,18 @@ disk) for the next time. With FILE, a single file is loaded instead (`sdjax conv
 measurement has a process of its own, so that its peak of resident memory is its own:
 
     read      reading the weights' files to the end, and nothing else
+    keep      reading them, hashing them (sha256) beside that, and keeping every byte in memory: what no loader that
+              knows which file it has can do without
     load      sdjax.load
     picture   sdjax.load, then one step of Euler with guidance and decoding, twice: with compilation, and without
 
-`read` and `load` take turns, ROUNDS times with the files in the system's cache and, where this process may empty it
-(as root, on Linux), ROUNDS times from the disk. Their medians are told; how often loading takes the time of reading
-(sdjax promises twice at most, from the disk); and how often the whole process takes the files' size in memory (1.2).
+`read`, `keep` and `load` take turns, ROUNDS times with the files in the system's cache and, where this process may
+empty it (as root, on Linux), ROUNDS times from the disk. Their medians are told; how often loading takes the time of
+reading and of keeping; and how often the whole process takes the files' size in memory (at most 1.2).
 """
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -23,11 +26,16 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 CONFIGS = Path(__file__).parent.parent / "tests" / "golden" / "configs" / "sd15"
-MEASURES = ("read", "load", "picture")
+MEASURES = ("read", "keep", "load", "picture")
 CACHE = Path("/proc/sys/vm/drop_caches")
+# Bytes that are read and hashed at once.
+PIECE = 1 << 22
 
 
 def write(folder: Path, variant: str | None) -> None:
@@ -88,6 +96,22 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def keep(files: list[Path]) -> float:
+    """Seconds that reading, hashing and keeping files takes."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(1) as hashing:
+        for file in files:
+            digest, kept = hashlib.sha256(), np.empty(file.stat().st_size, np.uint8)
+            with file.open("rb", buffering=0) as stream:
+                done = [
+                    hashing.submit(digest.update, kept[first : first + stream.readinto(kept[first : first + PIECE])])
+                    for first in range(0, len(kept), PIECE)
+                ]
+            for each in done:
+                each.result()
+    return time.perf_counter() - start
+
+
 def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
     """One measurement, in this process: seconds, and bytes as GB."""
     report: dict[str, float] = {}
@@ -99,6 +123,8 @@ def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
                 while stream.readinto(buffer):
                     pass
         return {"seconds": time.perf_counter() - start}
+    if what == "keep":
+        return {"seconds": keep(weights(options))}
     import jax
 
     import sdjax
@@ -145,7 +171,7 @@ def main() -> None:
         if not prepare():
             print("the system's cache can't be emptied: nothing is measured from the disk")
             continue
-        taken: dict[str, list[dict[str, float]]] = {"read": [], "load": []}
+        taken: dict[str, list[dict[str, float]]] = {"read": [], "keep": [], "load": []}
         for what in [*taken] * options.rounds:
             prepare()
             taken[what].append(run(what))
@@ -154,7 +180,8 @@ def main() -> None:
         print(f"from the {where}:".ljust(16), *(f"{what} {value:.2f} s" for what, value in seconds.items()), sep="  ")
         print(
             " " * 16,
-            f"{seconds['load'] / seconds['read']:.2f} times the time",
+            f"{seconds['load'] / seconds['read']:.2f} times the time of reading, "
+            f"{seconds['load'] / seconds['keep']:.2f} of keeping",
             f"{memory:.3f} times the memory",
             sep="  ",
         )

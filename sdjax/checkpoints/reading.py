@@ -7,7 +7,6 @@ only the pieces are in memory.
 """
 
 import hashlib
-import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,11 +29,6 @@ _PIECE = 1 << 22
 _PIECES = 8
 # Bytes at whose multiples parameters begin: what JAX wants of memory that it takes over.
 _ALIGNED = 64
-# Bytes that the system is asked for ahead of the pieces, in so many steps. It reads while we compute; and as it takes
-# memory for files in large blocks, there are large blocks left for the parameters, whose pages cost it more time than
-# the reading otherwise (half of all, measured).
-_WINDOW = 1 << 25
-_WINDOWS = 2
 # Rows that are transposed at once: as many numbers of four bytes as a line of the processor's cache holds.
 _ROWS = 16
 # Threads that copy; another one hashes.
@@ -156,12 +150,7 @@ def _load(file: Path, tensors: Mapping[Tensor, Sequence[_Place]], hashed: bool) 
     ):
         passing = _passing(tensors)
         size = os.fstat(opened.fileno()).st_size
-        asked = 0
         for turn, piece in enumerate(_pieces(passing, size, hashed)):
-            asked = max(asked, piece.offset // _WINDOW * _WINDOW)
-            while asked < min(size, piece.offset + _WINDOWS * _WINDOW):
-                _ask_for(opened, asked)
-                asked += _WINDOW
             slot = turn % _PIECES
             for task in pending[slot]:
                 task.result()
@@ -180,12 +169,6 @@ def _load(file: Path, tensors: Mapping[Tensor, Sequence[_Place]], hashed: bool) 
             rows = read_tensor(tensor).reshape(tensor.shape or (1,))[slice(*place.rows)]
             place.target[...] = rows.reshape(place.target.shape).astype(place.target.dtype)
     return digest.hexdigest()
-
-
-def _ask_for(opened: io.FileIO, offset: int) -> None:
-    """Has the system read a window of a file that is needed soon, where it takes such advice."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(opened.fileno(), offset, _WINDOW, os.POSIX_FADV_WILLNEED)
 
 
 def _passing(tensors: Mapping[Tensor, Sequence[_Place]]) -> list[Tensor]:
