@@ -14,7 +14,10 @@ from jaxtyping import Shaped
 Path = tuple[str, ...]
 
 # Modules whose children torch numbers.
-_LISTS = "attentions|down_blocks|downsamplers|layers|net|resnets|to_out|transformer_blocks|up_blocks|upsamplers"
+_LISTS = (
+    "attentions|blocks|body|controlnet_down_blocks|down_blocks|downsamplers|layers|net|resnets|to_out"
+    "|transformer_blocks|up_blocks|upsamplers"
+)
 _NUMBERED = re.compile(rf"^({_LISTS})_(\d+)$")
 # Leaves: ours -> theirs.
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -57,6 +60,8 @@ TEXT_ENCODER = NameTable(
     ),
     ignored=(r"(text_model\.)?embeddings\.position_ids", r"text_projection\.weight"),
 )
+CONTROLNET = NameTable()
+T2I_ADAPTER = NameTable(prefix="adapter.", other_prefixes=("",))
 
 
 def dotted(part: str) -> str:

@@ -203,18 +203,39 @@ class Context(NamedTuple):
     mask: Bool[Array, "b m"] | None
 
 
+class Residuals(NamedTuple):
+    """What other networks add to the features of a UNet (diffusers' `*_additional_residual*`).
+
+    down: for each of the features kept for the way up, from that of `conv_in` on, (b, h, w, c) or, for all of its
+      places, (b, 1, 1, c). It is added when the way down is over. Empty for none.
+    mid: for what the middle block gives, alike; None for none.
+    intrablock: for the last layer of each level, (b, h, w, c), added before the features go on down. Empty for none.
+    """
+
+    down: tuple[Float[Array, "b h w c"], ...] = ()
+    mid: Float[Array, "b h w c"] | None = None
+    intrablock: tuple[Float[Array, "b h w c"], ...] = ()
+
+
 class DownBlock(_Level):
     """Gives the features and all that the way up will see of this level."""
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], time: Float[Array, "b t"], context: Context
+        self,
+        x: Float[Array, "b h w c"],
+        time: Float[Array, "b t"],
+        context: Context,
+        intrablock: Float[Array, "..."] | None = None,
     ) -> tuple[Float[Array, "b i j d"], list[Array]]:
         skips = []
-        for index in range(self.config.per_level("layers_per_block")[self.level]):
+        layers = self.config.per_level("layers_per_block")[self.level]
+        for index in range(layers):
             x = self.residual(index)(x, time)
             if self.attention:
                 x = self.transformer(index)(x, *context)
+            if intrablock is not None and index == layers - 1:
+                x = _plus(x, intrablock, f"intrablock residual {self.level}")
             skips.append(x)
         if self.level < len(self.config.block_out_channels) - 1:
             x = Downsample("both", name="downsamplers_0")(x)
@@ -257,6 +278,67 @@ class UpBlock(_Level):
         return x if upsample_to is None else Upsample(name="upsamplers_0")(x, *upsample_to)
 
 
+def embedded_time(config: UNetConfig, timesteps: Float[Array, " b"], class_labels: Array | None) -> Float[Array, "b t"]:
+    """What all residual blocks are told; makes the modules for it in the network that calls it.
+
+    Raises:
+      ValueError: if class labels are missing, or given to a network that takes none.
+    """
+    if config.has_class_embedding != (class_labels is not None):
+        wanted = "needs" if config.has_class_embedding else "takes no"
+        raise ValueError(f"this network {wanted} class labels (class_embed_type, num_class_embeds in its config)")
+    width = 4 * config.block_out_channels[0]
+
+    def sinusoids(values: Array) -> Array:
+        return sinusoidal_embedding(values, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
+
+    time = TimestepEmbedding(width, name="time_embedding")(sinusoids(timesteps))
+    if class_labels is None:
+        return time
+    if config.class_embed_type is None:
+        assert config.num_class_embeds is not None
+        return time + nn.Embed(config.num_class_embeds, width, name="class_embedding")(class_labels)
+    if config.class_embed_type == "identity":
+        return time + class_labels
+    labels = sinusoids(class_labels) if config.class_embed_type == "timestep" else class_labels
+    return time + TimestepEmbedding(width, name="class_embedding")(labels)
+
+
+def descend(
+    config: UNetConfig,
+    x: Float[Array, "b h w c"],
+    time: Float[Array, "b t"],
+    context: Context,
+    intrablock: tuple[Array, ...] = (),
+) -> tuple[Float[Array, "b i j d"], list[Array]]:
+    """The way down and the middle block, whose modules it makes in the network that calls it.
+
+    Args:
+      x: what `conv_in` gives.
+      intrablock: see `Residuals`.
+
+    Returns:
+      what the middle block gives, and the features kept for the way up, `x` first.
+    """
+    levels = len(config.block_out_channels)
+    skips = [x]
+    for level, kind in enumerate(config.down_block_types):
+        block = DownBlock(config, level, _DOWN_ATTENTION[kind], name=f"down_blocks_{level}")
+        x, kept = block(x, time, context, intrablock[level] if intrablock else None)
+        skips.extend(kept)
+    return MidBlock(config, levels - 1, True, name="mid_block")(x, time, context), skips
+
+
+def _plus(x: Float[Array, "b h w c"], residual: Float[Array, "..."], what: str) -> Float[Array, "b h w c"]:
+    """Adds a residual, which is for each place of `x`, or one for all of them."""
+    if residual.shape not in (x.shape, (x.shape[0], 1, 1, x.shape[3])):
+        raise ValueError(
+            f"{what} is {residual.shape}, but the UNet's features there are {x.shape}; is it of a network for another "
+            "model, or of a control picture of another size?"
+        )
+    return x + residual
+
+
 class UNet(nn.Module):
     """Noisy latents, timestep and text to the model's prediction (epsilon, v or x0, as it was trained)."""
 
@@ -270,29 +352,35 @@ class UNet(nn.Module):
         context: Float[Array, "b m e"],
         class_labels: Int[Array, " b"] | Float[Array, "b ..."] | None = None,
         context_mask: Bool[Array, "b m"] | None = None,
+        residuals: Residuals | None = None,
     ) -> Float[Array, "b h w o"]:
         """`context` are the text encoder's hidden states, seen where `context_mask` is True.
 
         Class labels are given only where the config asks.
 
         Raises:
-          ValueError: if class labels are missing, or given to a network that takes none.
+          ValueError: if class labels are missing, or given to a network that takes none; if residuals are of a
+            network for another UNet.
         """
         cfg = self.config
-        if cfg.has_class_embedding != (class_labels is not None):
-            wanted = "needs" if cfg.has_class_embedding else "takes no"
-            raise ValueError(f"this UNet {wanted} class labels (class_embed_type, num_class_embeds in its config)")
-        time = self._time_embedding(timesteps, class_labels).astype(sample.dtype)
+        levels = len(cfg.block_out_channels)
+        time = embedded_time(cfg, timesteps, class_labels).astype(sample.dtype)
 
         seen = Context(context, context_mask)
+        down, mid, intrablock = residuals or Residuals()
+        if intrablock and len(intrablock) != levels:
+            raise ValueError(f"{len(intrablock)} intrablock residuals for a UNet of {levels} levels")
 
         x = Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(sample)
-        skips = [x]
-        for level, kind in enumerate(cfg.down_block_types):
-            x, kept = DownBlock(cfg, level, _DOWN_ATTENTION[kind], name=f"down_blocks_{level}")(x, time, seen)
-            skips.extend(kept)
-        levels = len(cfg.block_out_channels)
-        x = MidBlock(cfg, levels - 1, True, name="mid_block")(x, time, seen)
+        x, skips = descend(cfg, x, time, seen, intrablock)
+        if down:
+            if len(down) != len(skips):
+                raise ValueError(f"{len(down)} down residuals for a UNet that keeps {len(skips)} features")
+            skips = [
+                _plus(skip, each, f"down residual {i}") for i, (skip, each) in enumerate(zip(skips, down, strict=True))
+            ]
+        if mid is not None:
+            x = _plus(x, mid, "the middle residual")
         for index, kind in enumerate(cfg.up_block_types):
             level = levels - 1 - index
             count = cfg.per_level("layers_per_block")[level] + 1
@@ -302,21 +390,3 @@ class UNet(nn.Module):
             x = block(x, used, time, seen, upsample_to)
         norm = nn.GroupNorm(cfg.norm_num_groups, epsilon=cfg.norm_eps, use_fast_variance=False, name="conv_norm_out")
         return Conv(cfg.out_channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))
-
-    def _time_embedding(self, timesteps: Float[Array, " b"], class_labels: Array | None) -> Float[Array, "b t"]:
-        cfg = self.config
-        width = 4 * cfg.block_out_channels[0]
-
-        def sinusoids(values: Array) -> Array:
-            return sinusoidal_embedding(values, cfg.block_out_channels[0], cfg.flip_sin_to_cos, cfg.freq_shift)
-
-        time = TimestepEmbedding(width, name="time_embedding")(sinusoids(timesteps))
-        if class_labels is None:
-            return time
-        if cfg.class_embed_type is None:
-            assert cfg.num_class_embeds is not None
-            return time + nn.Embed(cfg.num_class_embeds, width, name="class_embedding")(class_labels)
-        if cfg.class_embed_type == "identity":
-            return time + class_labels
-        labels = sinusoids(class_labels) if cfg.class_embed_type == "timestep" else class_labels
-        return time + TimestepEmbedding(width, name="class_embedding")(labels)
