@@ -12,7 +12,7 @@ from sdjax.adapters.library import Adapters
 from sdjax.classifier import load_classifier
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
-from sdjax.job import PARTNERS, Job, JobError
+from sdjax.job import Job, JobError, with_partners
 
 # Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
 _LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
@@ -37,7 +37,7 @@ def check_model(config: RunConfig) -> RunConfig:
     model = load_model(given, weights=False)
     Adapters(library_of(given), model.text_encoder.config, model.unet.config, model.params)
     # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
-    asked = {**PARTNERS, **dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None}
+    asked = with_partners({**dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None})
     if "sampler" not in asked or "sampler" in dict(config.sweeps):
         asked = {name: value for name, value in asked.items() if name not in Options._fields}
         asked["sampler"] = model.sampler or next(iter(SAMPLERS))

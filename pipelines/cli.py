@@ -1,4 +1,4 @@
-"""The command line: `sdjax generate | verify | sheet | grid | convert | inspect | env`."""
+"""The command line: `sdjax generate | verify | sheet | grid | depth | convert | inspect | env`."""
 
 import argparse
 import logging
@@ -66,6 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     grid.add_argument("--z", default="", metavar="FIELD", help="from block to block")
     grid.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only these pictures")
     grid.add_argument("--file", help="where to write it, as PNG (default: OUT/grid.png)")
+
+    depth = commands.add_parser("depth", help="depth maps of a folder of pictures")
+    depth.add_argument("pictures", metavar="PICTURES", help="folder of pictures")
+    depth.add_argument("out", metavar="OUT", help="folder for the maps: NAME.depth.png, 16 bits, near is bright")
+    depth.add_argument("--model", required=True, help="an estimator of depth (MiDaS DPT): a folder, or a single file")
+    depth.add_argument("--pickled", action="store_true", help="allow pickled files (.bin, .pt)")
 
     convert = commands.add_parser("convert", help="a checkpoint in its other form: single file <-> diffusers folder")
     convert.add_argument("source", metavar="IN", help="a single file, a diffusers folder, a bundled model or org/name")
@@ -136,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _sheet(options)
         if options.command == "grid":
             return _grid(options)
+        if options.command == "depth":
+            return _depth(options, console)
         if options.command == "convert":
             return _convert(options)
         return _inspect(options) if options.command == "inspect" else _env()
@@ -254,6 +262,30 @@ def _grid(options: argparse.Namespace) -> int:
     count, empty = grid.write(options.out, target, axes, grid.read_where(options.where))
     print(f"{count} pictures in {target}" + (f", {empty} places empty" if empty else ""))
     return 0
+
+
+def _depth(options: argparse.Namespace, console: Console) -> int:
+    from rich.progress import Progress
+
+    from pipelines import depth
+    from sdjax.depth import load_depth
+
+    with Progress(console=console) as bar:
+        task = bar.add_task("depth", total=len(depth.pictures_in(options.pictures)))
+        mapped = list(
+            depth.map_folder(
+                options.pictures,
+                options.out,
+                lambda: load_depth(options.model, pickled=options.pickled),
+                lambda: bar.advance(task),
+            )
+        )
+    failed = [each for each in mapped if each.problem]
+    there = sum(each.there for each in mapped)
+    for each in failed:
+        print(f"{each.picture}: {each.problem}")
+    print(f"pictures {len(mapped):>8}  {len(mapped) - there - len(failed)} made, {there} there, {len(failed)} failed")
+    return _FAILED if failed else 0
 
 
 def _convert(options: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from pipelines.sweeps import ROW_KEYS
 from sdjax.diffusion.schedule import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.job import FIELDS, PARTNERS, Job, JobError, field_from_text, field_named, with_fields_named
+from sdjax.job import FIELDS, Job, JobError, field_from_text, field_named, with_fields_named, with_partners
 from sdjax.model import DTYPES
 from sdjax.plan import LORA_MODES, VAE_TILE
 
@@ -42,6 +42,9 @@ class RunConfig:
       lora_mode: "merged" into the weights, or "batched": beside them, so that images of several share a batch.
       hypernetwork_folder: of hypernetworks, likewise.
       embedding_folder: of textual inversions, likewise.
+      controlnet_folder: of ControlNets and T2I adapters, likewise.
+      depth_model: folder of an estimator of depth (MiDaS DPT), for models and ControlNets that see depth.
+      upscaler_folder: of upscalers (Real-ESRGAN), for `upscaler` and `hires_upscaler`.
       batch_size: images per device in a compiled program; part of the fingerprint.
       shards: parts into which sampling is cut, each done by one worker at a time; has no say in any image. None takes
         as many as there are workers on this machine, or 64 on a cluster.
@@ -74,6 +77,9 @@ class RunConfig:
     lora_mode: str = "merged"
     hypernetwork_folder: str | None = None
     embedding_folder: str | None = None
+    controlnet_folder: str | None = None
+    depth_model: str | None = None
+    upscaler_folder: str | None = None
     batch_size: int = 4
     shards: int | None = None
     host_batch: int = 64
@@ -123,7 +129,7 @@ class RunConfig:
             if not isinstance(getattr(self, name), kind):
                 raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected {expected}")
         try:  # rows may say what these want beside them
-            Job(**{**PARTNERS, **dict(self.job)})
+            Job(**with_partners(dict(self.job)))
         except ValueError as error:
             raise RunConfigError(str(error)) from error
 
@@ -133,6 +139,7 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     "model": (str, "text"),
     **dict.fromkeys(("variant", "revision", "model_config", "vae", "vae_revision", "wildcards", "classifier"), _TEXT),
     **dict.fromkeys(("lora_folder", "hypernetwork_folder", "embedding_folder"), _TEXT),
+    **dict.fromkeys(("controlnet_folder", "depth_model", "upscaler_folder"), _TEXT),
     **dict.fromkeys(("ema", "pickled"), (bool, "true or false")),
 }
 _RUN_KEYS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name not in ("job", "sweeps"))

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pipelines import compiled
+from pipelines import compiled, pictures
 from pipelines.config import RunConfig, RunConfigError
 from sdjax.adapters.library import Library
 from sdjax.classifier import load_classifier
 from sdjax.engine import Engine
 from sdjax.model import Model, load
+from sdjax.picture_library import Pictures
 from sdjax.program import Bucket
 
 
@@ -33,6 +34,9 @@ class Equipment(NamedTuple):
     lora_mode: str
     hypernetwork_folder: str | None
     embedding_folder: str | None
+    controlnet_folder: str | None
+    depth_model: str | None
+    upscaler_folder: str | None
     batch_size: int
 
 
@@ -44,7 +48,18 @@ def equipment(config: RunConfig | Mapping[str, Any]) -> Equipment:
 
 
 # What of it says where things are.
-_PLACES = ("model", "model_config", "vae", "classifier", "lora_folder", "hypernetwork_folder", "embedding_folder")
+_PLACES = (
+    "model",
+    "model_config",
+    "vae",
+    "classifier",
+    "lora_folder",
+    "hypernetwork_folder",
+    "embedding_folder",
+    "controlnet_folder",
+    "depth_model",
+    "upscaler_folder",
+)
 
 _REVISIONS = {"model": "revision", "vae": "vae_revision"}
 
@@ -82,6 +97,17 @@ def library_of(given: Equipment) -> Library:
     return Library(given.lora_folder, given.hypernetwork_folder, given.embedding_folder, given.pickled)
 
 
+def pictures_of(given: Equipment) -> Pictures:
+    """What pictures are read and conditioned with; errors are those of `Pictures`."""
+    return Pictures(
+        read=pictures.read,
+        controlnet_folder=given.controlnet_folder,
+        depth_model=given.depth_model,
+        upscaler_folder=given.upscaler_folder,
+        pickled=given.pickled,
+    )
+
+
 def make_engine(given: Equipment, on_compile: Callable[[Bucket], None] = lambda bucket: None) -> Engine:
     """An engine that holds it all; errors are those of `sdjax.load`, `load_classifier` and `Engine`."""
     compiled.use_cache()
@@ -92,5 +118,6 @@ def make_engine(given: Equipment, on_compile: Callable[[Bucket], None] = lambda 
         library=library_of(given),
         lora_mode=given.lora_mode,
         vae_tile=given.vae_tile,
+        pictures=pictures_of(given),
         on_compile=on_compile,
     )

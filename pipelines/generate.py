@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-from pipelines import checks, storage
+from pipelines import checks, pictures, storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
 from pipelines.progress import Reporter
@@ -168,6 +168,7 @@ def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
     jobs = parse(row, run.config, run.name, wildcards_of(run.config.wildcards, run.name))
     if isinstance(jobs, Reject):
         return jobs
+    jobs = [asked._replace(job=pictures.located(asked.job, row.source)) for asked in jobs]
     with engine_of(run) as engine:
         try:
             tasks = [engine.prepare(asked.job, asked.notes) for asked in jobs]
@@ -468,6 +469,9 @@ _PATHS: Mapping[str, Iterable[str]] = {
     "lora_folder": (),
     "hypernetwork_folder": (),
     "embedding_folder": (),
+    "controlnet_folder": (),
+    "depth_model": (),
+    "upscaler_folder": (),
 }
 
 

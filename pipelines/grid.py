@@ -11,7 +11,7 @@ from pipelines.generate import METADATA
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
-from sdjax.job import FIELDS, PARTNERS, field_from_text, field_named, job_from_text
+from sdjax.job import FIELDS, field_from_text, field_named, job_from_text, with_partners
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
@@ -111,7 +111,7 @@ def read_axis(text: str) -> Axis | None:
 
 def _of_job(field: str, value: Any) -> Any:
     """The value as a job has it: a name of another tool in ours."""
-    return getattr(job_from_text({**PARTNERS, field: value}), field)
+    return getattr(job_from_text(with_partners({field: value})), field)
 
 
 def read_where(texts: Sequence[str]) -> dict[str, Any]:

@@ -75,6 +75,15 @@ def join(folder: str, *names: str) -> str:
     return os.path.join(folder, *names) if _is_local(folder) else str(FileSystems.join(folder, *names))
 
 
+def beside(path: str, name: str) -> str:
+    """A path that is given relative to the folder of a file, whole; one that is whole already stays as it is."""
+    if not _is_local(name) or os.path.isabs(name):
+        return name
+    if _is_local(path):
+        return os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(path)), name))
+    return join(FileSystems.split(path)[0], name)
+
+
 def image_path(out: str, image_id: str, extension: str) -> str:
     """Where a picture belongs: `images/ab/<id>.png`, so that no folder gets more than a 256th of them."""
     return join(out, IMAGES, image_id[:2], f"{image_id}.{extension}")

@@ -10,7 +10,15 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sdjax.job import FIELDS, PARTNERS, field_from_text, field_named, job_from_text, unknown_fields, with_fields_named
+from sdjax.job import (
+    FIELDS,
+    field_from_text,
+    field_named,
+    job_from_text,
+    unknown_fields,
+    with_fields_named,
+    with_partners,
+)
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -70,7 +78,7 @@ _EXAMPLES = {True: "1, 4, 7..9", False: "euler, ddim"}
 
 
 def _is_number(name: str) -> bool:
-    return str not in (typing.get_args(FIELDS[name]) or (FIELDS[name],))
+    return not {str, bool} & set(typing.get_args(FIELDS[name]) or (FIELDS[name],))
 
 
 def _from_text(name: str, text: str) -> Sequence[Any]:
@@ -237,7 +245,7 @@ def read_sweeps(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
             [(key, typed)] = with_fields_named({key: _typed(key, values)}).items()
             found[key] = tuple(values_of(key, typed))
             for value in found[key]:
-                job_from_text({**PARTNERS, key: value})
+                job_from_text(with_partners({key: value}))
         except ValueError as error:  # SweepError, JobError, or one of Python's own about numbers of too many digits
             raise SweepError(f"{shown}: {error}") from None
     return found

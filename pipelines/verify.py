@@ -190,7 +190,7 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
         explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _other_adapters(ours, theirs)
         return (None if explained else "its id is not that of its metadata"), True
     differing = _differing(ours, theirs)
-    if others := _other_adapters(ours, theirs):
+    if others := [*_other_adapters(ours, theirs), *_other_pictures(ours, theirs)]:
         return f"{', '.join(others)} is another file now than the picture was made with", False
     if not differing:
         return "made again it is not the same", False
@@ -200,6 +200,12 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
     if float((distance <= (TOLERANCE if lossless else LOSSY_TOLERANCE)).mean()) < SHARE:
         return f"made again with another {', '.join(differing)} it differs by more than rounding", False
     return None, False
+
+
+def _other_pictures(ours: Any, theirs: dict[str, Any]) -> list[str]:
+    """The fields whose pictures have changed."""
+    now, then = (json.loads(each.get("pictures") or "{}").get("sha256", {}) for each in (ours, theirs))
+    return [f"{field} ({theirs[field]})" for field in then if field in now and now[field] != then[field]]
 
 
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:

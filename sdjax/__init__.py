@@ -9,6 +9,7 @@ from sdjax.engine import Engine, Result
 from sdjax.job import Job, JobError
 from sdjax.model import Model, load
 from sdjax.models import ConfigError
+from sdjax.picture_library import Pictures
 from sdjax.version import __version__
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "JobError",
     "Library",
     "Model",
+    "Pictures",
     "Result",
     "__version__",
     "generate",

@@ -11,6 +11,7 @@ from sdjax.classifier import Classifier
 from sdjax.engine import Engine, Result
 from sdjax.job import Job, JobError
 from sdjax.model import Model
+from sdjax.picture_library import Pictures
 
 # The engine of the last call, by what it was made of.
 _last: dict[tuple[Any, ...], Engine] = {}
@@ -22,12 +23,15 @@ def _engine(
     devices: tuple[jax.Device, ...] | None,
     classifier: Classifier | None,
     library: Library | None,
+    pictures: Pictures | None,
 ) -> Engine:
     """The last engine, with its compiled programs, or a new one in its place."""
-    key = (model, batch_size, devices, id(classifier) if classifier else None, library)
+    key = (model, batch_size, devices, id(classifier) if classifier else None, library, pictures)
     if key not in _last:
         _last.clear()  # first: the devices hold one model at a time
-        _last[key] = Engine(model, batch_size=batch_size, devices=devices, classifier=classifier, library=library)
+        _last[key] = Engine(
+            model, batch_size=batch_size, devices=devices, classifier=classifier, library=library, pictures=pictures
+        )
     return _last[key]
 
 
@@ -39,11 +43,12 @@ def generate(
     devices: Sequence[jax.Device] | None = None,
     classifier: Classifier | None = None,
     library: Library | None = None,
+    pictures: Pictures | None = None,
 ) -> list[Result]:
     """Makes one image for each job, in the order of the jobs.
 
     The model stays on the devices, with its compiled programs, until a call with another model, batch size, devices,
-    classifier or library.
+    classifier, library or pictures.
 
     Args:
       model: from `load`.
@@ -53,13 +58,14 @@ def generate(
       devices: all local ones if None.
       classifier: for jobs with a `classifier_scale`.
       library: of adapters, for jobs and prompts that name some; files that are put into its folders later are not seen.
+      pictures: where jobs' pictures come from, and what sees them; None reads files of this machine.
 
     Raises:
       AdapterError: naming the position of a job whose adapters can't be used, before anything is computed.
       JobError: naming the position of a job that the model can't do, before anything is computed.
       FloatingPointError: if an image is not finite.
     """
-    engine = _engine(model, batch_size, None if devices is None else tuple(devices), classifier, library)
+    engine = _engine(model, batch_size, None if devices is None else tuple(devices), classifier, library, pictures)
     tasks = []
     for index, job in enumerate(jobs):
         try:

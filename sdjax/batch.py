@@ -1,23 +1,28 @@
 """The arrays of one batch, as the host makes them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped
 
 from sdjax import conditions
 from sdjax.adapters import per_image
+from sdjax.depth import normalised
 from sdjax.diffusion import noise
 from sdjax.diffusion.brownian import TorchBrownianTree
+from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.sample import stack_tables
 from sdjax.job import Job
 from sdjax.model import DTYPES, Model
 from sdjax.plan import Task, resized_from
-from sdjax.program import Beginning, Bucket, Inputs
+from sdjax.program import Beginning, Bucket, Controlled, Inputs, Picture, Seen
 
 # Samplers of which diffusers' class draws white noise where k-diffusion's has a Brownian path.
 _WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
+
+# The share from which on a place counts as hidden, where it can only be all or nothing.
+_HALF = 0.5
 
 
 def latent_shape(model: Model, bucket: Bucket) -> tuple[int, int, int]:
@@ -31,15 +36,30 @@ def words(batch: Sequence[Task]) -> Shaped[np.ndarray, "b 2"]:
     return np.stack([noise.seed_words(_seed(task.job)) for task in batch])
 
 
-def inputs(model: Model, batch: Sequence[Task], latents: Any, later: Any, channels: Any) -> Inputs:
+class Given(NamedTuple):
+    """What of a program's inputs is computed before.
+
+    latents: the first ones.
+    later: noise that is put in at places of the table; () if the device draws it.
+    channels: that the UNet is given besides latents; () if none.
+    kept: clean latents of the pictures that stay where nothing is drawn anew; () if none do.
+    controls: ControlNets and what they do.
+    """
+
+    latents: Any
+    later: Any
+    channels: Any
+    kept: Any
+    controls: tuple[Controlled, ...]
+
+
+def inputs(model: Model, batch: Sequence[Task], given: Given) -> Inputs:
     """All that a program is given.
 
     Args:
       model: for which they are.
       batch: of one bucket, and together.
-      latents: the first ones.
-      later: noise that is put in at places of the table; () if the device draws it.
-      channels: that the UNet is given besides latents; () if none.
+      given: what is computed before.
     """
     bucket, jobs, tables = batch[0].bucket, [task.job for task in batch], [task.table for task in batch]
 
@@ -55,7 +75,7 @@ def inputs(model: Model, batch: Sequence[Task], latents: Any, later: Any, channe
             [task.prompts for task in batch], tables, [job.clip_skip for job in jobs], bucket.rows, vectors
         ),
         words=words(batch),
-        latents=latents,
+        latents=given.latents,
         guidance=floats(
             [job.guidance_scale for job in jobs],
             [job.guidance_rescale for job in jobs],
@@ -66,7 +86,7 @@ def inputs(model: Model, batch: Sequence[Task], latents: Any, later: Any, channe
         ),
         labels=np.array([job.classifier_label or 0 for job in jobs], np.int32),
         class_labels=np.array([job.class_label for job in jobs], np.int32) if labelled else (),
-        channels=channels,
+        channels=given.channels,
         hypernetworks=tuple(each.adapter.params for each in hypernetworks),
         multipliers=np.array(multipliers, np.float32) if hypernetworks else (),
         low_rank=()
@@ -74,8 +94,73 @@ def inputs(model: Model, batch: Sequence[Task], latents: Any, later: Any, channe
         else per_image.arrays([task.low_rank for task in batch], bucket.low_rank, model.params, DTYPES[model.dtype]),
         guided=np.array(batch[0].together.guided or (0, bucket.rows), np.int32),
         tables=stack_tables(tables, bucket.rows),
+        controls=given.controls,
+        kept=given.kept,
+        anew=latent_masks(batch) if bucket.masked else (),
         frames=_frames(batch) if bucket.frames else (),
-        noise=later,
+        noise=given.later,
+    )
+
+
+def latent_masks(batch: Sequence[Task]) -> Float32[np.ndarray, "b h w 1"]:
+    """The shares that are drawn anew."""
+    return _stacked([task.shown.latent_mask for task in batch])[..., None]
+
+
+def controlled(batch: Sequence[Task], params: Sequence[Any]) -> tuple[Controlled, ...]:
+    """What ControlNets do in a batch; `params` are theirs."""
+    rows, jobs = batch[0].bucket.rows, [task.job for task in batch]
+    found = []
+    for number, each in enumerate(params):
+        weights = np.zeros((rows, len(batch)), np.float32)
+        for image, task in enumerate(batch):
+            control, steps = task.job.controls[number], int(task.table.step[-1]) + 1
+            step = task.table.step
+            # As diffusers has it: a step counts that lies within as a whole.
+            within = (step / steps >= control.start) & ((step + 1) / steps <= control.end)
+            weights[: len(step), image] = np.where(within, control.weight, 0.0)
+        pictures = np.stack([task.shown.controls[number] for task in batch])
+        found.append(Controlled(each, pictures, weights, np.array([job.guess_mode for job in jobs])))
+    return tuple(found)
+
+
+def depth_maps(batch: Sequence[Task], shape: tuple[int, int, int]) -> Float32[np.ndarray, "b h w 1"]:
+    """Depth for the UNet, from -1 (far) to 1 (near) in each picture; where nothing is known 0, the middle."""
+    maps = np.zeros((len(batch), *shape[:2], 1), np.float32)
+    for number, task in enumerate(batch):
+        if task.shown.depth is not None:
+            maps[number] = normalised(task.shown.depth[None], *shape[:2])[0]
+    return maps
+
+
+def seen(batch: Sequence[Task], drawn: Any, *, hide: bool = False, pixels: Any = None) -> Seen:
+    """The pictures with which images begin, for the encoder.
+
+    Args:
+      batch: each with one.
+      drawn: noise, or seeds of it.
+      hide: what is drawn anew.
+      pixels: of them all; None takes those of the jobs.
+    """
+    pixels = _stacked([task.shown.image for task in batch]) if pixels is None else pixels
+    return Seen(pixels, drawn, _stacked([task.shown.mask for task in batch])[..., None] >= _HALF if hide else ())
+
+
+def _stacked(arrays: Sequence[Shaped[np.ndarray, "..."] | None]) -> Shaped[np.ndarray, "b ..."]:
+    """Of tasks that are together, and so have all what one of them has."""
+    return np.stack([array for array in arrays if array is not None])
+
+
+def picture(batch: Sequence[Task], clean: Any, first: Any, drawn: Any) -> Picture:
+    """What first latents that begin with a picture are made of."""
+    jobs = [task.job for task in batch]
+    return Picture(
+        clean=clean,
+        first=first,
+        weight=np.array([job.strength != 1 for job in jobs], np.float32),
+        anew=latent_masks(batch) if batch[0].together.masked else (),
+        filling=np.array([FILLINGS.index(job.inpaint_fill) for job in jobs], np.int32),
+        drawn=drawn,
     )
 
 
@@ -96,7 +181,9 @@ class HostNoise:
 
     Attributes:
       latents: the first ones.
-      picture: for the latents of a picture that conditions an image; None if the UNet takes none.
+      first: the standard normal numbers at the start.
+      picture: for the latents of a picture with which an image begins; None if it begins with none.
+      masked: for those of a picture of which a part is hidden; None if there is none.
       later: what is put in at places of the table; () where nothing is.
     """
 
@@ -104,7 +191,10 @@ class HostNoise:
         places = batch[0].bucket.host_noise or 0
         shape = latent_shape(model, batch[0].bucket)
         self.latents: Float32[np.ndarray, "b h w c"] = np.empty((len(batch), *shape), np.float32)
-        self.picture = np.empty_like(self.latents) if model.extra_channels > 1 else None
+        with_picture, masked = batch[0].together.begins_with_picture, batch[0].together.masked
+        self.first = np.empty_like(self.latents)
+        self.picture = np.empty_like(self.latents) if with_picture else None
+        self.masked = np.empty_like(self.latents) if masked or model.extra_channels > 1 else None
         later = np.zeros((places, len(batch), *shape), np.float32)
         for number, task in enumerate(batch):
             job, table = task.job, task.table
@@ -115,10 +205,14 @@ class HostNoise:
                 variation_seed=job.variation_seed,
                 variation_strength=job.variation_strength,
                 resize_from=resized_from(job, model),
+                with_picture=with_picture,
             )
+            self.first[number] = source.first
             self.latents[number] = source.first * np.float32(table.start)
             if self.picture is not None:
-                self.picture[number] = source.next(shape)
+                self.picture[number] = source.picture
+            if self.masked is not None:  # diffusers draws it also where it is not used
+                self.masked[number] = source.next(shape)
             # diffusers draws white noise for these, A1111 and k-diffusion the increments of a path.
             white = job.timestep_spacing != "k_diffusion" and job.sampler in _WHITE_IN_DIFFUSERS
             paths = np.flatnonzero(table.brownian)

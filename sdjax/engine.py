@@ -18,17 +18,44 @@ from jaxtyping import Array, UInt8
 
 from sdjax.adapters.library import Adapters, Library
 from sdjax.adapters.lora import changed, replaced
-from sdjax.batch import HostNoise, beginning, inputs, latent_shape, words
+from sdjax.batch import (
+    Given,
+    HostNoise,
+    beginning,
+    controlled,
+    depth_maps,
+    inputs,
+    latent_masks,
+    latent_shape,
+    picture,
+    seen,
+    words,
+)
 from sdjax.checkpoints.diffusers_folder import vae_dtype_of
 from sdjax.checkpoints.tensors import Params
 from sdjax.classifier import Classifier
 from sdjax.device import COMPILER_OPTIONS, device_kind
+from sdjax.diffusion.enlarge import LATENT_UPSCALERS, enlarged
 from sdjax.diffusion.sample import Trail
 from sdjax.images.steps import Preview
 from sdjax.job import Job
 from sdjax.model import DTYPES, Model
+from sdjax.picture_library import PictureLibrary, Pictures
+from sdjax.pictures import put_back
 from sdjax.plan import LORA_MODES, VAE_TILE, Setup, Task, Together, prepare, tile_of
-from sdjax.program import Bucket, Inputs, first_latents, latents_of, masked_whole, pixels_of, specs
+from sdjax.program import (
+    Bucket,
+    Controlled,
+    Inputs,
+    Seen,
+    begun_with,
+    first_latents,
+    latents_of,
+    latents_of_pictures,
+    masked_whole,
+    pixels_of,
+    specs,
+)
 from sdjax.version import __version__
 
 # Batches that are on their way while the host takes the one before.
@@ -40,7 +67,7 @@ _EVERY, _EACH = PartitionSpec(), PartitionSpec("data")
 class Result(NamedTuple):
     """An image and what it is.
 
-    image: sRGB.
+    image: sRGB, of the size that the job asks; or the whole picture, where a part of it was drawn.
     metadata: flat and JSON: the job as it was done, the model, the fingerprint, what was cut.
     finite: False if the network gave NaN or infinity, so that the image is worth nothing.
     previews: the steps that were kept.
@@ -62,6 +89,15 @@ class _Flying(NamedTuple):
     trail: Trail
 
 
+def _enlarged(method: str, height: int, width: int, params: Any, latents: Array) -> Array:
+    return enlarged(latents, method, height, width)
+
+
+def _shapes(tree: Any) -> tuple[Any, ...]:
+    """What of arrays a program is compiled for."""
+    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree))
+
+
 class Engine:
     """A model on devices.
 
@@ -80,6 +116,7 @@ class Engine:
         library: Library | None = None,
         lora_mode: str = "merged",
         vae_tile: int = VAE_TILE,
+        pictures: Pictures | None = None,
         on_compile: Callable[[Bucket], None] = lambda bucket: None,
     ) -> None:
         """Puts the model's parameters on the devices.
@@ -94,6 +131,7 @@ class Engine:
             for each image of a batch, where all LoRAs of an image are of plain low rank.
           vae_tile: pictures of more pixels than four squares of this side are decoded in tiles as large as one, which
             takes less memory, about twice the time, and changes pixels by rounding; 0 decodes all at once.
+          pictures: where pictures come from, and what sees them; None reads files of this machine.
           on_compile: called before a program is compiled.
 
         Raises:
@@ -123,13 +161,18 @@ class Engine:
             self.fingerprint["vae_dtype"] = model.vae_dtype
         self.classifier = classifier
         adapters = Adapters(library or Library(), model.text_encoder.config, model.unet.config, model.params)
-        self._setup = Setup(model, classifier, adapters, lora_mode, vae_tile, self.fingerprint)
+        seen_with = PictureLibrary(
+            pictures or Pictures(), model.unet.config, model.vae.config.factor, model.dtype, vae_tile
+        )
+        self._setup = Setup(model, classifier, adapters, lora_mode, vae_tile, seen_with, self.fingerprint)
         self._on_compile = on_compile
         self._mesh = Mesh(np.array(self.devices), ("data",))
         params = {**model.params, "classifier": classifier.params if classifier else {}}
         self._params = jax.device_put(params, NamedSharding(self._mesh, _EVERY))
         # The last parameters into which LoRAs were merged, and which.
         self._merged: tuple[Any, Params] = ((), self._params)
+        # Parameters of ControlNets that are on the devices, by digest.
+        self._held: dict[str, Any] = {}
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     def prepare(self, job: Job, notes: Mapping[str, Any] | None = None) -> Task:
@@ -168,11 +211,39 @@ class Engine:
                 yield batch[first : first + self.images_per_batch]
 
     def _dispatch(self, batch: list[Task]) -> _Flying:
-        bucket = batch[0].bucket
-        given = self._inputs(batch + batch[-1:] * (self.images_per_batch - len(batch)))
-        params = self._params_with(batch[0])
-        latents, trail = self._compiled(bucket, self._program(bucket), params, given)(params, given)
+        latents, trail = self._sampled(batch)
+        if batch[0].second:
+            seconds = [task.second for task in batch if task.second]
+            begins_with = self._enlarged(latents, batch[0].together.enlarged_by or "", seconds)
+            pairs = zip(batch, seconds, strict=True)
+            batch = [second._replace(id=task.id, metadata=task.metadata) for task, second in pairs]
+            latents, trail = self._sampled(batch, begins_with)
+        if batch[0].together.upscaled:
+            latents = self._upscaled(latents, batch)
         return _Flying(batch, latents, *self._decoded(latents), trail)
+
+    def _upscaled(self, latents: Array, batch: list[Task]) -> Array:
+        """Latents of a batch made larger by the upscaler that its jobs name."""
+        larger = self._setup.pictures.larger_latents(np.asarray(latents)[: len(batch)], [task.job for task in batch])
+        padding = [(0, self.images_per_batch - len(batch)), (0, 0), (0, 0), (0, 0)]
+        return jax.device_put(np.pad(larger, padding, mode="edge"), NamedSharding(self._mesh, _EACH))
+
+    def _sampled(self, batch: list[Task], begins_with: Any = None) -> tuple[Array, Trail]:
+        """Latents of a batch, and those that are kept; `begins_with` is what a second pass begins with."""
+        bucket = batch[0].bucket
+        given = self._inputs(batch + batch[-1:] * (self.images_per_batch - len(batch)), begins_with)
+        params = self._params_with(batch[0])
+        return self._compiled(bucket, self._program(bucket), params, given)(params, given)
+
+    def _enlarged(self, latents: Array, method: str, larger: list[Task]) -> Any:
+        """Latents of a batch, or its images, at the size of a second pass."""
+        bucket = larger[0].bucket
+        if method in LATENT_UPSCALERS:
+            height, width, _ = latent_shape(self.model, bucket)
+            program = functools.partial(_enlarged, method, height, width)
+            return self._run(("enlarge", method, latents.shape, height, width), program, latents, _EACH, _EACH)
+        images, _, _ = self._mended(latents, *self._decoded(latents))
+        return self._setup.pictures.enlarged(images, method, bucket.height, bucket.width)
 
     def _compiled(self, key: Any, program: Callable[..., Any], params: Params, given: Any) -> Callable[..., Any]:
         if key not in self._programs:
@@ -236,19 +307,56 @@ class Engine:
                 for place, step in enumerate(task.kept_steps)
                 if frames
             ]
-            metadata = {**task.metadata, "decoded_again": bool(again[index])}
-            yield Result(images[index], metadata, bool(finite[index]), tuple(previews))
+            image = self._finished(images[index], task)
+            size = {"image_height": image.shape[0], "image_width": image.shape[1]}
+            metadata = {**task.metadata, "decoded_again": bool(again[index]), **size}
+            yield Result(image, metadata, bool(finite[index]), tuple(previews))
 
-    def _inputs(self, batch: list[Task]) -> Inputs:
-        latents: Any
-        picture: Any
-        if batch[0].bucket.host_noise is None:
-            latents, later, picture = self._begun(batch), (), words(batch)
+    def _finished(self, image: UInt8[np.ndarray, "h w 3"], task: Task) -> UInt8[np.ndarray, "y x 3"]:
+        """An image in the picture of which it is a part, and as large as it was to be."""
+        return self._setup.pictures.finished(put_back(image, task.shown), task.job)
+
+    def _controls(self, batch: list[Task]) -> tuple[Controlled, ...]:
+        """What ControlNets are given; their parameters stay on the devices while they are used."""
+        controls = batch[0].controls
+        held = {digest: self._held[digest] for digest in batch[0].together.controls if digest in self._held}
+        for control in controls:
+            if control.digest not in held:
+                held[control.digest] = jax.device_put(control.params, NamedSharding(self._mesh, _EVERY))
+        self._held = held
+        return controlled(batch, [held[control.digest] for control in controls])
+
+    def _inputs(self, batch: list[Task], begins_with: Any) -> Inputs:
+        bucket, together = batch[0].bucket, batch[0].together
+        if bucket.host_noise is None:
+            latents: Any = self._begun(batch)
+            later, seeds = (), words(batch)
+            drawn: Any = seeds
+            filling: Any = seeds
+            masked: Any = seeds
         else:
-            drawn = HostNoise(self.model, batch)
-            latents, later, picture = drawn.latents, drawn.later, drawn.picture
-        given = inputs(self.model, batch, latents, later, self._channels(batch[0].bucket, len(batch), picture))
+            noise = HostNoise(self.model, batch)
+            latents, later = noise.latents, noise.later
+            drawn, filling, masked = noise.picture, noise.first, noise.masked
+        kept: Any = ()
+        if together.begins_with_picture or begins_with is not None:
+            clean = begins_with
+            if together.begins_with_picture:
+                clean = self._encoded(seen(batch, drawn, pixels=begins_with), bucket)
+            begun = functools.partial(begun_with, latent_shape(self.model, bucket))
+            first = picture(batch, clean, latents, filling)
+            latents = self._run(("begin with", _shapes(first)), begun, first, _EACH, _EACH)
+            kept = clean if bucket.masked else ()
+        channels = self._channels(batch, masked)
+        given = inputs(self.model, batch, Given(latents, later, channels, kept, self._controls(batch)))
         return jax.device_put(given, jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs(given)))
+
+    def _encoded(self, given: Seen, bucket: Bucket, for_mask: bool = False) -> Array:
+        """The latents of pictures."""
+        tile = tile_of(bucket.height, bucket.width, self._setup.vae_tile)
+        shape = latent_shape(self.model, bucket)
+        program = functools.partial(latents_of_pictures, self.model, shape, tile, for_mask)
+        return self._run(("encode", for_mask, _shapes(given)), program, given, _EACH, _EACH)
 
     def _begun(self, batch: list[Task]) -> Array:
         """The first latents, of noise drawn on the device."""
@@ -256,13 +364,18 @@ class Engine:
         program = functools.partial(first_latents, shape, resized_from)
         return self._run(("begin", shape, resized_from), program, beginning(batch), _EACH, _EACH)
 
-    def _channels(self, bucket: Bucket, count: int, picture: Any) -> Any:
-        """What the UNet is given besides latents: for a depth map one of middle depth, for inpainting a whole mask."""
-        shape = latent_shape(self.model, bucket)
-        if self.model.extra_channels <= 1:
-            return np.zeros((count, *shape[:2], 1), np.float32) if self.model.extra_channels else ()
+    def _channels(self, batch: list[Task], drawn: Any) -> Any:
+        """What the UNet is given besides latents: a depth map; or a mask, and what of a picture it leaves."""
+        bucket, shape = batch[0].bucket, latent_shape(self.model, batch[0].bucket)
+        if not self.model.extra_channels:
+            return ()
+        if self.model.takes_depth:
+            return depth_maps(batch, shape)
+        if batch[0].together.masked:
+            left = self._encoded(seen(batch, drawn, hide=True), bucket, for_mask=True)
+            return np.concatenate([np.round(latent_masks(batch)), np.asarray(left)], axis=-1)
         program = functools.partial(masked_whole, self.model, shape)
-        return self._run(("masked", shape, picture.ndim), program, picture, _EACH, _EACH)
+        return self._run(("masked", shape, drawn.ndim), program, drawn, _EACH, _EACH)
 
     def _program(self, bucket: Bucket) -> Callable[..., Any]:
         log_probability = self.classifier.log_probability if self.classifier else None

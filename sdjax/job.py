@@ -7,13 +7,16 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
 from sdjax.diffusion.samplers import SAMPLERS, Options, names
 from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
-from sdjax.text import tags
+from sdjax.images.fit import RESIZE_MODES
+from sdjax.images.preprocess import PREPROCESSORS
+from sdjax.text import controls, tags
 from sdjax.text.conditioning import SYNTAXES
 
 MAX_STEPS = 1000
@@ -23,6 +26,10 @@ MAX_GUIDANCE = 1000.0
 MAX_PROMPT = 100_000
 # What weights in A1111's syntax do: as there; without restoring means; nothing.
 EMPHASES = ("original", "no_norm", "ignore")
+# Ways to enlarge finished pictures that need no weights.
+PIXEL_UPSCALERS = ("lanczos", "bicubic", "nearest")
+# Of a run with an estimator of depth, besides those that need no weights.
+DEPTH_PREPROCESSOR = "depth"
 # A seed that stands for one drawn at random.
 RANDOM_SEED = -1
 
@@ -50,6 +57,15 @@ ALIASES = {
     "lora": "loras",
     "hypernetwork": "hypernetworks",
     "hypernet": "hypernetworks",
+    "init_image": "image",
+    "denoising_strength": "strength",
+    "denoise": "strength",
+    "mask": "mask_image",
+    "control_images": "control_image",
+    "controlnet": "controlnets",
+    "hr_scale": "hires_scale",
+    "hr_upscaler": "hires_upscaler",
+    "hr_second_pass_steps": "hires_steps",
 }
 # A1111's own count of clip skip, in which 1 skips nothing: its setting, and its words in pictures.
 _A1111_CLIP_SKIP = ("clip_stop_at_last_layers", "clip skip")
@@ -59,14 +75,32 @@ NEEDS: Mapping[str, str] = {
     "seed_resize_from_width": "seed_resize_from_height",
     "seed_resize_from_height": "seed_resize_from_width",
     "classifier_scale": "classifier_label",
+    **dict.fromkeys(("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked"), "mask_image"),
+    "mask_image": "image",
+    "strength": "image",
+    "controlnets": "control_image",
+    **dict.fromkeys(("upscale_by", "upscaler_steps", "upscaler_guidance_scale", "upscaler_noise_level"), "upscaler"),
 }
 PARTNERS: Mapping[str, Any] = {
     "prompt": "any",
+    "image": "any",
+    "mask_image": "any",
+    "control_image": "any",
+    "upscaler": "lanczos",
     "variation_seed": 0,
     "seed_resize_from_width": 1,
     "seed_resize_from_height": 1,
     "classifier_label": 0,
 }
+
+
+def with_partners(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields, and what stands for others that they want beside them: to look at some of a job before all are known."""
+    whole = {"prompt": PARTNERS["prompt"], **values}
+    for name, partner in NEEDS.items():
+        if whole.get(name) is not None and whole.get(partner) is None:
+            whole[partner] = PARTNERS[partner]
+    return whole
 
 
 class JobError(ValueError):
@@ -111,6 +145,32 @@ class Job:
       loras: of these by name, each with a weight: "name:0.8; other:0.5:1" (of the text encoder, and of the UNet if that
         is another), besides those that the prompt names.
       hypernetworks: likewise: "name:0.8".
+      image: path of a picture with which the image begins, and which `strength` of the steps change.
+      strength: 0 (none of them) to 1 (all, from noise alone); None is 0.8, and 1 with a mask, as in diffusers.
+      resize_mode: one of `RESIZE_MODES`: how pictures come to the image's size.
+      mask_image: path of a mask of `image`: white is drawn anew, black stays.
+      mask_blur: standard deviation, in pixels of the image, by which the mask is blurred.
+      invert_mask: draws black anew instead.
+      inpaint_fill: one of `FILLINGS`: what stands there before anything is drawn.
+      only_masked: draws the part around the mask alone, at the image's size, and puts it back into the picture.
+      only_masked_padding: pixels of the picture around the mask which are part of it.
+      keep_unmasked: gives pixels where nothing is drawn anew as they came.
+      depth_image: path of a depth map for a model that takes one, bright is near; None has it estimated from `image`.
+      controlnets: of these by name, each with a weight, and the shares of the steps at which it begins and ends:
+        "canny:0.8; depth:1:0:0.5".
+      control_image: paths of what they see, "; " between; one for each, or one for all; None is `image`.
+      control_preprocessor: one of `PREPROCESSORS` for each, or one for all: what is made of `control_image` first.
+      guess_mode: lets them act on the prompt's side alone, weaker at high resolutions.
+      hires_scale: draws it again as many times as large, from itself; None does not.
+      hires_upscaler: by which it is enlarged for that: one of `LATENT_UPSCALERS`, of `PIXEL_UPSCALERS`, or the name of
+        an upscaler's file.
+      hires_steps: of the second time; None is `steps`.
+      hires_strength: of the second time, as `strength`.
+      upscaler: one of `PIXEL_UPSCALERS`, or the name of an upscaler's file, which enlarges the finished image.
+      upscale_by: as many times as large; None is the upscaler's own factor.
+      upscaler_steps: of an upscaler that is a diffusion model; this and the next two are diffusers' by default.
+      upscaler_guidance_scale: likewise.
+      upscaler_noise_level: of the noise that the x4 upscaler puts on the image first.
       class_label: what a UNet with labels is told besides the prompt.
       classifier_scale: of guidance by the engine's classifier; 0 is none.
       classifier_label: the classifier's label to go to.
@@ -152,6 +212,30 @@ class Job:
     sample_max_value: float = 1.0
     loras: str = ""
     hypernetworks: str = ""
+    image: str | None = None
+    strength: float | None = None
+    resize_mode: str = "stretch"
+    mask_image: str | None = None
+    mask_blur: float = 0.0
+    invert_mask: bool = False
+    inpaint_fill: str = "original"
+    only_masked: bool = False
+    only_masked_padding: int = 32
+    keep_unmasked: bool = False
+    depth_image: str | None = None
+    controlnets: str = ""
+    control_image: str | None = None
+    control_preprocessor: str = "none"
+    guess_mode: bool = False
+    hires_scale: float | None = None
+    hires_upscaler: str = "latent"
+    hires_steps: int | None = None
+    hires_strength: float = 0.7
+    upscaler: str | None = None
+    upscale_by: float | None = None
+    upscaler_steps: int = 75
+    upscaler_guidance_scale: float = 9.0
+    upscaler_noise_level: int = 20
     class_label: int | None = None
     classifier_scale: float = 0.0
     classifier_label: int | None = None
@@ -177,6 +261,13 @@ class Job:
                 object.__setattr__(self, name, tags.to_text(tags.read_list(kind, getattr(self, name))))
             except tags.TagError as error:
                 raise JobError(f"{name}: {error}") from error
+        try:
+            named = controls.read_controls(self.controlnets)
+        except controls.ControlError as error:
+            raise JobError(f"controlnets: {error}") from error
+        object.__setattr__(self, "controlnets", controls.to_text(named))
+        for name, count in (("control_image", None), ("control_preprocessor", PREPROCESSORS)):
+            self._check_each(name, len(named), count)
         self._name_sampler()
         for name in _CHOICES:
             if getattr(self, name) is not None:  # "No norm" is no_norm
@@ -201,6 +292,15 @@ class Job:
             "seed_resize_from_width",
             self.seed_resize_from_width,
             "seed_resize_from_height with it, and the other way round",
+        )
+        for name in _ONLY_WITH:
+            value, partner = getattr(self, name), NEEDS[name]
+            _require(value == _DEFAULTS[name] or getattr(self, partner) is not None, name, value, f"{partner} with it")
+        _require(
+            not self.controlnets or self.control_image is not None or self.image is not None,
+            "controlnets",
+            self.controlnets,
+            "a control_image with it, or an image",
         )
         _require(
             self.classifier_scale == 0 or self.classifier_label is not None,
@@ -236,6 +336,30 @@ class Job:
         object.__setattr__(self, "sampler", named.sampler)
         object.__setattr__(self, "schedule", named.schedule or self.schedule)
 
+    def _check_each(self, name: str, nets: int, known: Iterable[str] | None) -> None:
+        """A field that says something for each ControlNet, or one thing for all."""
+        parts = split(getattr(self, name))
+        if known is not None:
+            parts = tuple(part.lower().replace("-", "_").replace(" ", "_") for part in parts)
+            for part in parts:
+                _one_of(name, part, (*known, DEPTH_PREPROCESSOR))
+        _require(
+            len(parts) <= max(nets, 1), name, getattr(self, name), f"at most as many as there are controlnets, {nets}"
+        )
+        _require(
+            len(parts) in (0, 1, nets),
+            name,
+            getattr(self, name),
+            f"one for all, or one for each of the {nets} controlnets",
+        )
+        if parts:
+            object.__setattr__(self, name, "; ".join(parts))
+
+    @property
+    def controls(self) -> tuple[controls.Control, ...]:
+        """What is named in `controlnets`."""
+        return controls.read_controls(self.controlnets)
+
     @property
     def adapters(self) -> tuple[tags.Tag, ...]:
         """What is named in `loras` and `hypernetworks`."""
@@ -260,6 +384,9 @@ class Job:
 
 
 FIELDS: Mapping[str, Any] = typing.get_type_hints(Job)
+_DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Job)}
+# Fields that say nothing without another, which is a path or a name.
+_ONLY_WITH = tuple(name for name, partner in NEEDS.items() if partner in ("image", "mask_image", "upscaler"))
 _RANGES: Mapping[str, tuple[float, float]] = {
     "clip_skip": (0, 11),
     "seed": (RANDOM_SEED, MAX_SEED),
@@ -282,6 +409,16 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "guidance_end": (0.0, 1.0),
     "dynamic_thresholding_ratio": (0.0, 1.0),
     "sample_max_value": (1.0, 1000.0),
+    "strength": (0.0, 1.0),
+    "mask_blur": (0.0, 256.0),
+    "only_masked_padding": (0, MAX_SIDE),
+    "hires_scale": (1.0, 8.0),
+    "hires_steps": (1, MAX_STEPS),
+    "hires_strength": (0.0, 1.0),
+    "upscale_by": (1.0, 8.0),
+    "upscaler_steps": (1, MAX_STEPS),
+    "upscaler_guidance_scale": (0.0, MAX_GUIDANCE),
+    "upscaler_noise_level": (0, MAX_STEPS),
     "class_label": (0, 2**31 - 1),
     "classifier_scale": (-MAX_GUIDANCE, MAX_GUIDANCE),
     "classifier_label": (0, 2**31 - 1),
@@ -295,7 +432,23 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "prompt_problems": ("reject", "accept"),
     "noise_source": SOURCES,
     "timestep_spacing": SPACINGS,
+    "resize_mode": RESIZE_MODES,
+    "inpaint_fill": FILLINGS,
 }
+
+
+# Fields that are paths of pictures, and how they are read.
+PICTURES: Mapping[str, Callable[[str | None], tuple[str, ...]]] = {
+    **dict.fromkeys(("image", "mask_image", "depth_image"), lambda text: (text,) if text else ()),
+    "control_image": lambda text: split(text),
+}
+# Words of tables for yes and no.
+_TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
+
+
+def split(text: str | None) -> tuple[str, ...]:
+    """What stands between semicolons."""
+    return tuple(part.strip() for part in (text or "").split(";") if part.strip())
 
 
 def _require(condition: bool, name: str, found: object, expected: str) -> None:
@@ -311,7 +464,8 @@ def _allowed(name: str) -> tuple[type, ...]:
 def _check_type(name: str, value: Any) -> None:
     allowed = _allowed(name)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = (float in allowed and number) or (isinstance(value, allowed) and not isinstance(value, bool))
+    right = isinstance(value, allowed) and isinstance(value, bool) <= (bool in allowed)
+    fits = (float in allowed and number) or right
     kinds = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
     _require(fits, name, value, f"a value of type {kinds}")
 
@@ -413,6 +567,10 @@ def field_from_text(name: str, text: str) -> Any:
     allowed = _allowed(name)
     if str in allowed:
         return text
+    if bool in allowed:
+        said = _TRUTHS.get(text.strip().lower())
+        _require(said is not None, name, text, "true or false")
+        return said
     kind = int if int in allowed else float
     try:
         return kind(text.strip())
@@ -427,6 +585,8 @@ def field_from_text(name: str, text: str) -> Any:
 
 def _integral(name: str, value: Any) -> Any:
     """2.0 as 2 where a whole number belongs: tables with a gap in a column hold its numbers so."""
+    if bool in _allowed(name) and value in (0, 1):
+        return bool(value)
     if int not in _allowed(name) or not isinstance(value, float) or not value.is_integer():
         return value
     _require(abs(value) <= _EXACT, name, value, f"a whole number without a point: above {_EXACT} digits are lost")

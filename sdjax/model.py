@@ -68,6 +68,11 @@ class Model:
         return extra_channels(self.unet.config, self.vae.config)
 
     @property
+    def takes_depth(self) -> bool:
+        """Whether the UNet sees a depth map."""
+        return self.extra_channels == 1
+
+    @property
     def size(self) -> tuple[int, int]:
         """The (height, width) in pixels for which the UNet was trained."""
         side = self.unet.config.sample_size
@@ -124,14 +129,21 @@ class Model:
             sampler=sampler,
             schedule=schedule,
             timestep_spacing=spacing,
+            strength=_strength(job),
             eta=options.eta,
             solver_order=options.solver_order,
             dynamic_thresholding_ratio=ratio,
             sample_max_value=most if ratio is not None else Job.sample_max_value,
             **_without_effect(job),
         )
+        if resolved.strength == 1 and not resolved.mask_image and not self._sees_picture(resolved):
+            resolved = dataclasses.replace(resolved, image=None, strength=None)
         self.table(resolved)
         return resolved
+
+    def _sees_picture(self, job: Job) -> bool:
+        """Whether a job's picture has a say in it besides that it begins with it."""
+        return bool(job.controls and not job.control_image) or (self.takes_depth and not job.depth_image)
 
     def _check_sides(self, job: Job, **sides: int | None) -> None:
         factor = self.vae.config.factor
@@ -153,7 +165,13 @@ class Model:
         spacing: Any = job.timestep_spacing
         try:
             return table_of(
-                self._config(job.sampler), job.sampler, job.schedule, spacing, job.steps, job.sampler_options
+                self._config(job.sampler),
+                job.sampler,
+                job.schedule,
+                spacing,
+                job.steps,
+                job.sampler_options,
+                1.0 if job.strength is None else job.strength,
             )
         except ScheduleError as error:
             raise JobError(str(error)) from error
@@ -166,6 +184,13 @@ class Model:
 _KEEP_NOISE = ("ddim", "tcd")
 
 
+def _strength(job: Job) -> float | None:
+    """How much of its picture a job changes, as diffusers' pipelines do by themselves; None without a picture."""
+    if job.image is None or job.strength is not None:
+        return job.strength
+    return 1.0 if job.mask_image else 0.8
+
+
 def _without_effect(job: Job) -> dict[str, Any]:
     """Fields that say nothing in this job, at their defaults: what does not decide a picture is not in its id."""
     changes: dict[str, Any] = {}
@@ -173,6 +198,14 @@ def _without_effect(job: Job) -> dict[str, Any]:
         changes |= {"s_tmin": Job.s_tmin, "s_tmax": Job.s_tmax}
     if job.classifier_scale == 0:
         changes["classifier_label"] = None
+    if job.mask_image is None or not job.only_masked:
+        changes["only_masked_padding"] = Job.only_masked_padding
+    if job.only_masked:
+        changes["keep_unmasked"] = False  # so it is anyway
+    if job.hires_scale is None:
+        changes |= {name: getattr(Job, name) for name in ("hires_upscaler", "hires_steps", "hires_strength")}
+    if not job.controls:
+        changes |= {name: getattr(Job, name) for name in ("control_image", "control_preprocessor", "guess_mode")}
     return changes
 
 

@@ -1,19 +1,22 @@
 """A job to what its program and its batch are for: all that is decided before anything is computed."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdjax import conditions
+from sdjax import conditions, pictures
 from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
 from sdjax.adapters.library import Adapters, Found
 from sdjax.classifier import Classifier
+from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.tableau import Table
-from sdjax.job import MAX_STEPS, Job, JobError, image_id
+from sdjax.job import DEPTH_PREPROCESSOR, MAX_STEPS, Job, JobError, image_id, split
 from sdjax.model import Model
+from sdjax.picture_library import LoadedControl, PictureLibrary
 from sdjax.program import Bucket
 from sdjax.text.conditioning import Conditioning, condition
 
@@ -23,6 +26,8 @@ _TABLE_ROWS = (64, 128, 256, 512, 1024, 2048)
 _FRAMES = (0, 8, 16, 32, 64)
 # Weights of a prompt's parts that add up to less have no mean.
 _LEAST_SUM = 1e-3
+# Stands for the path of the picture with which a second pass begins: no file has this name.
+_OWN_IMAGE = ""
 # How LoRAs act: merged into the weights, for a batch that has the same; or for each image of a batch beside them, where
 # all are of plain low rank.
 LORA_MODES = ("merged", "batched")
@@ -35,6 +40,7 @@ class Setup(NamedTuple):
 
     lora_mode: one of `LORA_MODES`.
     vae_tile: see `tile_of`.
+    pictures: what they are read and seen with.
     fingerprint: what besides job and model decides the bits of an image.
     """
 
@@ -43,6 +49,7 @@ class Setup(NamedTuple):
     adapters: Adapters
     lora_mode: str
     vae_tile: int
+    pictures: PictureLibrary
     fingerprint: Mapping[str, Any]
 
 
@@ -53,12 +60,24 @@ class Together(NamedTuple):
     resized_from: (height, width) of latents of which the device takes noise to their own size; None if of none.
     loras: digest, and weights in the UNet and the text encoder, of those that are merged into the network's weights.
     hypernetworks: digests.
+    begins_with_picture: whether the first latents are made of a picture.
+    masked: whether a part of it is drawn anew.
+    controls: digests of ControlNets.
+    second: the program of a second pass, and what the batch has in common there.
+    enlarged_by: what enlarges the image for it.
+    upscaled: the digest of what makes the finished latents larger.
     """
 
     guided: tuple[int, int] | None
     resized_from: tuple[int, int] | None
     loras: tuple[tuple[str, float, float], ...]
     hypernetworks: tuple[str, ...]
+    begins_with_picture: bool
+    masked: bool
+    controls: tuple[str, ...]
+    second: "tuple[Bucket, Together] | None"
+    enlarged_by: str | None
+    upscaled: str | None
 
 
 class Task(NamedTuple):
@@ -70,6 +89,10 @@ class Task(NamedTuple):
     prompts: what of its prompts is used.
     adapters: that are applied.
     low_rank: the LoRAs among them, if they are not merged into the weights.
+    shown: its pictures.
+    controls: the ControlNets that act.
+    second: a second pass over its image.
+    read: its prompts as they were read.
     """
 
     job: Job
@@ -80,6 +103,10 @@ class Task(NamedTuple):
     table: Table
     adapters: Found
     low_rank: tuple[per_image.Weighted, ...]
+    shown: pictures.Shown
+    controls: tuple[LoadedControl, ...]
+    second: "Task | None"
+    read: Conditioning
     metadata: Mapping[str, Any]
 
     @property
@@ -97,12 +124,68 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
       notes: more to be told in the metadata, of where the job comes from; without a say in the id.
 
     Raises:
-      JobError: if the model can't do it, or the prompt can't be read and is to be rejected then.
+      JobError: if the model can't do it, or the prompt can't be read and is to be rejected then, or a picture can't be
+        used.
       AdapterError: if an adapter that it names is not there, can't be read, or is for another model.
     """
     model = setup.model
-    job = model.resolve(job)
+    opened = pictures.open_pictures(job, setup.pictures.read)
+    job = model.resolve(pictures.with_size(job, opened, model.vae.config.factor))
     _check_label(job, model)
+    _check_pictures(job, model)
+    # A picture that has no say is not in the job any more.
+    opened = opened if job.image else opened._replace(image=None)
+    task = _task(setup, job, opened)
+    again = second_pass(job, model)
+    if again is not None:
+        second = _task(setup, again, opened)
+        # Latents are enlarged as they are; a picture is encoded again.
+        encodes = job.hires_upscaler not in LATENT_UPSCALERS
+        second = second._replace(together=second.together._replace(begins_with_picture=encodes))
+        together = task.together._replace(second=(second.bucket, second.together), enlarged_by=job.hires_upscaler)
+        task = task._replace(second=second, together=together)
+    told = _told(setup, task, opened)
+    named = {name: found for name, found in opened.digests.items() if getattr(job, name)}
+    identity = image_id(pictures.by_content(job, named), model.digest, told.decided)
+    metadata = {"id": identity, **told.metadata, "pictures": pictures.told(named, opened.notes), **notes}
+    return task._replace(id=identity, metadata=metadata)
+
+
+def second_pass(job: Job, model: Model) -> Job | None:
+    """What is done to a job's image to draw it again larger; None if nothing is.
+
+    Raises:
+      JobError: if it can't be.
+    """
+    if job.hires_scale is None:
+        return None
+    if job.mask_image is not None:
+        raise JobError(f"hires_scale = {job.hires_scale}: not with a mask_image, which says what is drawn anew")
+    factor = model.vae.config.factor
+    assert job.height is not None and job.width is not None, "the job is not resolved"
+    height, width = (int(side * job.hires_scale) // factor * factor for side in (job.height, job.width))
+    return dataclasses.replace(
+        job,
+        height=height,
+        width=width,
+        steps=job.hires_steps or job.steps,
+        image=_OWN_IMAGE,
+        strength=job.hires_strength,
+        hires_scale=None,
+    )
+
+
+class _Told(NamedTuple):
+    """What is said of a task: what decides its bits besides job and model, and its metadata."""
+
+    decided: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+
+def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
+    """A job, or one pass of it, worked out; without what is told of it."""
+    model = setup.model
+    shown = pictures.show(job, opened, model.vae.config.factor, setup.pictures.estimate, model.takes_depth)
     assert job.height is not None and job.width is not None
     table = model.table(job)
     steps = int(table.step[-1]) + 1
@@ -113,6 +196,7 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
             "prompt_syntax = plain to take every sign as text"
         )
     prompts, guided = _branches(job, read, table)
+    controls = setup.pictures.controls(job.controls)
     adapters = setup.adapters.find((*job.adapters, *read.tags), prompts.embeddings)
     low_rank = setup.adapters.low_rank(adapters.loras) if setup.lora_mode == "batched" else None
     bucket = Bucket(
@@ -126,18 +210,39 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
         classifier=job.classifier_scale != 0,
         hypernetworks=tuple(each.adapter.structure for each in adapters.hypernetworks),
         low_rank=per_image.shape_of(low_rank) if low_rank else None,
+        masked=shown.mask is not None and model.extra_channels <= 1,
+        controls=tuple(control.config for control in controls),
     )
+    together = Together(
+        guided=guided,
+        resized_from=resized_from(job, model) if job.noise_source == "threefry" else None,
+        loras=()
+        if low_rank
+        else tuple((each.adapter.digest, each.weight, each.text_encoder_weight) for each in adapters.loras),
+        hypernetworks=tuple(each.adapter.digest for each in adapters.hypernetworks),
+        begins_with_picture=shown.image is not None and (job.strength != 1 or bucket.masked),
+        masked=shown.mask is not None,
+        controls=tuple(control.digest for control in controls),
+        second=None,
+        enlarged_by=None,
+        upscaled=_larger_latents(setup, job),
+    )
+    return Task(job, "", bucket, together, prompts, table, adapters, low_rank or (), shown, controls, None, read, {})
+
+
+def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
+    model, job, read, adapters = setup.model, task.job, task.read, task.adapters
     fingerprint = dict(setup.fingerprint)
     if adapters.loras:
-        fingerprint["lora_mode"] = "batched" if low_rank else "merged"
-    if bucket.classifier:
+        fingerprint["lora_mode"] = "batched" if task.low_rank else "merged"
+    if task.bucket.classifier:
         fingerprint["classifier_digest"] = _checked_classifier(setup.classifier, job).digest
-    if tile := tile_of(job.height, job.width, setup.vae_tile):
+    last = task.second or task
+    if tile := tile_of(last.bucket.height, last.bucket.width, setup.vae_tile):
         fingerprint["vae_tile"] = tile
+    fingerprint |= _digests_of_pictures(setup, task)
     decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
-    identity = image_id(job, model.digest, decided)
     metadata = {
-        "id": identity,
         **{name: getattr(job, name) for name in job.__dataclass_fields__},
         "model": model.name,
         "model_kind": model.variant_name,
@@ -148,8 +253,8 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
         "vae_dtype": model.vae_dtype,
         **fingerprint,
         "adapters_applied": adapters.told(),
-        "steps_taken": steps,
-        "evaluations": table.evaluations,
+        "steps_taken": int(task.table.step[-1]) + 1,
+        "evaluations": task.table.evaluations + (task.second.table.evaluations if task.second else 0),
         "prompt_tokens": read.tokens,
         "prompt_chunks": read.chunks,
         "prompt_cut": read.cut,
@@ -157,17 +262,29 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
         "negative_prompt_chunks": read.negative_chunks,
         "negative_prompt_cut": read.negative_cut,
         "problems_found": "; ".join(read.problems),
-        **notes,
     }
-    together = Together(
-        guided,
-        resized_from(job, model) if job.noise_source == "threefry" else None,
-        ()
-        if low_rank
-        else tuple((each.adapter.digest, each.weight, each.text_encoder_weight) for each in adapters.loras),
-        tuple(each.adapter.digest for each in adapters.hypernetworks),
-    )
-    return Task(job, identity, bucket, together, prompts, table, adapters, low_rank or (), metadata)
+    return _Told(decided, metadata)
+
+
+def _digests_of_pictures(setup: Setup, task: Task) -> dict[str, str]:
+    """Of the files with which its pictures are seen and made."""
+    job, library = task.job, setup.pictures
+    found: dict[str, str] = {}
+    if task.controls:
+        found["control_digests"] = "; ".join(control.digest for control in task.controls)
+    own_depth = setup.model.takes_depth and job.depth_image is None and job.image is not None
+    if (own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor)) and library.depth is not None:
+        found["depth_digest"] = library.depth.digest
+    for field in ("hires_upscaler", "upscaler"):
+        name = getattr(job, field)
+        wanted = job.hires_scale is not None if field == "hires_upscaler" else name is not None
+        if wanted and name not in LATENT_UPSCALERS:
+            upscaler = library.upscaler(name)
+            if field == "hires_upscaler" and upscaler is not None and not hasattr(upscaler, "scale"):
+                raise JobError(f"hires_upscaler = {name!r} is a diffusion model; name it as upscaler")
+            if upscaler is not None:
+                found[f"{field}_digest"] = upscaler.digest
+    return found
 
 
 def _read(setup: Setup, job: Job, steps: int) -> Conditioning:
@@ -187,6 +304,28 @@ def _read(setup: Setup, job: Job, steps: int) -> Conditioning:
     first = read({})
     bundled = setup.adapters.bundled((*job.adapters, *first.tags))
     return read(bundled) if bundled else first
+
+
+def _larger_latents(setup: Setup, job: Job) -> str | None:
+    """The digest of an upscaler of latents, if a job names one.
+
+    Raises:
+      JobError: if that can't be done to this job.
+    """
+    if job.upscaler is not None:
+        setup.pictures.check_upscaler(job, job.upscaler)
+    upscaler = setup.pictures.upscaler(job.upscaler) if job.upscaler and setup.pictures.takes_latents(job) else None
+    if upscaler is None:
+        return None
+    for field in ("mask_image", "preview_every"):
+        if getattr(job, field) is not None:
+            raise JobError(f"{field} = {getattr(job, field)!r}: not with {job.upscaler}, which makes latents larger")
+    return upscaler.digest
+
+
+def _check_pictures(job: Job, model: Model) -> None:
+    if job.depth_image is not None and not model.takes_depth:
+        raise JobError(f"depth_image = {job.depth_image!r}: this model sees no depth map")
 
 
 def _check_label(job: Job, model: Model) -> None:

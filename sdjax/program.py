@@ -5,7 +5,7 @@ of a batch; the engine maps it over devices.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -28,10 +28,17 @@ from sdjax.diffusion.guidance import (
     rescaled,
     thresholded,
 )
+from sdjax.diffusion.inpaint import filled
 from sdjax.diffusion.sample import Latents, Level, NoiseWanted, Rows, Trail, sample
 from sdjax.model import DTYPES, Model
 from sdjax.models import vae_tiles
+from sdjax.models.controlnet import ControlNet, ControlNetConfig, added, residual_scales
+from sdjax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig, adapted
+from sdjax.models.unet import Residuals
 from sdjax.models.vae import Gaussian
+
+# Shares of red, green and blue in grey (ITU-R BT.601), as in Pillow.
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class Bucket(NamedTuple):
@@ -46,6 +53,8 @@ class Bucket(NamedTuple):
     classifier: whether the engine's classifier guides.
     hypernetworks: how those are built that act.
     low_rank: ranks of what is added to layers for each image; None if nothing is.
+    masked: whether a picture stays as it is where nothing is drawn anew.
+    controls: how the ControlNets and T2I adapters are built that act.
     """
 
     height: int
@@ -58,6 +67,17 @@ class Bucket(NamedTuple):
     classifier: bool
     hypernetworks: tuple[Structure, ...]
     low_rank: per_image.Shape | None
+    masked: bool
+    controls: tuple[ControlNetConfig | T2IAdapterConfig, ...]
+
+
+class Controlled(NamedTuple):
+    """A ControlNet or a T2I adapter and what it does in a batch."""
+
+    params: Any  # the same for all images
+    pictures: Any  # (images, pixels, pixels, 3) uint8
+    weights: Any  # (evaluations, images); 0 where it is not in force
+    guess: Any  # (images,) bool
 
 
 class Inputs(NamedTuple):
@@ -76,6 +96,9 @@ class Inputs(NamedTuple):
     low_rank: Any  # {"unet": ..., "text_encoder": ...} what is added for each image; () if nothing is
     guided: Any  # (2,) evaluations, from and before
     tables: Rows
+    controls: tuple[Controlled, ...]
+    kept: Any  # (images, h, w, c) clean latents of the pictures that stay; () if none do
+    anew: Any  # (images, h, w, 1) shares that are drawn anew; () likewise
     frames: Any  # (evaluations, images) where a step is kept; () if none is
     noise: Any  # drawn on the host: (places, images, h, w, c); () if it is not
 
@@ -120,6 +143,11 @@ def specs(inputs: Inputs) -> Inputs:
         multipliers=all_of(inputs.multipliers, first),
         low_rank=all_of(inputs.low_rank, first),
         guided=PartitionSpec(),
+        controls=tuple(
+            Controlled(all_of(each.params, PartitionSpec()), first, second, first) for each in inputs.controls
+        ),
+        kept=all_of(inputs.kept, first),
+        anew=all_of(inputs.anew, first),
         tables=Rows(rows=all_of(inputs.tables.rows, second), count=first),
         frames=all_of(inputs.frames, second),
         noise=all_of(inputs.noise, second),
@@ -139,11 +167,17 @@ def latents_of(
         with _adding(bucket, inputs, "text_encoder"):
             contexts = conditions.encode(model.text_encoder, params["text_encoder"], inputs.prompts)
 
+        looked = [
+            _looked_at(config, each, DTYPES[model.dtype])
+            for config, each in zip(bucket.controls, inputs.controls, strict=True)
+        ]
+
         def predict(latents: Latents, level: Level, branches: int) -> tuple[Latents, ...]:
             """The network's outputs for the first so many branches."""
             text_of = inputs.prompts.text_of[level.evaluation][:, :branches]
             context, mask = conditions.seen_by(contexts, text_of)
             shown = network_input(latents, level.alpha)
+            seen = jnp.tile(shown.astype(DTYPES[model.dtype]), (branches, 1, 1, 1))
             if isinstance(inputs.channels, jax.Array):
                 shown = jnp.concatenate([shown, inputs.channels], axis=-1)
             given = jnp.tile(shown.astype(DTYPES[model.dtype]), (branches, 1, 1, 1))
@@ -153,8 +187,12 @@ def latents_of(
                 labels = jnp.tile(inputs.class_labels, branches)
                 if model.unet.config.class_embed_type == "timestep":
                     labels = labels.astype(jnp.float32)
+            asked = Asked(seen, timesteps, context, labels, mask)
+            residuals = _residuals(bucket, inputs, looked, asked, level, branches)
             with _attending(bucket, inputs), _adding(bucket, inputs, "unet"):
-                prediction = model.unet.apply({"params": params["unet"]}, given, timesteps, context, labels, mask)
+                prediction = model.unet.apply(
+                    {"params": params["unet"]}, given, timesteps, context, labels, mask, residuals
+                )
             return tuple(jnp.split(prediction.astype(jnp.float32), branches))
 
         guide = functools.partial(_guided, bucket, inputs, predict)
@@ -165,10 +203,71 @@ def latents_of(
             clean = denoised(prediction, latents, level.sigma, level.alpha, model.scheduler.prediction_type)
             if bucket.classifier:
                 clean = classify(clean, latents, level)
-            return thresholded(clean, inputs.threshold[:, 0], inputs.threshold[:, 1])
+            clean = thresholded(clean, inputs.threshold[:, 0], inputs.threshold[:, 1])
+            return _kept(inputs, clean) if bucket.masked else clean
 
         frames = inputs.frames if bucket.frames else None
-        return sample(denoise, inputs.latents, inputs.tables, _draw(bucket, shape, inputs), frames, bucket.frames)
+        draw = _draw(bucket, shape, inputs)
+        latents, trail = sample(denoise, inputs.latents, inputs.tables, draw, frames, bucket.frames)
+        # Some samplers end with a little noise.
+        return (_kept(inputs, latents) if bucket.masked else latents), trail
+
+
+def _kept(inputs: Inputs, latents: Latents) -> Latents:
+    """Latents with those of pictures where nothing is drawn anew.
+
+    Said of the clean latents that the network expects, it holds for all on the way: they are a picture with noise.
+    """
+    return inputs.anew * latents + (1 - inputs.anew) * inputs.kept
+
+
+class Asked(NamedTuple):
+    """What the network is asked, and so also what ControlNets are."""
+
+    latents: Any
+    timesteps: Any
+    context: Any
+    labels: Any
+    mask: Any
+
+
+def _looked_at(config: ControlNetConfig | T2IAdapterConfig, controlled: Controlled, dtype: Any) -> Any:
+    """What is made of control pictures once, before the steps."""
+    pictures = controlled.pictures.astype(jnp.float32) / 255
+    channels = config.in_channels if isinstance(config, T2IAdapterConfig) else config.conditioning_channels
+    if channels == 1:
+        pictures = (pictures * jnp.array(_LUMA)).sum(axis=-1, keepdims=True)
+    pictures = pictures.astype(dtype)
+    params = {"params": controlled.params}
+    if isinstance(config, T2IAdapterConfig):
+        return T2IAdapter(config).apply(params, pictures)
+    return ControlNet(config).apply(params, pictures, method="embed")
+
+
+def _residuals(
+    bucket: Bucket, inputs: Inputs, looked: Sequence[Any], asked: Asked, level: Level, branches: int
+) -> Residuals | None:
+    """What ControlNets and T2I adapters add to the network, for the first so many branches; None if there are none."""
+    total = None
+    for config, controlled, made in zip(bucket.controls, inputs.controls, looked, strict=True):
+        weights = controlled.weights[level.evaluation]
+        # In guess mode the last branch, the negative prompt, is left alone.
+        alone = jnp.where(controlled.guess, 0.0, weights)
+        unguided = bucket.prompts.guided and branches == bucket.prompts.branches
+        all_weights = jnp.concatenate([jnp.tile(weights, branches - 1), alone if unguided else weights])
+        if isinstance(config, T2IAdapterConfig):
+            residuals = adapted(tuple(jnp.tile(each, (branches, 1, 1, 1)) for each in made), all_weights)
+        else:
+            guess = jnp.tile(controlled.guess, branches)
+            residuals = ControlNet(config).apply(
+                {"params": controlled.params},
+                *asked[:3],
+                jnp.tile(made, (branches, 1, 1, 1)),
+                *asked[3:],
+                scales=residual_scales(config, all_weights, guess),
+            )
+        total = residuals if total is None else added(total, residuals)
+    return total
 
 
 def _attending(bucket: Bucket, inputs: Inputs) -> AbstractContextManager[None]:
@@ -235,6 +334,67 @@ def first_latents(
     return first * beginning.start[:, None, None, None] + more * beginning.first_noise[:, None, None, None]
 
 
+class Seen(NamedTuple):
+    """Pictures as the encoder takes them.
+
+    drawn: noise with which latents are drawn from what it gives; or seeds of it.
+    hidden: where the picture is grey instead; () for nowhere.
+    """
+
+    pixels: Any  # (images, h, w, 3) uint8
+    drawn: Any  # (images, i, j, c), or (images, 2)
+    hidden: Any  # (images, h, w, 1) bool
+
+
+class Picture(NamedTuple):
+    """What the first latents of images that begin with a picture are made of."""
+
+    clean: Any  # (images, h, w, c)
+    first: Any  # (images, h, w, c) of noise alone
+    weight: Any  # (images,) of the picture: 0 is noise alone
+    anew: Any  # (images, h, w, 1) shares that are drawn anew; () is all
+    filling: Any  # (images,) what stands there: see `FILLINGS`
+    drawn: Any  # (images, h, w, c) noise, or (images, 2) seeds of it
+
+
+def latents_of_pictures(
+    model: Model, shape: tuple[int, int, int], tile: int, for_mask: bool, params: Any, seen: Seen
+) -> Latents:
+    """Pictures to latents, as the sampler takes them.
+
+    Args:
+      model: whose VAE encodes.
+      shape: (height, width, channels) of the latents.
+      tile: side, in pixels, of the tiles in which it does; 0 is at once.
+      for_mask: whether the noise is that for pictures of which a part is hidden.
+      params: of the model.
+      seen: the pictures.
+    """
+    draw = noise.masked_noise if for_mask else noise.picture_noise
+    drawn = draw(seen.drawn, shape) if seen.drawn.ndim == 2 else seen.drawn
+    with _precision(model):
+        pixels = seen.pixels.astype(jnp.float32) / 127.5 - 1
+        if isinstance(seen.hidden, jax.Array):
+            pixels = jnp.where(seen.hidden, 0.0, pixels)
+        pixels = pixels.astype(jax.tree.leaves(params["vae"])[0].dtype)
+        if tile:
+            posterior = vae_tiles.encode(model.vae, params["vae"], pixels, tile)
+        else:
+            posterior = model.vae.apply({"params": params["vae"]}, pixels, method="encode")
+    mean, logvar = (each.astype(jnp.float32) for each in posterior)
+    return Gaussian(mean, logvar).sample(drawn) * model.vae.config.scaling_factor
+
+
+def begun_with(shape: tuple[int, int, int], params: Any, picture: Picture) -> Latents:
+    """The first latents of images that begin with a picture."""
+    clean = picture.clean
+    if isinstance(picture.anew, jax.Array):
+        drawn = noise.filling_noise(picture.drawn, shape) if picture.drawn.ndim == 2 else picture.drawn
+        clean = filled(clean, picture.anew, picture.filling, drawn)
+    weight = picture.weight[:, None, None, None]
+    return jnp.where(weight == 0, picture.first, picture.first + weight * clean)
+
+
 def masked_whole(
     model: Model, shape: tuple[int, int, int], params: Any, drawn: Float[Array, "b h w c"] | UInt32[Array, "b 2"]
 ) -> Float[Array, "b h w d"]:
@@ -246,7 +406,7 @@ def masked_whole(
       params: of the model.
       drawn: noise with which latents are drawn from what the encoder gives; or seeds of it.
     """
-    drawn = noise.picture_noise(drawn, shape) if drawn.ndim == 2 else drawn
+    drawn = noise.masked_noise(drawn, shape) if drawn.ndim == 2 else drawn
     with _precision(model):
         dtype = jax.tree.leaves(params["vae"])[0].dtype
         nothing = jnp.zeros((1, shape[0] * model.vae.config.factor, shape[1] * model.vae.config.factor, 3), dtype)

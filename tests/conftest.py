@@ -12,8 +12,9 @@ import tests.typechecker  # noqa: F401  (named in the next line)
 
 # All but `sdjax.job`, which checks what users give it itself, and says so in words of its own.
 _CHECKED = (
-    "adapters", "api", "batch", "checkpoints", "classifier", "conditions", "device", "diffusion", "engine", "images",
-    "model", "models", "plan", "program", "text", "training",
+    "adapters", "api", "batch", "checkpoints", "classifier", "conditions", "depth", "device", "diffusion",
+    "diffusion_upscale", "engine", "images", "model", "models", "picture_library", "pictures", "plan", "program",
+    "text", "training", "upscale", "upscaler_model",
 )  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 

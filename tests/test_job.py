@@ -42,6 +42,30 @@ OTHER = {
     "sample_max_value": 2.0,
     "loras": "ink:0.8",
     "hypernetworks": "oil:1",
+    "image": "a.png",
+    "strength": 0.5,
+    "resize_mode": "crop",
+    "mask_image": "b.png",
+    "mask_blur": 4.0,
+    "invert_mask": True,
+    "inpaint_fill": "noise",
+    "only_masked": True,
+    "only_masked_padding": 8,
+    "keep_unmasked": True,
+    "depth_image": "c.png",
+    "controlnets": "edges:0.5",
+    "control_image": "d.png",
+    "control_preprocessor": "canny",
+    "guess_mode": True,
+    "hires_scale": 2.0,
+    "hires_upscaler": "latent_bicubic",
+    "hires_steps": 9,
+    "hires_strength": 0.5,
+    "upscaler": "lanczos",
+    "upscale_by": 2.0,
+    "upscaler_steps": 5,
+    "upscaler_guidance_scale": 3.0,
+    "upscaler_noise_level": 30,
     "class_label": 2,
     "classifier_scale": 1.0,
     "classifier_label": 4,
@@ -53,6 +77,17 @@ TOGETHER = {
     "seed_resize_from_width": {"seed_resize_from_height": 64},
     "seed_resize_from_height": {"seed_resize_from_width": 64},
     "classifier_scale": {"classifier_label": 5},
+    "strength": {"image": "e.png"},
+    "mask_image": {"image": "e.png"},
+    **{
+        name: {"image": "e.png", "mask_image": "f.png"}
+        for name in ("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked")
+    },
+    "controlnets": {"control_image": "e.png"},
+    **{
+        name: {"upscaler": "nearest"}
+        for name in ("upscale_by", "upscaler_steps", "upscaler_guidance_scale", "upscaler_noise_level")
+    },
 }
 
 

@@ -377,9 +377,9 @@ _SIGNATURES = (
     _Signature("hypernetwork", r"^\d+\.[01]\.linear", _hypernetwork, True),
     _Signature("ControlNet", r"^lora_controlnet$", _controlnet),
     _Signature("LoRA", _LORA_PATTERN, _adapter, True),
-    _Signature("ControlNet", r"^(control_model\.)?input_hint_block\.|^controlnet_cond_embedding\.", _controlnet),
-    _Signature("T2I adapter", r"^(adapter\.)?body\.\d+\.(resnets\.\d+\.)?block1\.weight$", _t2i_adapter),
-    _Signature("upscaler", r"^(params(_ema)?\.)?body\.0\.rdb1\.|^model\.1\.sub\.0\.RDB1\.", _upscaler),
+    _Signature("ControlNet", r"^(control_model\.)?input_hint_block\.|^controlnet_cond_embedding\.", _controlnet, True),
+    _Signature("T2I adapter", r"^(adapter\.)?body\.\d+\.(resnets\.\d+\.)?block1\.weight$", _t2i_adapter, True),
+    _Signature("upscaler", r"^(params(_ema)?\.)?body\.0\.rdb1\.|^model\.1\.sub\.0\.RDB1\.", _upscaler, True),
     _Signature(
         "checkpoint", r"^(model\.diffusion_model\.)?joint_blocks\.0\.", _other_checkpoint("Stable Diffusion 3")
     ),

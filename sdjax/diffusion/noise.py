@@ -26,7 +26,7 @@ SOURCES = ("threefry", "torch", "philox")
 MAX_SEED = 2**64 - 1
 
 # What a number drawn from a seed is for: folded into the key, so that no two uses share bits.
-_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN, _FOR_PICTURE = 0, 1, 2, 3, 4
+_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN, _FOR_MASKED, _FOR_PICTURE, _FOR_FILLING = range(7)
 # Above this cosine, on the average, two noises are taken for the same (A1111).
 _SAME = 0.9995
 _LEAST_ANGLE = 1e-4
@@ -50,9 +50,19 @@ def step_noise(words: UInt32[Array, "b 2"], step: Array | int, shape: tuple[int,
     return _draw(words, (_FOR_STEPS, step), shape)
 
 
+def masked_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """The same for the latents of a masked picture that the UNet sees, drawn from what the encoder gives."""
+    return _draw(words, (_FOR_MASKED,), shape)
+
+
 def picture_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """The same for the latents of a picture that conditions an image, drawn from what the encoder gives."""
+    """The same for the latents of a picture with which an image begins."""
     return _draw(words, (_FOR_PICTURE,), shape)
+
+
+def filling_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """The same for what stands in a masked place before anything is drawn there."""
+    return _draw(words, (_FOR_FILLING,), shape)
 
 
 def varied_start_noise(
@@ -137,10 +147,12 @@ class HostNoise:
     """The noise of one image from a source that is drawn on the host, in the order in which torch's users draw it.
 
     That is the order of diffusers with one generator an image, and of A1111's `ImageRNG`: first the latents at the
-    start, then the noise of one step after the other. What a variation or another size needs besides is drawn from
+    start, then the noise of one step after the other. Where an image begins with a picture, diffusers draws that one's
+    latents before all else. What a variation or another size needs besides is drawn from
     generators of its own, so the noise of the steps does not depend on it.
 
     Attributes:
+      picture: for the latents of a picture with which the image begins; None without one.
       first: at the start.
     """
 
@@ -153,6 +165,7 @@ class HostNoise:
         variation_seed: int | None = None,
         variation_strength: float = 0.0,
         resize_from: tuple[int, int] | None = None,
+        with_picture: bool = False,
     ) -> None:
         """Draws the noise at the start.
 
@@ -163,8 +176,10 @@ class HostNoise:
           variation_seed: 0 if None, as in A1111.
           variation_strength: from 0 (the seed) to 1 (the variation seed).
           resize_from: (height, width) of latents from which the seed comes; None if it is of `shape`.
+          with_picture: whether the image begins with a picture.
         """
         self._generator = host_generator(source, seed)
+        self.picture = host_randn(self._generator, shape) if with_picture else None
         self.first = host_randn(self._generator, shape)
         drawn = shape if resize_from is None else (*resize_from, shape[2])
         inner = self.first if drawn == shape else host_randn(host_generator(source, seed), drawn)
@@ -174,7 +189,7 @@ class HostNoise:
         self.first = inner if drawn == shape else resized(inner, self.first, np)
 
     def next(self, shape: tuple[int, int, int]) -> Float32[np.ndarray, "h w c"]:
-        """Of the next step."""
+        """Of the next step, or of whatever else is drawn after the start."""
         return host_randn(self._generator, shape)
 
 

@@ -253,6 +253,7 @@ class Steps(NamedTuple):
     start: the standard deviation of the first latents.
     spacing: how the timesteps were laid.
     schedule: how the sigmas were.
+    skipped: steps of the schedule before these, which begin with a picture.
     """
 
     timesteps: Float64[np.ndarray, " n"]
@@ -260,6 +261,34 @@ class Steps(NamedTuple):
     start: float
     spacing: Spacing
     schedule: str
+    skipped: int = 0
+
+    @property
+    def laid(self) -> int:
+        """The steps of the whole schedule."""
+        return self.skipped + len(self.timesteps)
+
+
+def steps_of_strength(steps: Steps, strength: float) -> Steps:
+    """The last steps of a schedule, as diffusers takes them to change a picture: SDEdit (Meng et al. 2022, 2108.01073).
+
+    Args:
+      steps: the whole.
+      strength: from 0 (none of them) to 1 (all); its share of the steps is rounded down.
+
+    Returns:
+      those left, whose first latents are the picture's, and `start` times noise.
+    """
+    skipped = steps.laid - int(steps.laid * strength)
+    if not skipped:
+        return steps
+    left = steps.sigmas[skipped:]
+    return steps._replace(
+        timesteps=steps.timesteps[skipped:],
+        sigmas=left,
+        start=float(left[0]) if len(left) > 1 else 0.0,
+        skipped=skipped,
+    )
 
 
 def timestep_of(sigma: Float64[np.ndarray, " n"], levels: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " n"]:

@@ -49,6 +49,24 @@ class Table(NamedTuple):
         return len(self.sigma)
 
 
+def still(sigma: float) -> Table:
+    """The table of no step: latents stay as they are, and what the network says of them, at `sigma`, is left out."""
+    weights = np.zeros((1, REGISTERS, REGISTERS + 2))
+    weights[0, 0, 0] = 1
+    no = np.zeros(2, bool)
+    return Table(
+        sigma=np.array([sigma]),
+        timestep=np.zeros(1),
+        step=np.zeros(1, np.int64),
+        weights=weights,
+        draws=no,
+        brownian=no,
+        span=np.tile([1.0, 0.5], (2, 1)),
+        first_noise=0.0,
+        start=0.0,
+    )
+
+
 class _Leaf:
     """A symbol: latents that are in a register or come from outside. Compared by identity."""
 

@@ -42,6 +42,19 @@ xmlns:sdjax="urn:sdjax:metadata#">
 <?xpacket end="r"?>"""
 
 
+# Our names of its upscalers.
+A1111_UPSCALERS: Mapping[str, str] = {
+    "latent": "Latent",
+    "latent_antialiased": "Latent (antialiased)",
+    "latent_bicubic": "Latent (bicubic)",
+    "latent_bicubic_antialiased": "Latent (bicubic antialiased)",
+    "latent_nearest": "Latent (nearest)",
+    "latent_nearest_exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+    "nearest": "Nearest",
+}
+
+
 def to_json(metadata: Mapping[str, Any]) -> str:
     """The complete metadata: ASCII, keys sorted.
 
@@ -96,6 +109,16 @@ def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if metadata["clip_skip"]:
         settings["Clip skip"] = metadata["clip_skip"] + 1
+    if metadata["strength"] is not None:
+        settings["Denoising strength"] = _plain_number(metadata["strength"])
+    if metadata["mask_blur"]:
+        settings["Mask blur"] = _plain_number(metadata["mask_blur"])
+    if metadata["hires_scale"]:
+        settings["Denoising strength"] = _plain_number(metadata["hires_strength"])
+        settings["Hires upscale"] = _plain_number(metadata["hires_scale"])
+        if metadata["hires_steps"]:
+            settings["Hires steps"] = metadata["hires_steps"]
+        settings["Hires upscaler"] = A1111_UPSCALERS.get(metadata["hires_upscaler"], metadata["hires_upscaler"])
     if metadata["variation_strength"]:
         settings["Variation seed"] = metadata["variation_seed"]
         settings["Variation seed strength"] = _plain_number(metadata["variation_strength"])

@@ -23,12 +23,16 @@ from tests import toys
 from tests.golden import (
     adapter_reference,
     checkpoint_reference,
+    conditioned_reference,
+    depth_reference,
     full_size,
     hypernetwork_reference,
     networks,
     pickle_reference,
     pictures,
     reference,
+    sd_upscaler_reference,
+    upscaler_reference,
     variant_reference,
     variants,
 )
@@ -93,6 +97,10 @@ def main() -> None:
     hypernetwork_reference.main()
     pickle_reference.record()
     record_variants()
+    conditioned_reference.record()
+    depth_reference.record([])
+    sd_upscaler_reference.record()
+    upscaler_reference.record()
     digest = {"digest": np.array(sdjax.load("emoji").digest)}
     record_networks(networks.EMOJI_RECORDED, networks.emoji_networks(), digest)
     record_pictures("emoji", path_of("emoji"), digest)

@@ -28,7 +28,7 @@ def _multistep_order(run: Run, step: Step, before: int) -> int:
     one is of second order at most.
     """
     config, count = run.config, len(run.steps.timesteps)
-    few = config.lower_order_final is not False and count < _FEW_STEPS
+    few = config.lower_order_final is not False and run.steps.laid < _FEW_STEPS
     order = min(run.order, before + 1)
     if step.last and (config.euler_at_final or few or step.after == 0):
         return 1
@@ -204,14 +204,14 @@ def dpmpp_sde(run: Run) -> Vector:
 
 def _singlestep_orders(run: Run) -> list[int]:
     """How diffusers cuts the evaluations into steps of several, each one order higher than the one before."""
-    count, order = len(run.steps.timesteps), run.order
+    count, order = run.steps.laid, run.order
     orders = (list(range(1, order + 1)) * (count // order + 1))[:count]
     if order > 1 and count % order == 0:
         if run.config.lower_order_final or run.steps.sigmas[-1] == 0:
             orders[-order:] = [1, 1] if order == 2 else [1, 2, 1]
     elif run.steps.sigmas[-1] == 0:
         orders[-1] = 1
-    return orders
+    return orders[run.steps.skipped :]
 
 
 def dpmpp_singlestep(run: Run) -> Vector:
@@ -288,7 +288,8 @@ def dpm_fast(run: Run) -> Vector:
     Steps are evaluations. It ends at the lowest level of the model, not at zero.
     """
     count = len(run.steps.timesteps)
-    ends = np.linspace(_time(run.levels[-1]), _time(run.levels[0]), count // 3 + 2)
+    highest = float(run.steps.sigmas[0]) if run.steps.skipped else float(run.levels[-1])
+    ends = np.linspace(_time(highest), _time(run.levels[0]), count // 3 + 2)
     orders = [3] * (count // 3 - 1) + [2, 1] if count % 3 == 0 else [3] * (count // 3) + [count % 3]
     x = run.start
     evaluation = 0
@@ -375,7 +376,7 @@ def _uni_pc(run: Run, bh2: bool) -> Vector:
     for step in run:
         denoised = run.denoise(x, step.now, step.timestep)
         output = denoised if of_data else run.keep((x - denoised) / step.now)
-        if step.number > 0 and step.number - 1 not in config.disable_corrector:
+        if step.number > 0 and run.steps.skipped + step.number - 1 not in config.disable_corrector:
             x = run.keep(_united(corrected, output, history[:order], sigmas[:order], step.now, of_data, bh2))
         history, sigmas = [output, *history][: run.order], [step.now, *sigmas][: run.order]
         order = min(run.order, len(history))

@@ -10,8 +10,16 @@ from typing import Any, NamedTuple
 
 from sdjax.diffusion.samplers import exponential, karras, variance_preserving
 from sdjax.diffusion.samplers.run import Options, Run
-from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, Spacing, StepRules, lay_steps
-from sdjax.diffusion.tableau import Table, Vector
+from sdjax.diffusion.schedule import (
+    ScheduleError,
+    SchedulerConfig,
+    Spacing,
+    StepRules,
+    lay_steps,
+    steps_of_strength,
+    training_sigmas,
+)
+from sdjax.diffusion.tableau import Table, Vector, still
 
 
 class Sampler(NamedTuple):
@@ -134,7 +142,13 @@ def fill_in(config: SchedulerConfig, sampler: str, options: Options) -> Options:
 
 @functools.lru_cache(maxsize=1024)
 def table_of(
-    config: SchedulerConfig, sampler: str, schedule: str, spacing: Spacing, count: int, options: Options
+    config: SchedulerConfig,
+    sampler: str,
+    schedule: str,
+    spacing: Spacing,
+    count: int,
+    options: Options,
+    strength: float = 1.0,
 ) -> Table:
     """The table of a sampler; its arrays are shared and not to be written to.
 
@@ -143,10 +157,14 @@ def table_of(
       sampler: a key of `SAMPLERS`.
       schedule, spacing, count: as for `lay_steps`.
       options: from `fill_in`.
+      strength: of what is done to a picture; see `steps_of_strength`. At 1 it is all steps, from noise alone.
 
     Raises:
       ScheduleError: if it can't be laid.
     """
     row = SAMPLERS[sampler]
-    run = Run(config, lay_steps(config, row.rules, schedule, spacing, count), options)
+    steps = steps_of_strength(lay_steps(config, row.rules, schedule, spacing, count), strength)
+    if not len(steps.timesteps):
+        return still(float(training_sigmas(config)[0]))
+    run = Run(config, steps, options)
     return run.table(row.write(run))

@@ -19,7 +19,7 @@ def _reached(run: Run, step: Step) -> float:
     """The noise level at which a step of DDIM or PNDM arrives."""
     if run.steps.spacing == "k_diffusion":
         return step.after
-    before = round(step.timestep) - run.config.num_train_timesteps // len(run.steps.timesteps)
+    before = round(step.timestep) - run.config.num_train_timesteps // run.steps.laid
     if before >= 0:
         return float(run.levels[before])
     return 0.0 if run.config.set_alpha_to_one else float(run.levels[0])
@@ -113,7 +113,7 @@ def _began(run: Run, first: Step, second: Step) -> float:
     """Where diffusers thinks that the first step began, seen from the second."""
     if run.steps.spacing == "k_diffusion":
         return first.now
-    return run.level_of(second.timestep + run.config.num_train_timesteps // len(run.steps.timesteps))
+    return run.level_of(second.timestep + run.config.num_train_timesteps // run.steps.laid)
 
 
 # Steps by Runge and Kutta's method before there are outputs enough.
@@ -126,7 +126,7 @@ def pndm(run: Run) -> Vector:
     if count <= _RUNGE_KUTTA_STEPS:
         raise ScheduleError(f"steps = {count}: pndm takes {_RUNGE_KUTTA_STEPS + 1} at least; plms takes any number")
     free = run.steps.spacing == "k_diffusion"
-    half = run.config.num_train_timesteps // count // 2
+    half = run.config.num_train_timesteps // run.steps.laid // 2
 
     def following(step: Step) -> float:
         return float(run.steps.timesteps[step.number + 1])

@@ -1,0 +1,69 @@
+"""Depth maps of a folder of pictures, as grey pictures of 16 bits: near is bright."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from PIL import Image
+
+from pipelines import pictures, storage
+from sdjax.depth import DepthModel, depth_of, grey_png16, sized
+from sdjax.images.read import read_picture
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_WRITTEN = ".depth.png"
+
+
+class Mapped(NamedTuple):
+    """What became of a picture: the file of its map, or why there is none."""
+
+    picture: str
+    file: str
+    problem: str | None
+    there: bool
+
+
+def pictures_in(folder: str) -> list[str]:
+    """The pictures of a folder and those within it, by the ends of their names.
+
+    Raises:
+      StorageError: if there is none.
+    """
+    ends = tuple(path for path in sorted(storage.list_files(folder)) if path.lower().endswith(_ENDINGS))
+    found = [path for path in ends if not path.endswith(_WRITTEN)]
+    if not found:
+        raise storage.StorageError(f"{folder}: there is no such folder, or no picture in it")
+    return found
+
+
+def map_folder(
+    folder: str, out: str, load: Callable[[], DepthModel], on_done: Callable[[], None] = lambda: None
+) -> Iterator[Mapped]:
+    """Writes a depth map for each picture of a folder, under the same name with `.depth.png`; those there stay.
+
+    Args:
+      folder: of the pictures.
+      out: folder of the maps.
+      load: gives the estimator, when it is needed.
+      on_done: called after each picture.
+    """
+    model = None
+    for path in pictures_in(folder):
+        name = path.removeprefix(folder).lstrip("/" + os.sep)
+        file = storage.join(out, name + _WRITTEN)
+        if storage.exists(file):
+            yield Mapped(path, file, None, True)
+        else:
+            try:
+                pixels = read_picture(pictures.read(path), path).pixels
+                model = model or load()
+                near = sized(depth_of(model, pixels), *pixels.shape[:2])
+            except ValueError as error:  # PictureError, or JobError; or the estimator takes no pictures of this size
+                yield Mapped(path, file, str(error), False)
+            else:
+                written = io.BytesIO()
+                Image.fromarray(grey_png16(near)).save(written, "PNG")
+                storage.write_whole(file, written.getvalue())
+                yield Mapped(path, file, None, False)
+        on_done()

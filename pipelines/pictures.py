@@ -1,0 +1,45 @@
+"""The pictures that rows name: where they are, and their bytes, on whatever Beam's filesystems reach."""
+
+import dataclasses
+import re
+from typing import Any
+
+from pipelines import storage
+from sdjax.job import PICTURES, Job, JobError
+from sdjax.pictures import MAX_BYTES, read_file
+
+# Of addresses that are read, those of Beam's filesystems; nothing is fetched from the web, where a file may be another
+# one tomorrow, or none.
+SCHEMES = ("gs", "s3", "hdfs", "azfs")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+def located(job: Job, source: str) -> Job:
+    """The job with whole paths in the place of those relative to its prompt file, `source`."""
+    whole: dict[str, Any] = {}
+    for field, parts in PICTURES.items():
+        if getattr(job, field):
+            whole[field] = "; ".join(storage.beside(source, path) for path in parts(getattr(job, field)))
+    return dataclasses.replace(job, **whole) if whole else job
+
+
+def read(path: str) -> bytes:
+    """The bytes of a picture's file.
+
+    Raises:
+      JobError: if it can't be read, or is far too large, or lies where nothing is read from.
+    """
+    scheme = _SCHEME.match(path)
+    if scheme is None:
+        return read_file(path)
+    if scheme[1].lower() not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise JobError(f"{path}: {scheme[1]}: is not read from; expected a path, or an address of {known}")
+    try:
+        with storage.open_binary(path) as opened:
+            data = opened.read(MAX_BYTES + 1)
+    except (storage.StorageError, OSError, ValueError, ImportError) as error:
+        raise JobError(f"{path} can't be read ({error})") from error
+    if len(data) > MAX_BYTES:
+        raise JobError(f"{path} has more than {MAX_BYTES} bytes, which no picture takes")
+    return data

@@ -1,0 +1,280 @@
+"""A job's pictures: read, checked, and as its programs take them; and what is done to an image when it is drawn."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from sdjax.images import masks
+from sdjax.images.encode import PictureError
+from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
+from sdjax.images.preprocess import PREPROCESSORS
+from sdjax.images.read import Picture, read_grey, read_picture
+from sdjax.job import DEPTH_PREPROCESSOR, MAX_SIDE, PICTURES, Job, JobError, split
+
+# A path -> the bytes of the file.
+Read = Callable[[str], bytes]
+# Pixels -> how near each is, at any size and on any scale.
+Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
+
+# No picture that fits into a job takes more.
+MAX_BYTES = 1 << 28
+# Of an address; a drive of Windows has one letter.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+class Opened(NamedTuple):
+    """The files of a job.
+
+    controls: what ControlNets see, one for each of them.
+    digests: sha256 of each field's files, by the field.
+    notes: what had to be done to read them.
+    """
+
+    image: Picture | None
+    mask: Float32[np.ndarray, "h w"] | None
+    depth: Float32[np.ndarray, "h w"] | None
+    controls: tuple[Picture, ...]
+    digests: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+class Region(NamedTuple):
+    """A part of a picture, from a row and column and before others."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+class Shown(NamedTuple):
+    """A job's pictures at the size of the image.
+
+    image: with which it begins.
+    mask: 1 is drawn anew, 0 stays.
+    latent_mask: likewise, of the latents.
+    depth: of which depth maps are made, near is large.
+    controls: what ControlNets see, one for each of them.
+    whole: the picture into which the image is put back; None if it is not.
+    whole_mask: of `whole`.
+    region: of `whole` that was drawn.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"] | None = None
+    mask: Float32[np.ndarray, "h w"] | None = None
+    latent_mask: Float32[np.ndarray, "i j"] | None = None
+    depth: Float32[np.ndarray, "k l"] | None = None
+    controls: tuple[UInt8[np.ndarray, "h w 3"], ...] = ()
+    whole: UInt8[np.ndarray, "y x 3"] | None = None
+    whole_mask: Float32[np.ndarray, "y x"] | None = None
+    region: Region | None = None
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a picture's file on this machine.
+
+    Raises:
+      JobError: if there is none, or it is no file, or far too large, or lies elsewhere.
+    """
+    scheme = _SCHEME.match(path)
+    if scheme:
+        raise JobError(f"{path}: pictures are read from this machine; {scheme[1]}: is not supported here")
+    try:
+        with open(path, "rb", opener=_without_waiting) as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise JobError(f"{path} is a {'folder' if stat.S_ISDIR(status.st_mode) else 'device'}, not a picture")
+            if status.st_size > MAX_BYTES:
+                raise JobError(f"{path} has {status.st_size} bytes; expected a picture of up to {MAX_BYTES}")
+            return opened.read()
+    except IsADirectoryError:
+        raise JobError(f"{path} is a folder, not a picture") from None
+    except FileNotFoundError:
+        raise JobError(f"{path}: there is no such file; paths are relative to the prompt file") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, JobError):
+            raise
+        raise JobError(f"{path} can't be read ({error})") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens also what would wait for a writer, so that it can be looked at."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def open_pictures(job: Job, read: Read) -> Opened:
+    """Reads the files that a job names.
+
+    Raises:
+      JobError: naming field and file, if one can't be used.
+    """
+    digests: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
+
+    def data(field: str) -> list[tuple[str, bytes]]:
+        found = []
+        for path in PICTURES[field](getattr(job, field)):
+            try:
+                found.append((path, read(path)))
+            except (OSError, ValueError) as error:
+                raise JobError(f"{field}: {error}") from error
+        if found:
+            digests[field] = tuple(hashlib.sha256(each).hexdigest() for _, each in found)
+        return found
+
+    def pictures(field: str) -> tuple[Picture, ...]:
+        try:
+            found = tuple(read_picture(each, path) for path, each in data(field))
+        except PictureError as error:
+            raise JobError(f"{field}: {error}") from error
+        notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
+        return found
+
+    def grey(field: str) -> Float32[np.ndarray, "h w"] | None:
+        try:
+            return next((read_grey(each, path) for path, each in data(field)), None)
+        except PictureError as error:
+            raise JobError(f"{field}: {error}") from error
+
+    image = next(iter(pictures("image")), None)
+    mask = grey("mask_image")
+    if mask is not None and image is not None:
+        try:
+            mask = masks.fitted_to(mask, *image.pixels.shape[:2])
+        except PictureError as error:
+            raise JobError(f"mask_image: {job.mask_image}: {error}") from error
+    nets = len(job.controls)
+    controls = pictures("control_image") if nets else ()
+    if nets and not controls:
+        assert image is not None, "a job has either"
+        controls = (image,)
+    return Opened(
+        image, mask, grey("depth_image"), controls * (nets if len(controls) == 1 else 1), digests, tuple(notes)
+    )
+
+
+def with_size(job: Job, opened: Opened, factor: int) -> Job:
+    """The job with the size of its picture, where it says none: rounded down to multiples of `factor`.
+
+    Raises:
+      JobError: if that is larger than an image can be.
+    """
+    picture = opened.image or next(iter(opened.controls), None)
+    if picture is None or (job.height and job.width):
+        return job
+    rows, columns = picture.pixels.shape[:2]
+    height, width = snapped(rows, columns, factor)
+    if max(height, width) > MAX_SIDE:
+        raise JobError(f"the picture has {width}x{height} pixels; say width and height, up to {MAX_SIDE}")
+    return dataclasses.replace(job, height=job.height or height, width=job.width or width)
+
+
+def by_content(job: Job, digests: Mapping[str, tuple[str, ...]]) -> Job:
+    """The job with its pictures named by what is in them: where they lie has no say in the image."""
+    named: dict[str, Any] = {field: "; ".join(found) for field, found in digests.items()}
+    return dataclasses.replace(job, **named)
+
+
+def told(digests: Mapping[str, tuple[str, ...]], notes: Sequence[str]) -> str:
+    """What metadata say of pictures, as JSON; nothing where there are none."""
+    if not digests:
+        return ""
+    return json.dumps({"sha256": {field: list(found) for field, found in digests.items()}, "notes": list(notes)})
+
+
+def show(job: Job, opened: Opened, factor: int, estimate: Depth | None, wants_depth: bool) -> Shown:
+    """A job's pictures as its programs take them.
+
+    Args:
+      job: with its size.
+      opened: its files.
+      factor: pixels to a latent.
+      estimate: of depth; None if there is none.
+      wants_depth: whether the UNet sees it.
+
+    Raises:
+      JobError: if depth is to be estimated and can't be, or a mask has nothing to be drawn.
+    """
+    assert job.height is not None and job.width is not None, "the job is not resolved"
+    size = job.height, job.width
+    whole = whole_mask = region = mask = latent_mask = None
+    image = opened.image.pixels if opened.image else None
+    if image is not None and opened.mask is not None:
+        mask = masks.inverted(opened.mask) if job.invert_mask else opened.mask
+        if not mask.any():
+            raise JobError(f"mask_image: {job.mask_image}: nothing of it is {'black' if job.invert_mask else 'white'}")
+        if job.only_masked:
+            region = Region(*masks.crop_region(mask, job.only_masked_padding, size))
+            part = slice(region.top, region.bottom), slice(region.left, region.right)
+            whole, whole_mask = image, masks.blurred(mask, job.mask_blur)
+            image, mask = image[part], mask[part]
+            image, mask = fitted(image, *size, "stretch"), fitted_mask(mask, *size, "stretch")
+        else:
+            image, mask = fitted(image, *size, job.resize_mode), fitted_mask(mask, *size, job.resize_mode)
+        mask = masks.blurred(mask, job.mask_blur)
+        latent_mask = masks.latent_mask(mask, size[0] // factor, size[1] // factor)
+        if job.keep_unmasked and whole is None:
+            whole, whole_mask = image, mask
+    elif image is not None:
+        image = fitted(image, *size, job.resize_mode)
+    depth = opened.depth
+    if depth is not None and job.resize_mode != "stretch":
+        depth = fitted_grey(depth, *size, job.resize_mode)
+    if depth is None and wants_depth and image is not None:
+        depth = _estimated(image, estimate)
+    return Shown(
+        image=image if job.image else None,
+        mask=mask,
+        latent_mask=latent_mask,
+        depth=depth,
+        controls=tuple(
+            _control(fitted(picture.pixels, *size, job.resize_mode), name, estimate)
+            for picture, name in zip(opened.controls, _preprocessors(job), strict=True)
+        ),
+        whole=whole,
+        whole_mask=whole_mask,
+        region=region,
+    )
+
+
+def _preprocessors(job: Job) -> tuple[str, ...]:
+    named, nets = split(job.control_preprocessor), len(job.controls)
+    return named if len(named) == nets else named * nets
+
+
+def _control(pixels: UInt8[np.ndarray, "h w 3"], name: str, estimate: Depth | None) -> UInt8[np.ndarray, "h w 3"]:
+    if name != DEPTH_PREPROCESSOR:
+        return PREPROCESSORS[name](pixels)
+    height, width = pixels.shape[:2]
+    near = fitted_grey(_estimated(pixels, estimate), height, width, "stretch")
+    low, high = near.min(), near.max()
+    grey = np.round((near - low) / max(high - low, np.float32(1e-12)) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _estimated(pixels: UInt8[np.ndarray, "h w 3"], estimate: Depth | None) -> Float32[np.ndarray, "i j"]:
+    if estimate is None:
+        raise JobError("depth is to be estimated, and the run has no depth_model; name one, or give a depth_image")
+    return estimate(pixels)
+
+
+def put_back(image: UInt8[np.ndarray, "h w 3"], shown: Shown) -> UInt8[np.ndarray, "y x 3"]:
+    """An image in the picture of which it is a part, if it is; where nothing was drawn anew that is as it came."""
+    if shown.whole is None or shown.whole_mask is None:
+        return image
+    drawn = shown.whole
+    if shown.region is None:
+        drawn = image
+    else:
+        top, left, bottom, right = shown.region
+        drawn = drawn.copy()
+        drawn[top:bottom, left:right] = fitted(image, bottom - top, right - left, "stretch")
+    return masks.pasted(shown.whole, drawn, shown.whole_mask)

@@ -1,0 +1,166 @@
+"""Pictures that begin with or are steered by other pictures, as jobs; and what sdjax gives for them."""
+
+import dataclasses
+import functools
+import io
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+import sdjax
+from sdjax.checkpoints import names
+from sdjax.checkpoints.controlnet_file import control_shapes
+from sdjax.checkpoints.tensors import write_params
+from sdjax.models.controlnet import ControlNetConfig
+from tests import toys
+from tests.results import make
+
+RECORDED = Path(__file__).parent / "pictures_conditioned.npz"
+SIDE = 32
+
+
+def picture(name: str) -> np.ndarray:
+    """A picture of a few waves, uint8, (32, 32, 3)."""
+    rng = np.random.RandomState(zlib.crc32(name.encode()) % 2**31)
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE
+    waves = [np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in rng.uniform(-2, 2, (3, 3))]
+    return np.round(127.5 + 100 * np.stack(waves, axis=-1)).astype(np.uint8)
+
+
+def mask() -> np.ndarray:
+    """White in a part of the picture that is no multiple of latents, uint8, (32, 32)."""
+    white = np.zeros((SIDE, SIDE), np.uint8)
+    white[6:22, 10:27] = 255
+    return white
+
+
+def depth() -> np.ndarray:
+    """A depth map of 16 bits."""
+    return (picture("depth")[..., 0].astype(np.uint16) * 257)[4:28]
+
+
+def png(array: np.ndarray) -> bytes:
+    written = io.BytesIO()
+    PIL.Image.fromarray(array).save(written, "PNG")
+    return written.getvalue()
+
+
+FILES = {
+    "cat.png": png(picture("cat")),
+    "edges.png": png(picture("edges")),
+    "pose.png": png(picture("pose")),
+    "mask.png": png(mask()),
+    "depth.png": png(depth()),
+}
+
+_job = functools.partial(
+    sdjax.Job,
+    prompt="a photo of a red apple",
+    negative_prompt="the blue cat",
+    seed=3,
+    steps=7,
+    noise_source="torch",
+    sampler="ddim",
+    width=SIDE,
+    height=SIDE,
+)
+_from_picture = functools.partial(_job, image="cat.png")
+_in_mask = functools.partial(_from_picture, mask_image="mask.png")
+_controlled = functools.partial(_job, control_image="edges.png", controlnets="tiny:0.8")
+
+
+class Model(NamedTuple):
+    """A toy, and the pictures that are made with it."""
+
+    toy: toys.Toy
+    jobs: Mapping[str, sdjax.Job]
+
+
+_TINY_INPAINT = dataclasses.replace(
+    toys.TINY, unet=dataclasses.replace(toys.TINY.unet, in_channels=9), scheduler=toys.SD1_INPAINT.scheduler, seed=10
+)
+_TINY_DEPTH = dataclasses.replace(
+    toys.TINY, unet=dataclasses.replace(toys.TINY.unet, in_channels=5), scheduler=toys.SD2_DEPTH.scheduler, seed=11
+)
+
+MODELS = {
+    "tiny": Model(
+        toys.TINY,
+        {
+            "img2img ddim": _from_picture(strength=0.3),
+            "img2img euler": _from_picture(strength=0.8, sampler="euler"),
+            "img2img dpmpp_2m": _from_picture(strength=0.6, sampler="dpmpp_2m", schedule="karras", steps=9),
+            "img2img ancestral": _from_picture(strength=0.7, sampler="euler_ancestral"),
+            "img2img heun": _from_picture(strength=0.5, sampler="heun"),
+            "inpaint ddim": _in_mask(strength=0.6),
+            "inpaint whole": _in_mask(),
+            "inpaint euler": _in_mask(strength=0.9, sampler="euler"),
+            "inpaint dpmpp_2m": _in_mask(strength=0.8, sampler="dpmpp_2m"),
+            "controlnet": _controlled(),
+            "controlnet part": _controlled(controlnets="tiny:1.2:0.2:0.7"),
+            "controlnet guess": _controlled(guess_mode=True),
+            "controlnet img2img": _controlled(image="cat.png", strength=0.6),
+            "controlnets": _controlled(controlnets="tiny:0.5; tiny:0.7:0:0.5", control_image="edges.png; pose.png"),
+            "hires": _job(hires_scale=2.0, hires_steps=5, hires_strength=0.6),
+            "hires bicubic": _job(
+                hires_scale=2.0, hires_upscaler="latent_bicubic_antialiased", sampler="euler", hires_strength=0.7
+            ),
+        },
+    ),
+    "tiny, more": Model(
+        toys.TINY,
+        {
+            "controlnet inpaint": _controlled(image="cat.png", mask_image="mask.png", strength=0.8),
+            "hires antialiased": _job(hires_scale=1.5, hires_upscaler="latent_antialiased", hires_strength=0.5),
+            "hires nearest": _job(hires_scale=1.5, hires_upscaler="latent_nearest_exact", hires_strength=0.5),
+            "hires sharp": _job(hires_scale=1.5, hires_upscaler="latent_bicubic", hires_strength=0.5),
+            "hires first": _job(hires_scale=1.5, hires_upscaler="latent_nearest", hires_strength=0.5),
+        },
+    ),
+    "tiny_inpaint": Model(
+        _TINY_INPAINT,
+        {"whole": _in_mask(), "part": _in_mask(strength=0.7), "ancestral": _in_mask(sampler="euler_ancestral")},
+    ),
+    "tiny_depth": Model(
+        _TINY_DEPTH,
+        {
+            "depth": _from_picture(depth_image="depth.png", strength=0.8),
+            "depth euler": _from_picture(depth_image="depth.png", strength=0.4, sampler="euler"),
+        },
+    ),
+    "sd1": Model(toys.SD1, {"img2img": _from_picture(strength=0.3), "inpaint": _in_mask(strength=0.8)}),
+    "sd2": Model(toys.SD2, {"img2img v": _from_picture(strength=0.7, sampler="dpmpp_2m"), "inpaint v": _in_mask()}),
+    "sd2_inpaint": Model(toys.SD2_INPAINT, {"part": _in_mask(strength=0.7)}),
+    "sd2_depth": Model(toys.SD2_DEPTH, {"depth": _from_picture(depth_image="depth.png")}),
+}
+# Made in every run of the tests; the others live.
+QUICK = ("tiny", "tiny_inpaint", "tiny_depth")
+
+
+# With as many pixels to a latent as the toy has.
+CONTROL = ControlNetConfig(toys.TINY.unet, conditioning_embedding_out_channels=(8, 16))
+
+
+def write_controls(folder: Path) -> Path:
+    """Writes the ControlNets that the jobs name as diffusers does; gives the folder."""
+    config = {**dataclasses.asdict(CONTROL), **dataclasses.asdict(CONTROL.unet)}
+    own = {key: value for key, value in config.items() if key not in ("unet", "out_channels", "up_block_types")}
+    (folder / "tiny").mkdir(parents=True, exist_ok=True)
+    (folder / "tiny" / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel", **own}))
+    params = toys.random_params(control_shapes(CONTROL), np.random.RandomState(20))
+    write_params(params, names.CONTROLNET, folder / "tiny" / "diffusion_pytorch_model.safetensors", np.float32)
+    return folder
+
+
+def drawn(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """The pictures of one model; `folder` is empty at first."""
+    model = sdjax.load(toys.write_toy(folder / name, MODELS[name].toy))
+    pictures = sdjax.Pictures(read=FILES.__getitem__, controlnet_folder=write_controls(folder / "controls"))
+    engine = sdjax.Engine(model, batch_size=4, pictures=pictures)
+    jobs = MODELS[name].jobs
+    return dict(zip(jobs, (result.image for result in make(engine, list(jobs.values()))), strict=True))

@@ -1,0 +1,61 @@
+"""Stable Diffusion's upscalers against diffusers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdjax.checkpoints import names, original
+from sdjax.checkpoints.sd_upscaler import shapes_of
+from sdjax.models import UNetConfig
+from sdjax.upscaler_model import load_upscaler_pipeline
+from tests.golden import pictures, sd_upscalers
+from tests.golden.networks import TOLERANCE, relative_error
+
+pytestmark = pytest.mark.parity
+
+reference = pytest.importorskip("tests.golden.sd_upscaler_reference", reason="needs torch", exc_type=ImportError)
+
+
+@pytest.mark.parametrize("name", sd_upscalers.TOYS)
+def test_networks_are_those_of_diffusers(name: str) -> None:
+    error = relative_error(sd_upscalers.prediction(name), reference.prediction(name))
+    print(f"\n{name}: {error:.2e}")
+    assert error < TOLERANCE
+
+
+# Guided ones are compared with recordings in every run.
+@pytest.mark.parametrize(("name", "title"), [("x4", "without guidance"), ("x2", "without prompt")])
+def test_pictures_are_those_of_diffusers(name: str, title: str, tmp_path: Path) -> None:
+    toy = sd_upscalers.TOYS[name]
+    folder = sd_upscalers.write(tmp_path, toy)
+    upscaler = load_upscaler_pipeline(folder)
+    case = sd_upscalers.CASES[name][title]
+    found, expected = sd_upscalers.upscaled(upscaler, case), reference.upscaled(folder, toy, case)
+    if name == "x4":
+        share = pictures.share_that_differs(found, expected)
+        print(f"\n{title}: {share:.4%} differ by more than 1; {np.mean(found != expected):.4%} differ")
+        assert share <= pictures.TOLERATED_SHARE
+    else:
+        error = np.abs(found - expected).max() / np.abs(expected).max()
+        print(f"\n{title}: {error:.2e}")
+        assert error < 1e-4
+    with np.load(sd_upscalers.RECORDED) as stored:
+        assert np.abs(stored[f"{name}/{title}"].astype(float) - expected.astype(float)).max() < 1e-3
+
+
+def test_original_names_of_the_x4_upscaler_are_those_of_diffusers() -> None:
+    config = sd_upscalers.X4_TOY.unet
+    assert isinstance(config, UNetConfig)
+    numbered = {source: np.full(source.shape, place) for place, source in enumerate(original.unet_sources(config))}
+    renamed = reference.converted({source.name: array for source, array in numbered.items()}, config)
+    found = {
+        names.file_names(source.path, names.UNET)[0]: array.ravel()[0] for source, array in numbered.items()
+    }  # fmt: skip
+    # diffusers leaves out the class embedding there.
+    assert {name: place for name, place in found.items() if name in renamed} == {
+        name: array.ravel()[0] for name, array in renamed.items()
+    }
+    assert found.keys() - renamed.keys() <= {"class_embedding.weight"}
+    assert len(found) == len(numbered)
+    assert shapes_of(config)

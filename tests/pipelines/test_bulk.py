@@ -1,0 +1,104 @@
+"""A run of many jobs of all kinds at once, on the embedded model."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import sdjax
+from pipelines import config, generate
+from pipelines.storage import read_jsonl
+from sdjax.checkpoints import names
+from sdjax.checkpoints.controlnet_file import control_shapes
+from sdjax.checkpoints.tensors import write_params
+from sdjax.models.controlnet import ControlNetConfig
+from tests import toys
+from tests.golden import conditioned
+
+SIZES = ((64, 64), (48, 64), (64, 48), (48, 48), (80, 64))
+ROWS = 200
+
+
+def rows() -> list[dict[str, object]]:
+    chance = random.Random(7)
+    modes = (
+        {},
+        {"image": "in/apple.png", "strength": 0.5},
+        {"image": "in/apple.png", "strength": 0.9},
+        {"image": "in/apple.png", "mask_image": "in/mask.png"},
+        {"image": "in/apple.png", "mask_image": "in/mask.png", "only_masked": True, "inpaint_fill": "noise"},
+        {"controlnets": "edges:0.3", "control_image": "in/apple.png", "control_preprocessor": "canny"},
+        {"hires_scale": 2.0, "hires_steps": 2},
+        {"image": "in/apple.png", "strength": 0.4, "upscaler": "lanczos", "upscale_by": 2},
+        {"image": "in/gone.png"},
+    )
+    found = []
+    for number in range(ROWS):
+        height, width = SIZES[chance.randrange(len(SIZES))]
+        found.append(
+            {"prompt": "a red apple", "seed": number, "steps": chance.choice((2, 3)), "height": height, "width": width,
+             "sampler": chance.choice(("euler", "dpmpp_2m", "euler_ancestral")), **modes[number % len(modes)]}
+        )  # fmt: skip
+    return found
+
+
+@pytest.mark.slow
+def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_buckets(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    apple = PIL.Image.open(Path(conditioned.__file__).parent / "apple.png")
+    apple.save(tmp_path / "in" / "apple.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:50, 10:40] = 255
+    PIL.Image.fromarray(mask).save(tmp_path / "in" / "mask.png")
+    write_control(tmp_path / "controls" / "edges")
+    asked = rows()
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    compiled: list[object] = []
+    make_engine = generate.make_engine
+
+    def counting(given, on_compile):
+        def both(bucket):
+            compiled.append(bucket)
+            on_compile(bucket)
+
+        return make_engine(given, both)
+
+    monkeypatch.setattr(generate, "make_engine", counting)
+    counts = generate.run_pipeline(
+        [str(tmp_path / "rows.jsonl")],
+        str(tmp_path / "out"),
+        config.make({"controlnet_folder": str(tmp_path / "controls"), "batch_size": 4}),
+        [],
+        str(tmp_path),
+    )
+    bad = sum(row.get("image") == "in/gone.png" for row in asked)
+    assert (counts.rows, counts.rejected_rows, counts.made, counts.failed) == (ROWS, bad, ROWS - bad, 0)
+    assert counts.problems() == []
+    made = list(read_jsonl(str(tmp_path / "out" / "metadata.jsonl")))
+    rejects = list(read_jsonl(str(tmp_path / "out" / "rejects.jsonl")))
+    assert sorted([row["seed"] for row in made] + [asked[reject["line"] - 1]["seed"] for reject in rejects]) == list(
+        range(ROWS)
+    )
+    assert len(compiled) == len(set(compiled))
+    print(f"\n{len(made)} pictures, {len(rejects)} rejects, {len(compiled)} programs;", Counter(map(type, compiled)))
+
+
+def write_control(folder: Path) -> None:
+    """A ControlNet of random weights for the embedded model."""
+    folder.mkdir(parents=True)
+    unet = sdjax.load("emoji", weights=False).unet.config
+    factor = sdjax.load("emoji", weights=False).vae.config.factor
+    channels = tuple(8 * 2**level for level in range(factor.bit_length()))
+    net = ControlNetConfig(unet, conditioning_embedding_out_channels=channels)
+    config_json = {
+        key: value
+        for key, value in {**vars(net), **vars(unet)}.items()
+        if key not in ("unet", "out_channels", "up_block_types", "sample_size")
+    }
+    (folder / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel", **config_json}))
+    params = toys.random_params(control_shapes(net), np.random.RandomState(1))
+    write_params(params, names.CONTROLNET, folder / "diffusion_pytorch_model.safetensors", np.float32)

@@ -1,0 +1,122 @@
+"""Whole runs with pictures: where they are read from, which are refused, and that all is made again."""
+
+import io
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from pipelines import pictures, verify
+from pipelines.cli import main
+from pipelines.equipment import make_engine
+from pipelines.storage import read_jsonl
+from sdjax.images.encode import read_parameters
+from sdjax.job import Job, JobError
+from tests import toys
+from tests.checkpoints.test_depth_file import write_folder as write_depth
+from tests.golden import conditioned
+
+ROWS = [
+    {"prompt": "a cat", "seed": 1, "image": "in/cat.png", "strength": 0.5},
+    {"prompt": "a cat", "seed": 1, "image": "in/./cat.png", "strength": 0.5},
+    {"prompt": "a cat", "seed": 2, "image": "in/cat.png", "mask_image": "in/mask.png", "keep_unmasked": "yes"},
+    {"prompt": "a cat", "seed": 3, "controlnets": "tiny:0.5", "control_image": "in/edges.png"},
+    {"prompt": "a cat", "seed": 4, "hires_scale": 2, "hires_steps": 1},
+    {"prompt": "a cat", "seed": 5, "image": "in/turned.jpg"},
+    {"prompt": "a cat", "seed": 6, "image": "in/gone.png"},
+    {"prompt": "a cat", "seed": 7, "image": "in"},
+    {"prompt": "a cat", "seed": 8, "image": "in/huge.png"},
+    {"prompt": "a cat", "seed": 9, "image": "https://example.org/cat.png"},
+    {"prompt": "a cat", "seed": 10, "image": "in/cat.png", "mask_image": "in/wide.png"},
+    {"prompt": "a cat", "seed": 11, "image": "in/broken.png"},
+]
+REASONS = {
+    7: "gone.png: there is no such file",
+    8: "is a folder",
+    9: "100000",
+    10: "https: is not read from",
+    11: "wide.png",
+    12: "truncated",
+}
+
+
+def write_files(folder: Path) -> None:
+    folder.mkdir()
+    for name, data in conditioned.FILES.items():
+        (folder / name).write_bytes(data)
+    (folder / "broken.png").write_bytes(conditioned.FILES["cat.png"][:-100])
+    (folder / "wide.png").write_bytes(conditioned.png(np.full((16, 64), 255, np.uint8)))
+    huge = bytearray(conditioned.FILES["cat.png"])
+    huge[16:24] = (100_000).to_bytes(4, "big") * 2
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    (folder / "huge.png").write_bytes(bytes(huge))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    turned = io.BytesIO()
+    PIL.Image.fromarray(conditioned.picture("cat")[:, :24]).save(turned, "JPEG", exif=exif)
+    (folder / "turned.jpg").write_bytes(turned.getvalue())
+
+
+@pytest.fixture(scope="module")
+def made(run_here, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("conditioned")
+    toys.write_toy(root / "tiny", toys.TINY)
+    conditioned.write_controls(root / "controls")
+    write_files(root / "in")
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    counts = run_here(
+        root / "rows.jsonl", root / "out", model=str(root / "tiny"), controlnet_folder=str(root / "controls"),
+        width=32, height=32,
+    )  # fmt: skip
+    assert (counts.rows, counts.rejected_rows, counts.made, counts.duplicates, counts.problems()) == (12, 6, 5, 1, [])
+    return root
+
+
+def test_pictures_are_found_beside_the_prompt_file_and_bad_ones_rejected_with_their_reason(made):
+    rows = {row["seed"]: row for row in read_jsonl(str(made / "out" / "metadata.jsonl"))}
+    assert rows[1]["image"] == str(made / "in" / "cat.png") and rows[4]["image_width"] == 64
+    assert "turned by its EXIF orientation" in json.loads(rows[5]["pictures"])["notes"][0]
+    assert "Denoising strength: 0.5" in str(read_parameters(made / "out" / rows[1]["file_name"], "x"))
+    drawn = np.asarray(PIL.Image.open(made / "out" / rows[2]["file_name"]))
+    assert np.array_equal(drawn[conditioned.mask() == 0], conditioned.picture("cat")[conditioned.mask() == 0])
+    rejects = {reject["line"]: reject["reason"] for reject in read_jsonl(str(made / "out" / "rejects.jsonl"))}
+    assert rejects.keys() == REASONS.keys()
+    for line, expected in REASONS.items():
+        assert expected in rejects[line] and rejects[line].startswith(("image: ", "mask_image: "))
+
+
+def test_all_is_made_again_and_a_picture_that_changed_since_is_named(made):
+    def remake() -> verify.Report:
+        given = verify.made_with(str(made / "out"))
+        return verify.remake(str(made / "out"), lambda settings: make_engine(given._replace(**settings)), 1.0)
+
+    report = remake()
+    assert (report.remade, report.exact, report.findings) == (5, 5, ())
+    (made / "in" / "edges.png").write_bytes(conditioned.FILES["pose.png"])
+    [finding] = remake().findings
+    assert "control_image" in finding.problem and "is another file now" in finding.problem
+
+
+def test_paths_are_relative_to_the_prompt_file_wherever_that_is():
+    job = Job(prompt="a", image="a.png", controlnets="x; y", control_image="b/c.png; /d.png")
+    assert pictures.located(job, "/rows/r.csv").image == "/rows/a.png"
+    assert pictures.located(job, "/rows/r.csv").control_image == "/rows/b/c.png; /d.png"
+    assert pictures.located(Job(prompt="a", image="https://x/y.png"), "/r.csv").image == "https://x/y.png"
+    with pytest.raises(JobError, match="is not read from"):
+        pictures.read("http://example.org/a.png")
+
+
+def test_depth_maps_of_a_folder(tmp_path, capsys):
+    write_files(tmp_path / "in")
+    write_depth(tmp_path / "depth")
+    arguments = ["depth", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(tmp_path / "depth")]
+    assert main(arguments) == 1
+    # Two are no pictures; two have sides that this estimator does not take.
+    assert "5 made, 0 there, 4 failed" in " ".join(capsys.readouterr().out.split())
+    written = PIL.Image.open(tmp_path / "out" / "cat.png.depth.png")
+    assert written.size == (32, 32) and np.asarray(written).max() == 65535
+    assert main(arguments) == 1
+    assert "0 made, 5 there, 4 failed" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,245 @@
+"""Pictures as conditions: what they do to an image, and that neighbours change no bit of it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import sdjax
+from sdjax.job import PIXEL_UPSCALERS
+from sdjax.pictures import read_file
+from sdjax.program import Bucket
+from tests.golden import conditioned, sd_upscalers
+from tests.results import make, same
+
+BATCH = 2
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> sdjax.Pictures:
+    controls = conditioned.write_controls(tmp_path_factory.mktemp("controls"))
+    return sdjax.Pictures(read=conditioned.FILES.__getitem__, controlnet_folder=controls)
+
+
+def engine_of(model: sdjax.Model, pictures: sdjax.Pictures, devices: int = 4, **options: object) -> sdjax.Engine:
+    return sdjax.Engine(model, batch_size=BATCH, devices=jax.local_devices()[:devices], pictures=pictures, **options)
+
+
+def job(number: int, **fields: object) -> sdjax.Job:
+    given = {"width": SIDE, "height": SIDE, "sampler": "euler", "steps": 3 + number % 2, **fields}
+    return sdjax.Job(prompt="a red apple", seed=number, guidance_scale=2.0 + number % 3, **given)
+
+
+from_cat = {"image": "cat.png"}
+in_mask = {**from_cat, "mask_image": "mask.png"}
+JOBS = [
+    job(0),
+    job(1, **from_cat, strength=0.7),
+    job(2, **from_cat, strength=0.4, noise_source="torch"),
+    job(3, image="pose.png", strength=1.0),
+    job(4, **in_mask, strength=0.8),
+    job(5, **in_mask, inpaint_fill="noise", mask_blur=2.0),
+    job(6, **in_mask, inpaint_fill="average", strength=0.9, noise_source="torch", sampler="euler_ancestral"),
+    job(7, **in_mask, only_masked=True, only_masked_padding=4, strength=0.6),
+    job(8, **from_cat, strength=0.0),
+    job(9, controlnets="tiny:0.7", control_image="edges.png"),
+    job(10, controlnets="tiny:1:0.5", control_image="pose.png", control_preprocessor="canny", guess_mode=True),
+    job(11, hires_scale=2.0, hires_strength=0.6),
+    job(12, hires_scale=2.0, hires_strength=0.4, sampler="euler_ancestral"),
+    job(13, hires_scale=2.0, hires_upscaler="lanczos", hires_strength=0.5),
+    job(14, **from_cat, strength=0.5, upscaler="bicubic", upscale_by=1.5),
+]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[Bucket]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(tiny, pictures, compiled) -> sdjax.Engine:
+    return engine_of(tiny, pictures, on_compile=compiled.append)
+
+
+@pytest.fixture(scope="module")
+def results(engine) -> list[sdjax.Result]:
+    return make(engine, JOBS)
+
+
+def test_images_depend_on_neither_order_nor_neighbours_nor_devices(tiny, pictures, engine, results):
+    assert all(result.finite for result in results)
+    assert same(make(engine, JOBS[::-1]), results[::-1])
+    assert same(make(engine, JOBS[1::3]), results[1::3])
+    assert same(make(engine_of(tiny, pictures, devices=1), JOBS), results)
+
+
+def test_programs_are_compiled_once_for_a_bucket_whatever_the_strength_and_the_filling(engine, results, compiled):
+    assert len(compiled) == len(set(compiled))
+    before = len(compiled)
+    make(engine, [job(20, **from_cat, strength=0.2), job(21, **in_mask, strength=0.3, inpaint_fill="blank")])
+    assert len(compiled) == before
+
+
+@pytest.mark.parametrize("noise_source", ["threefry", "torch"])
+def test_of_strength_1_nothing_of_the_picture_is_left(engine, noise_source):
+    asked = [job(30, noise_source=noise_source), job(30, **from_cat, strength=1.0, noise_source=noise_source)]
+    plain, whole = make(engine, asked)
+    assert np.array_equal(plain.image, whole.image) and plain.metadata["id"] == whole.metadata["id"]
+    assert whole.metadata["image"] is None  # metadata tell what was done
+
+
+def test_of_strength_0_the_picture_comes_back_but_for_what_the_vae_loses():
+    emoji, file = sdjax.load("emoji"), Path(__file__).parent / "golden" / "apple.png"
+    given = np.asarray(PIL.Image.open(file).convert("RGB"))
+    [result] = sdjax.generate(
+        emoji, [sdjax.Job(prompt="a red apple", seed=1, steps=4, image=str(file), strength=0.0)], batch_size=1
+    )
+
+    @jax.jit
+    def there_and_back(pixels: jax.Array) -> jax.Array:
+        vae = {"params": emoji.params["vae"]}
+        return emoji.vae.apply(vae, emoji.vae.apply(vae, pixels, method="encode").mean, method="decode")
+
+    again = np.asarray(there_and_back(given[None] / np.float32(127.5) - 1))[0] * 127.5 + 127.5
+
+    def loss(image: np.ndarray) -> float:
+        return float(np.abs(np.clip(image, 0, 255) - given).mean())
+
+    assert result.image.shape == given.shape and loss(result.image.astype(float)) < 1.1 * loss(again) < 10
+
+
+def test_outside_of_the_mask_pixels_stay_exactly_where_that_is_asked_for(engine):
+    original, outside = conditioned.picture("cat"), conditioned.mask() == 0
+    inside = ~outside
+    loose, kept, inverted = (
+        result.image
+        for result in make(
+            engine,
+            [job(40, **in_mask), job(40, **in_mask, keep_unmasked=True),
+             job(40, **in_mask, keep_unmasked=True, invert_mask=True)],
+        )
+    )  # fmt: skip
+    assert not np.array_equal(loose[outside], original[outside])
+    assert np.array_equal(kept[outside], original[outside]) and np.array_equal(kept[inside], loose[inside])
+    assert np.array_equal(inverted[inside], original[inside]) and not np.array_equal(
+        inverted[outside], original[outside]
+    )
+
+
+def test_only_the_masked_part_is_drawn_and_put_back_into_the_whole_picture(tiny, pictures):
+    whole = np.repeat(np.repeat(conditioned.picture("cat"), 3, axis=0), 2, axis=1)
+    mask = np.zeros(whole.shape[:2], np.uint8)
+    mask[50:70, 20:30] = 255
+    files = {"whole": conditioned.png(whole), "mask": conditioned.png(mask)}
+    engine = engine_of(tiny, pictures._replace(read=files.__getitem__), devices=1)
+    [result] = make(engine, [job(50, image="whole", mask_image="mask", only_masked=True, only_masked_padding=2)])
+    assert result.image.shape == whole.shape == (96, 64, 3)
+    assert (result.metadata["width"], result.metadata["image_width"]) == (SIDE, 64)
+    assert np.array_equal(result.image[mask == 0], whole[mask == 0])
+    assert np.abs(result.image[mask > 0].astype(int) - whole[mask > 0]).mean() > 1
+
+
+def test_a_picture_gives_an_image_its_size_where_the_job_says_none(engine, tiny, pictures):
+    files = {"wide": conditioned.png(np.zeros((39, 61, 3), np.uint8))}
+    small = engine_of(tiny, pictures._replace(read=files.__getitem__), devices=1)
+    task = small.prepare(sdjax.Job(prompt="a", seed=1, image="wide"))
+    assert (task.job.height, task.job.width, task.job.strength) == (38, 60, 0.8)
+    task = small.prepare(sdjax.Job(prompt="a", seed=1, image="wide", height=64, width=32, resize_mode="crop"))
+    assert (task.bucket.height, task.bucket.width) == (64, 32)
+
+
+def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, pictures):
+    files = {name: conditioned.FILES["cat.png"] for name in ("a.png", "b.png")} | {
+        "c.png": conditioned.FILES["pose.png"]
+    }
+    engine = engine_of(tiny, pictures._replace(read=files.__getitem__), devices=1)
+    ids = [engine.prepare(job(1, image=name)).id for name in files]
+    assert ids[0] == ids[1] != ids[2]
+    told = engine.prepare(job(1, image="a.png")).metadata
+    assert told["image"] == "a.png" and len(json.loads(told["pictures"])["sha256"]["image"][0]) == 64
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        ({"strength": 0.5}, "strength = 0.5: expected image with it"),
+        ({"mask_image": "mask.png"}, "mask_image = 'mask.png': expected image with it"),
+        ({**from_cat, "mask_blur": 2.0}, "mask_blur = 2.0: expected mask_image with it"),
+        ({"controlnets": "tiny"}, "controlnets = 'tiny': expected a control_image with it, or an image"),
+        ({**from_cat, "controlnets": "tiny:2:0.5:0.2"}, "it starts at 0.5 and ends at 0.2"),
+        ({**from_cat, "controlnets": "tinny"}, "did you mean 'tiny'?"),
+        ({**from_cat, "controlnets": "tiny", "control_preprocessor": "cany"}, "did you mean 'canny'?"),
+        ({**from_cat, "controlnets": "tiny", "control_preprocessor": "depth"}, "depth_model"),
+        ({**from_cat, "depth_image": "depth.png"}, "this model sees no depth map"),
+        ({**in_mask, "hires_scale": 2.0}, "not with a mask_image"),
+        ({"upscaler": "esrgan"}, "set upscaler_folder"),
+        ({"hires_scale": 2.0, "hires_upscaler": "laten"}, "laten"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_is_an_error_that_says_why(engine, fields, expected):
+    with pytest.raises(sdjax.JobError) as raised:
+        engine.prepare(job(1, **fields))
+    assert expected in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "make_file, expected",
+    [
+        (lambda path: None, "there is no such file"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.write_bytes(conditioned.FILES["cat.png"][:-40]), "truncated"),
+    ],
+    ids=["missing", "folder", "empty", "truncated"],
+)  # fmt: skip
+def test_a_file_that_is_no_picture_is_an_error_that_names_it(tiny, tmp_path, make_file, expected):
+    path = tmp_path / "input.png"
+    make_file(path)
+    engine = engine_of(tiny, sdjax.Pictures(), devices=1)
+    with pytest.raises(sdjax.JobError) as raised:
+        engine.prepare(job(1, image=str(path)))
+    assert str(raised.value).startswith("image: ") and "input.png" in str(raised.value)
+    assert expected in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["https://example.org/a.png", "file:///etc/passwd", "data:image/png;base64,AAAA", "ftp:x"]
+)
+def test_pictures_are_read_from_this_machine_alone(path):
+    with pytest.raises(sdjax.JobError, match="is not supported here"):
+        read_file(path)
+
+
+def test_a_device_is_no_picture():
+    with pytest.raises(sdjax.JobError, match="is a device"):
+        read_file("/dev/zero")
+
+
+def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):
+    sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
+    sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
+    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    few = {"upscaler_steps": 2, "height": 16, "width": 16}
+    jobs = [job(70, upscaler="x4", **few), job(71, upscaler="x2", **few), job(72, upscaler="x2", upscale_by=3.0, **few)]
+    results = make(engine, jobs)
+    assert [result.image.shape for result in results] == [(64, 64, 3), (32, 32, 3), (48, 48, 3)]
+    assert same(make(engine, jobs[1:2]), results[1:2])
+    assert len({result.metadata["upscaler_digest"] for result in results}) == 2
+    for wrong, expected in (
+        ({"upscaler_noise_level": 400}, "noise_level = 400"),
+        ({"hires_scale": 2.0, "hires_upscaler": "x4"}, "is a diffusion model"),
+    ):
+        with pytest.raises(sdjax.JobError, match=expected):
+            engine.prepare(dataclasses.replace(jobs[0], **wrong))
+
+
+def test_each_way_of_enlarging_a_finished_image(engine):
+    results = make(engine, [job(60, upscaler=name, upscale_by=2.0) for name in PIXEL_UPSCALERS])
+    assert {result.image.shape for result in results} == {(2 * SIDE, 2 * SIDE, 3)}
+    plain = make(engine, [dataclasses.replace(job(60))])[0].image
+    assert np.array_equal(results[PIXEL_UPSCALERS.index("nearest")].image[::2, ::2], plain)
