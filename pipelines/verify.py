@@ -11,7 +11,7 @@ from pipelines.equipment import Equipment, equipment
 from pipelines.generate import METADATA, SUMMARY, file_name
 from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
-from sdjax.job import FIELDS, Job
+from sdjax.job import TOLD_AS, job_of
 from sdjax.plan import Task, tile_of
 
 # Across kinds of device and versions the promise is this, in steps of 255, for this share of the values.
@@ -171,8 +171,7 @@ def _compare(
     files: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # several where other versions made the same job
     for path, metadata in members:
         try:
-            # A field of a later version does nothing by default.
-            task = engine.prepare(Job(**{name: metadata[name] for name in FIELDS if name in metadata}))
+            task = engine.prepare(job_of(metadata))
         except ValueError as error:  # JobError, or AdapterError
             yield path, f"can't be made again: {error}", None
             continue
@@ -205,7 +204,9 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
 def _other_pictures(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """The fields whose pictures have changed."""
     now, then = (json.loads(each.get("pictures") or "{}").get("sha256", {}) for each in (ours, theirs))
-    return [f"{field} ({theirs[field]})" for field in then if field in now and now[field] != then[field]]
+    return [
+        f"{field} ({theirs[TOLD_AS.get(field, field)]})" for field in then if field in now and now[field] != then[field]
+    ]
 
 
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:

@@ -326,7 +326,7 @@ class Engine:
         self._held = held
         return controlled(batch, [held[control.digest] for control in controls])
 
-    def _inputs(self, batch: list[Task], begins_with: Any) -> Inputs:
+    def _inputs(self, batch: list[Task], begins_with: Any = None) -> Inputs:
         bucket, together = batch[0].bucket, batch[0].together
         if bucket.host_noise is None:
             latents: Any = self._begun(batch)

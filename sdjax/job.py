@@ -437,6 +437,8 @@ _CHOICES: Mapping[str, Iterable[str]] = {
 }
 
 
+# What metadata call fields, where that is not the field's own name: in a data set `image` is the image itself.
+TOLD_AS: Mapping[str, str] = {"image": "input_image"}
 # Fields that are paths of pictures, and how they are read.
 PICTURES: Mapping[str, Callable[[str | None], tuple[str, ...]]] = {
     **dict.fromkeys(("image", "mask_image", "depth_image"), lambda text: (text,) if text else ()),
@@ -591,6 +593,17 @@ def _integral(name: str, value: Any) -> Any:
         return value
     _require(abs(value) <= _EXACT, name, value, f"a whole number without a point: above {_EXACT} digits are lost")
     return int(value)
+
+
+def told(job: Job) -> dict[str, Any]:
+    """The fields of a job as metadata have them."""
+    return {TOLD_AS.get(name, name): getattr(job, name) for name in FIELDS}
+
+
+def job_of(metadata: Mapping[str, Any]) -> Job:
+    """The job of which metadata tell; a field of a later version does nothing by default."""
+    kept = {name: TOLD_AS.get(name, name) for name in FIELDS}
+    return Job(**{name: metadata[key] for name, key in kept.items() if key in metadata})
 
 
 def derived_seed(run_seed: int, row: Job, repeat: int) -> int:

@@ -15,6 +15,7 @@ from sdjax.classifier import Classifier
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.tableau import Table
 from sdjax.job import DEPTH_PREPROCESSOR, MAX_STEPS, Job, JobError, image_id, split
+from sdjax.job import told as job_told
 from sdjax.model import Model
 from sdjax.picture_library import LoadedControl, PictureLibrary
 from sdjax.program import Bucket
@@ -243,7 +244,7 @@ def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
     fingerprint |= _digests_of_pictures(setup, task)
     decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
     metadata = {
-        **{name: getattr(job, name) for name in job.__dataclass_fields__},
+        **job_told(job),
         "model": model.name,
         "model_kind": model.variant_name,
         "model_digest": model.digest,

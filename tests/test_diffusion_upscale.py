@@ -57,7 +57,7 @@ def test_latents_of_the_x2_upscaler_are_those_of_diffusers(upscalers: dict[str, 
     assert np.abs(found - reference).max() / np.abs(reference).max() < LATENT_TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["x4", "x2"])
+@pytest.mark.parametrize("name", ["x4", pytest.param("x2", marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_neighbours_and_place(upscalers: dict[str, Upscaler], name: str) -> None:
     case = sd_upscalers.Case(2, 1.0, 200)
     given = "pixels" if name == "x4" else "latents"

@@ -90,7 +90,7 @@ def test_of_strength_1_nothing_of_the_picture_is_left(engine, noise_source):
     asked = [job(30, noise_source=noise_source), job(30, **from_cat, strength=1.0, noise_source=noise_source)]
     plain, whole = make(engine, asked)
     assert np.array_equal(plain.image, whole.image) and plain.metadata["id"] == whole.metadata["id"]
-    assert whole.metadata["image"] is None  # metadata tell what was done
+    assert whole.metadata["input_image"] is None  # metadata tell what was done
 
 
 def test_of_strength_0_the_picture_comes_back_but_for_what_the_vae_loses():
@@ -161,7 +161,7 @@ def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, pictur
     ids = [engine.prepare(job(1, image=name)).id for name in files]
     assert ids[0] == ids[1] != ids[2]
     told = engine.prepare(job(1, image="a.png")).metadata
-    assert told["image"] == "a.png" and len(json.loads(told["pictures"])["sha256"]["image"][0]) == 64
+    assert told["input_image"] == "a.png" and len(json.loads(told["pictures"])["sha256"]["image"][0]) == 64
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Enlarging and reducing feature maps as torch's `interpolate` does, without antialiasing.
+"""Enlarging and reducing feature maps as torch's `interpolate` does, without antialiasing; and its pixel shuffles.
 
 `jax.image.resize` smooths when it reduces, has another cubic, and does not align corners. Where output pixel i lies is
 worked out in float32, as torch does: in float64 a wide map would differ by more than its rounding.
@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 Map = TypeVar("Map", jax.Array, np.ndarray)
 
@@ -81,3 +81,17 @@ def bicubic(x: Float[Map, "b h w c"], height: int, width: int) -> Float[Map, "b 
     wide = x.astype(np.float32)
     wide = _applied(wide, 2, _cubic(x.shape[2], width))
     return _applied(wide, 1, _cubic(x.shape[1], height)).astype(x.dtype)
+
+
+def pixel_unshuffle(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b i j d"]:
+    """Squares of pixels as channels, in torch's order: channel, row, column."""
+    batch, height, width, channels = x.shape
+    squares = x.reshape(batch, height // side, side, width // side, side, channels)
+    return squares.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // side, width // side, channels * side**2)
+
+
+def pixel_shuffle(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b i j d"]:
+    """The way back from `pixel_unshuffle`."""
+    batch, height, width, channels = x.shape
+    squares = x.reshape(batch, height, width, channels // side**2, side, side)
+    return squares.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * side, width * side, channels // side**2)

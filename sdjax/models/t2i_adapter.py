@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from sdjax.models.config import read_config, require, require_positive
 from sdjax.models.convolution import Conv
+from sdjax.models.interpolation import pixel_unshuffle
 from sdjax.models.unet import Residuals, UNetConfig
 
 FULL, LIGHT = "full_adapter", "light_adapter"
@@ -62,13 +63,6 @@ class T2IAdapterConfig:
     def from_json(cls, data: Mapping[str, Any], where: str = "config.json") -> "T2IAdapterConfig":
         """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
         return read_config(cls, data, fixed={}, where=where)
-
-
-def unshuffled(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b i j d"]:
-    """Squares of `factor` x `factor` pixels as channels of one, in torch's order: channel, row, column."""
-    b, h, w, c = x.shape
-    squares = x.reshape(b, h // factor, factor, w // factor, factor, c)
-    return squares.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // factor, w // factor, c * factor**2)
 
 
 class _Residual(nn.Module):
@@ -129,7 +123,7 @@ class T2IAdapter(nn.Module):
                 f"the adapter's control picture is {condition.shape[1:]}; expected multiples of {factor} with "
                 f"{cfg.in_channels} channels"
             )
-        x = unshuffled(condition, factor)
+        x = pixel_unshuffle(condition, factor)
         if not light:
             x = Conv(cfg.channels[0], (3, 3), name="conv_in")(x)
         features = []

@@ -10,17 +10,15 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from sdjax.models.config import require, require_positive
 from sdjax.models.convolution import Conv
+from sdjax.models.interpolation import bicubic, pixel_shuffle, pixel_unshuffle
 from sdjax.models.resnet import nearest
 
 # Of a residual, where it is added; and the slope of the activations below zero.
 _RESIDUAL, _SLOPE = 0.2, 0.2
-# The parameter of cubic convolution (Keys 1981) that torch, OpenCV and ncnn take.
-_CUBIC = -0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,45 +176,10 @@ class Compact(nn.Module):
         height, width = pixels.shape[1:3]
         x = pixel_shuffle(x, cfg.shuffle) + nearest(pixels, cfg.shuffle * height, cfg.shuffle * width)
         if cfg.scale != cfg.shuffle:
-            x = _resized(_resized(x, cfg.scale * height, 1), cfg.scale * width, 2)
+            x = bicubic(x, cfg.scale * height, cfg.scale * width)
         return x
 
 
 def network_of(config: UpscalerConfig) -> RRDBNet | Compact:
     """The module of a config."""
     return RRDBNet(config) if isinstance(config, RRDBNetConfig) else Compact(config)
-
-
-def pixel_unshuffle(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b i j d"]:
-    """Squares of pixels as channels, in torch's order: channel, row, column."""
-    batch, height, width, channels = x.shape
-    squares = x.reshape(batch, height // side, side, width // side, side, channels)
-    return squares.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // side, width // side, channels * side**2)
-
-
-def pixel_shuffle(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b i j d"]:
-    """The way back from `pixel_unshuffle`."""
-    batch, height, width, channels = x.shape
-    squares = x.reshape(batch, height, width, channels // side**2, side, side)
-    return squares.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height * side, width * side, channels // side**2)
-
-
-def _resized(x: Float[Array, "b h w c"], length: int, axis: int) -> Float[Array, "b i j c"]:
-    """Cubic convolution along an axis, as torch's `interpolate`: beyond a border lies what is at it."""
-    given = x.shape[axis]
-    centres = (np.arange(length) + 0.5) * (given / length) - 0.5
-    first = np.floor(centres).astype(int) - 1
-    result = jnp.zeros((), x.dtype)
-    for tap in range(4):
-        weights = _keys(np.abs(centres - (first + tap)))
-        taken = jnp.take(x, np.clip(first + tap, 0, given - 1), axis=axis)
-        shape = [length if each == axis else 1 for each in range(4)]
-        result = result + jnp.asarray(weights.reshape(shape), x.dtype) * taken
-    return result
-
-
-def _keys(distance: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Weights of pixels at distances below 2 (Keys 1981)."""
-    near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
-    far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-    return np.where(distance <= 1, near, far)

@@ -295,7 +295,11 @@ def train_unet(folder: Path) -> None:
     def loss(params: state.Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, ids = batch
         context = text_encoder.apply({"params": text_params}, ids).last_hidden_state
-        return diffusion_loss(unet, SCHEDULER, params, latents, context, key)
+
+        def predict(noisy: Array, timesteps: Array) -> Array:
+            return unet.apply({"params": params}, noisy, timesteps, context)
+
+        return diffusion_loss(predict, SCHEDULER, latents, key)
 
     init, update = state.make_update(loss, UNET_RECIPE, seed=21)
     state.run(

@@ -1,7 +1,7 @@
 """Training of the text encoder and then of the UNet, on latents that the VAE has given beforehand."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdjax.diffusion.schedule import SchedulerConfig, alphas_cumprod
-from sdjax.models import TextEncoder, UNet
+from sdjax.models import TextEncoder
 from sdjax.training.state import Params
 
 
@@ -43,11 +43,9 @@ def text_loss(
 
 
 def diffusion_loss(
-    unet: UNet,
+    predict: Callable[[Float[Array, "b h w c"], Float[Array, " b"]], Float[Array, "b h w c"]],
     scheduler: SchedulerConfig,
-    params: Params,
     latents: Float[Array, "b h w c"],
-    context: Float[Array, "b n d"],
     key: Array,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The error in v (Salimans and Ho 2022) at a random timestep of each image.
@@ -55,10 +53,8 @@ def diffusion_loss(
     Reports also that of the noisiest quarter of the levels alone ("noisiest"): it falls when captions are heeded.
 
     Args:
-      params: the UNet's.
+      predict: noisy latents and timesteps to what the network says of them.
       latents: of unit variance.
-      context: what the text encoder makes of the captions; of the empty one for the share of images that trains the
-        unconditional prediction.
     """
     for_time, for_noise = jax.random.split(key)
     signal = jnp.asarray(alphas_cumprod(scheduler), jnp.float32)
@@ -69,7 +65,7 @@ def diffusion_loss(
     share = signal[timesteps][:, None, None, None]
     noisy = jnp.sqrt(share) * latents + jnp.sqrt(1 - share) * noise
     target = jnp.sqrt(share) * noise - jnp.sqrt(1 - share) * latents
-    output = unet.apply({"params": params}, noisy, timesteps.astype(jnp.float32), context)
+    output = predict(noisy, timesteps.astype(jnp.float32))
     errors = ((output - target) ** 2).mean(axis=(1, 2, 3))
     noisiest = (timesteps >= scheduler.num_train_timesteps * 3 // 4).astype(jnp.float32)
     return errors.mean(), {"noisiest": (noisiest * errors).sum() / jnp.maximum(noisiest.sum(), 1)}

@@ -105,7 +105,6 @@ MODELS = {
             "controlnet part": _controlled(controlnets="tiny:1.2:0.2:0.7"),
             "controlnet guess": _controlled(guess_mode=True),
             "controlnet img2img": _controlled(image="cat.png", strength=0.6),
-            "controlnets": _controlled(controlnets="tiny:0.5; tiny:0.7:0:0.5", control_image="edges.png; pose.png"),
             "hires": _job(hires_scale=2.0, hires_steps=5, hires_strength=0.6),
             "hires bicubic": _job(
                 hires_scale=2.0, hires_upscaler="latent_bicubic_antialiased", sampler="euler", hires_strength=0.7
@@ -115,6 +114,7 @@ MODELS = {
     "tiny, more": Model(
         toys.TINY,
         {
+            "controlnets": _controlled(controlnets="tiny:0.5; tiny:0.7:0:0.5", control_image="edges.png; pose.png"),
             "controlnet inpaint": _controlled(image="cat.png", mask_image="mask.png", strength=0.8),
             "hires antialiased": _job(hires_scale=1.5, hires_upscaler="latent_antialiased", hires_strength=0.5),
             "hires nearest": _job(hires_scale=1.5, hires_upscaler="latent_nearest_exact", hires_strength=0.5),

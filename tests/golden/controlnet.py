@@ -113,15 +113,15 @@ CASES = {
     "several": Case(
         _SMALL, (Control(_SD1, 31, (0.5, 0.0)), Control(_SD1, 33, (1.5, 0.6), (False, True)), Control(_SD1, 34))
     ),
-    "adapters_and_a_controlnet": Case(
-        _SMALL, (Control(_FULL, 36, (0.2, 0.9)), Control(_SD1, 31), Control(_GRAY, 37, (0.8, 0.1)))
-    ),
     "sd2_with_more_channels_labels_no_strides_pooled_and_a_light_adapter": Case(
         _SMALL_SD2, (Control(_SD2, 32, (1.0, 0.4), (False, True)), Control(_LIGHT, 38, (1.0, 0.5)))
     ),
 }
 # Compared live only.
 LIVE_CASES = {
+    "adapters_and_a_controlnet": Case(
+        _SMALL, (Control(_FULL, 36, (0.2, 0.9)), Control(_SD1, 31), Control(_GRAY, 37, (0.8, 0.1)))
+    ),
     "whole_sd1": Case(toys.SD1.unet, (Control(_WHOLE_SD1, 31, (0.7, 1.3)),), (8, 8)),
     "whole_sd2": Case(toys.SD2.unet, (Control(_WHOLE_SD2, 32, (1.0, 0.4)),), (8, 8)),
     "only_cross_attention_and_class_labels": Case(

@@ -62,11 +62,11 @@ CASES = {
     "hybrid": Case(HYBRID, 1, ((64, 64),), ((80, 48), (96, 96), (32, 64))),
     "plain": Case(PLAIN, 2, ((64, 64), (70, 92)), ((96, 96), (64, 32))),
     "plain_with_batch_norm": Case(
-        dataclasses.replace(PLAIN, use_batch_norm_in_fusion_residual=True, qkv_bias=False), 3, ((64, 64),)
+        dataclasses.replace(PLAIN, use_batch_norm_in_fusion_residual=True, qkv_bias=False), 3, (), ((64, 64),)
     ),
     "plain_readout_added": Case(
         dataclasses.replace(PLAIN, readout_type="add", use_bias_in_fusion_residual=False, num_hidden_layers=6,
-                            backbone_out_indices=(0, 2, 3, 5)), 4, ((48, 48),)
+                            backbone_out_indices=(0, 2, 3, 5)), 4, (), ((48, 48),)
     ),
     "plain_readout_ignored": Case(dataclasses.replace(PLAIN, readout_type="ignore", patch_size=8), 5, (), ((64, 64),)),
 }  # fmt: skip

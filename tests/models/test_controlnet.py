@@ -13,7 +13,8 @@ from sdjax.checkpoints.controlnet_file import control_shapes
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.models import ConfigError, UNet
 from sdjax.models.controlnet import ControlNet, ControlNetConfig, added, guess_scales, residual_scales
-from sdjax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig, unshuffled
+from sdjax.models.interpolation import pixel_unshuffle
+from sdjax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from sdjax.models.unet import Residuals
 from tests import toys
 from tests.golden import controlnet, networks
@@ -126,7 +127,7 @@ def test_an_adapters_picture_has_whole_squares_and_its_channels() -> None:
 
 def test_pixels_become_channels_in_torchs_order() -> None:
     picture = jnp.arange(2 * 4 * 3, dtype=jnp.float32).reshape(1, 2, 4, 3)
-    squares = unshuffled(picture, 2)
+    squares = pixel_unshuffle(picture, 2)
     assert squares.shape == (1, 1, 2, 12)
     # Red of the four pixels row by row, then green, then blue.
     np.testing.assert_array_equal(squares[0, 0, 0], [0, 3, 12, 15, 1, 4, 13, 16, 2, 5, 14, 17])

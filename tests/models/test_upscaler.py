@@ -10,13 +10,12 @@ import pytest
 
 from sdjax.checkpoints.upscaler_file import read_upscaler
 from sdjax.models import ConfigError
+from sdjax.models.interpolation import pixel_shuffle, pixel_unshuffle
 from sdjax.models.upscaler import (
     CompactConfig,
     RRDBNetConfig,
     UpscalerConfig,
     network_of,
-    pixel_shuffle,
-    pixel_unshuffle,
 )
 from tests.golden import upscalers
 from tests.golden.networks import relative_error

@@ -3,7 +3,6 @@
 import shutil
 from pathlib import Path
 
-import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from tests.golden.checkpoints import checksum
 
 pytestmark = pytest.mark.parity
 
+diffusers = pytest.importorskip("diffusers", reason="needs torch")
 reference = pytest.importorskip("tests.golden.controlnet_reference", reason="needs torch", exc_type=ImportError)
 
 

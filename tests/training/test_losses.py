@@ -146,7 +146,10 @@ def loss_and_gradient():
     unet = UNet(UNET)
 
     def loss(params, latents, context, key):
-        return diffusion_loss(unet, SCHEDULER, params, latents, context, key)
+        def predict(noisy, timesteps):
+            return unet.apply({"params": params}, noisy, timesteps, context)
+
+        return diffusion_loss(predict, SCHEDULER, latents, key)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
