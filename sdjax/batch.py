@@ -43,6 +43,7 @@ class Given(NamedTuple):
     later: noise that is put in at places of the table; () if the device draws it.
     channels: that the UNet is given besides latents; () if none.
     kept: clean latents of the pictures that stay where nothing is drawn anew; () if none do.
+    kept_noise: with which they are put back; () likewise.
     controls: ControlNets and what they do.
     """
 
@@ -50,6 +51,7 @@ class Given(NamedTuple):
     later: Any
     channels: Any
     kept: Any
+    kept_noise: Any
     controls: tuple[Controlled, ...]
 
 
@@ -96,6 +98,7 @@ def inputs(model: Model, batch: Sequence[Task], given: Given) -> Inputs:
         tables=stack_tables(tables, bucket.rows),
         controls=given.controls,
         kept=given.kept,
+        kept_noise=given.kept_noise,
         anew=latent_masks(batch) if bucket.masked else (),
         frames=_frames(batch) if bucket.frames else (),
         noise=given.later,
@@ -164,15 +167,15 @@ def picture(batch: Sequence[Task], clean: Any, first: Any, drawn: Any) -> Pictur
     )
 
 
-def beginning(batch: Sequence[Task]) -> Beginning:
-    """What first latents are made of, of noise drawn on the device."""
+def beginning(batch: Sequence[Task], plain: bool = False) -> Beginning:
+    """What first latents are made of, of noise drawn on the device; `plain` is that noise as it is."""
     jobs = [task.job for task in batch]
     return Beginning(
         words=words(batch),
         variation_words=np.stack([noise.seed_words(job.variation_seed or 0) for job in jobs]),
         variation_strength=np.array([job.variation_strength for job in jobs], np.float32),
-        start=np.array([task.table.start for task in batch], np.float32),
-        first_noise=np.array([task.table.first_noise for task in batch], np.float32),
+        start=np.array([1.0 if plain else task.table.start for task in batch], np.float32),
+        first_noise=np.array([0.0 if plain else task.table.first_noise for task in batch], np.float32),
     )
 
 

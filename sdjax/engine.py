@@ -339,6 +339,7 @@ class Engine:
             latents, later = noise.latents, noise.later
             drawn, filling, masked = noise.picture, noise.first, noise.masked
         kept: Any = ()
+        kept_noise: Any = ()
         if together.begins_with_picture or begins_with is not None:
             clean = begins_with
             if together.begins_with_picture:
@@ -346,9 +347,11 @@ class Engine:
             begun = functools.partial(begun_with, latent_shape(self.model, bucket))
             first = picture(batch, clean, latents, filling)
             latents = self._run(("begin with", _shapes(first)), begun, first, _EACH, _EACH)
-            kept = clean if bucket.masked else ()
+            if bucket.masked:
+                kept = clean
+                kept_noise = filling if bucket.host_noise is not None else self._begun(batch, plain=True)
         channels = self._channels(batch, masked)
-        given = inputs(self.model, batch, Given(latents, later, channels, kept, self._controls(batch)))
+        given = inputs(self.model, batch, Given(latents, later, channels, kept, kept_noise, self._controls(batch)))
         return jax.device_put(given, jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), specs(given)))
 
     def _encoded(self, given: Seen, bucket: Bucket, for_mask: bool = False) -> Array:
@@ -358,11 +361,11 @@ class Engine:
         program = functools.partial(latents_of_pictures, self.model, shape, tile, for_mask)
         return self._run(("encode", for_mask, _shapes(given)), program, given, _EACH, _EACH)
 
-    def _begun(self, batch: list[Task]) -> Array:
-        """The first latents, of noise drawn on the device."""
+    def _begun(self, batch: list[Task], plain: bool = False) -> Array:
+        """The first latents, of noise drawn on the device; `plain` is that noise as it is."""
         shape, resized_from = latent_shape(self.model, batch[0].bucket), batch[0].together.resized_from
         program = functools.partial(first_latents, shape, resized_from)
-        return self._run(("begin", shape, resized_from), program, beginning(batch), _EACH, _EACH)
+        return self._run(("begin", shape, resized_from), program, beginning(batch, plain), _EACH, _EACH)
 
     def _channels(self, batch: list[Task], drawn: Any) -> Any:
         """What the UNet is given besides latents: a depth map; or a mask, and what of a picture it leaves."""

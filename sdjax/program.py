@@ -98,6 +98,7 @@ class Inputs(NamedTuple):
     tables: Rows
     controls: tuple[Controlled, ...]
     kept: Any  # (images, h, w, c) clean latents of the pictures that stay; () if none do
+    kept_noise: Any  # (images, h, w, c) standard normal, with which they are put back between evaluations; () likewise
     anew: Any  # (images, h, w, 1) shares that are drawn anew; () likewise
     frames: Any  # (evaluations, images) where a step is kept; () if none is
     noise: Any  # drawn on the host: (places, images, h, w, c); () if it is not
@@ -147,6 +148,7 @@ def specs(inputs: Inputs) -> Inputs:
             Controlled(all_of(each.params, PartitionSpec()), first, second, first) for each in inputs.controls
         ),
         kept=all_of(inputs.kept, first),
+        kept_noise=all_of(inputs.kept_noise, first),
         anew=all_of(inputs.anew, first),
         tables=Rows(rows=all_of(inputs.tables.rows, second), count=first),
         frames=all_of(inputs.frames, second),
@@ -203,22 +205,21 @@ def latents_of(
             clean = denoised(prediction, latents, level.sigma, level.alpha, model.scheduler.prediction_type)
             if bucket.classifier:
                 clean = classify(clean, latents, level)
-            clean = thresholded(clean, inputs.threshold[:, 0], inputs.threshold[:, 1])
-            return _kept(inputs, clean) if bucket.masked else clean
+            return thresholded(clean, inputs.threshold[:, 0], inputs.threshold[:, 1])
 
         frames = inputs.frames if bucket.frames else None
         draw = _draw(bucket, shape, inputs)
-        latents, trail = sample(denoise, inputs.latents, inputs.tables, draw, frames, bucket.frames)
-        # Some samplers end with a little noise.
-        return (_kept(inputs, latents) if bucket.masked else latents), trail
+        put_back = functools.partial(_put_back, inputs) if bucket.masked else None
+        latents, trail = sample(denoise, inputs.latents, inputs.tables, draw, frames, bucket.frames, put_back)
+        return (_put_back(inputs, latents) if bucket.masked else latents), trail
 
 
-def _kept(inputs: Inputs, latents: Latents) -> Latents:
-    """Latents with those of pictures where nothing is drawn anew.
-
-    Said of the clean latents that the network expects, it holds for all on the way: they are a picture with noise.
-    """
-    return inputs.anew * latents + (1 - inputs.anew) * inputs.kept
+def _put_back(inputs: Inputs, latents: Latents, sigma: Float[Array, " b"] | None = None) -> Latents:
+    """Latents with those of pictures where nothing is drawn anew, with the noise of the start at `sigma`; None is 0."""
+    kept = inputs.kept
+    if sigma is not None:
+        kept = kept + sigma[:, None, None, None] * inputs.kept_noise
+    return inputs.anew * latents + (1 - inputs.anew) * kept
 
 
 class Asked(NamedTuple):

@@ -146,6 +146,7 @@ def sample(
     draw: Callable[[NoiseWanted], Latents] | None,
     frames: Int[Array, "n b"] | None = None,
     frame_count: int = 0,
+    put_back: Callable[[Latents, Float[Array, " b"]], Latents] | None = None,
 ) -> tuple[Latents, Trail]:
     """Takes each image through its own table.
 
@@ -156,6 +157,7 @@ def sample(
       draw: gives noise; None if no table draws any after an evaluation.
       frames: where in the trail the latents of an evaluation are kept; -1 is nowhere.
       frame_count: length of the trail.
+      put_back: what becomes of the latents, of these sigmas, between two evaluations; None leaves them.
 
     An image that has finished stays as it is while others go on, so its bits do not depend on them.
     """
@@ -168,6 +170,12 @@ def sample(
         index, state, trail = carry
         row = jax.tree.map(lambda column: column[index], tables.rows)
         after, info = step(denoise, state, row, index, drawn(index + 1, row))
+        if put_back is not None:
+            # After an image's last evaluation there is no next one, and what this gives is not used.
+            following = tables.rows.sigma[jnp.minimum(index + 1, len(tables.rows.sigma) - 1)]
+            between = (index + 1 < tables.count)[:, None, None, None]
+            latents_after = jnp.where(between, put_back(after.latents, following), after.latents)
+            after = State((latents_after, *after.registers[1:]))
         going = (index < tables.count)[:, None, None, None]
         if frames is not None:
             noisy = state.latents * row.alpha[:, None, None, None]
