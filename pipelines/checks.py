@@ -7,12 +7,14 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
-from pipelines.equipment import equipment, library_of, load_model
+from pipelines.equipment import equipment, library_of, load_model, pictures_of
+from pipelines.fields import with_partners
 from sdjax.adapters.library import Adapters
 from sdjax.classifier import load_classifier
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
-from sdjax.job import Job, JobError, with_partners
+from sdjax.job import Job, JobError
+from sdjax.picture_library import check_files
 
 # Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
 _LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
@@ -36,6 +38,7 @@ def check_model(config: RunConfig) -> RunConfig:
     given = equipment(config)
     model = load_model(given, weights=False)
     Adapters(library_of(given), model.text_encoder.config, model.unet.config, model.params)
+    check_files(pictures_of(given))
     # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
     asked = with_partners({**dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None})
     if "sampler" not in asked or "sampler" in dict(config.sweeps):

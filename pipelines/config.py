@@ -8,13 +8,15 @@ from typing import Any
 
 import yaml
 
+from pipelines.fields import field_from_text, field_named, with_fields_named, with_partners
 from pipelines.sweeps import ROW_KEYS
 from sdjax.diffusion.schedule import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.job import FIELDS, Job, JobError, field_from_text, field_named, with_fields_named, with_partners
+from sdjax.job import FIELDS, Job, JobError
 from sdjax.model import DTYPES
-from sdjax.plan import LORA_MODES, VAE_TILE
+from sdjax.models.vae_tiles import VAE_TILE
+from sdjax.plan import LORA_MODES
 
 
 class RunConfigError(ValueError):

@@ -24,12 +24,11 @@ from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
 from pipelines.progress import Reporter
 from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows, shortened
-from sdjax.classifier import BUNDLED as CLASSIFIERS
+from sdjax.assets import BUNDLED
 from sdjax.engine import Engine, Result
 from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
 from sdjax.images.steps import animation, strip
 from sdjax.job import Job
-from sdjax.model import BUNDLED
 from sdjax.plan import Together
 from sdjax.program import Bucket
 from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
@@ -168,10 +167,9 @@ def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
     jobs = parse(row, run.config, run.name, wildcards_of(run.config.wildcards, run.name))
     if isinstance(jobs, Reject):
         return jobs
-    jobs = [asked._replace(job=pictures.located(asked.job, row.source)) for asked in jobs]
     with engine_of(run) as engine:
         try:
-            tasks = [engine.prepare(asked.job, asked.notes) for asked in jobs]
+            tasks = [engine.prepare(pictures.located(asked.job, row.source), asked.notes) for asked in jobs]
         except ValueError as error:  # JobError; and no row, whatever is in it, may stop the others
             return Reject(row.source, row.line, row.text, shortened(str(error)))
     _reporter(run.progress).add("wanted", len(tasks))
@@ -464,13 +462,13 @@ _PATHS: Mapping[str, Iterable[str]] = {
     "model": BUNDLED,
     "model_config": (),
     "vae": (),
-    "classifier": CLASSIFIERS,
+    "classifier": BUNDLED,
     "wildcards": (),
     "lora_folder": (),
     "hypernetwork_folder": (),
     "embedding_folder": (),
-    "controlnet_folder": (),
-    "depth_model": (),
+    "controlnet_folder": BUNDLED,
+    "depth_model": BUNDLED,
     "upscaler_folder": (),
 }
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from pipelines import storage
+from pipelines.fields import field_from_text, field_named, job_from_text, with_partners
 from pipelines.generate import METADATA
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
-from sdjax.job import FIELDS, field_from_text, field_named, job_from_text, with_partners
+from sdjax.job import FIELDS
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})

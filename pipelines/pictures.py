@@ -1,17 +1,15 @@
 """The pictures that rows name: where they are, and their bytes, on whatever Beam's filesystems reach."""
 
 import dataclasses
-import re
 from typing import Any
 
 from pipelines import storage
 from sdjax.job import PICTURES, Job, JobError
-from sdjax.pictures import MAX_BYTES, read_file
+from sdjax.pictures import MAX_BYTES, read_file, scheme_of
 
 # Of addresses that are read, those of Beam's filesystems; nothing is fetched from the web, where a file may be another
 # one tomorrow, or none.
 SCHEMES = ("gs", "s3", "hdfs", "azfs")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
 def located(job: Job, source: str) -> Job:
@@ -29,12 +27,12 @@ def read(path: str) -> bytes:
     Raises:
       JobError: if it can't be read, or is far too large, or lies where nothing is read from.
     """
-    scheme = _SCHEME.match(path)
+    scheme = scheme_of(path)
     if scheme is None:
         return read_file(path)
-    if scheme[1].lower() not in SCHEMES:
+    if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise JobError(f"{path}: {scheme[1]}: is not read from; expected a path, or an address of {known}")
+        raise JobError(f"{path}: {scheme}: is not read from; expected a path, or an address of {known}")
     try:
         with storage.open_binary(path) as opened:
             data = opened.read(MAX_BYTES + 1)

@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import RunConfig
+from pipelines.fields import PARTNERS, job_from_text, unknown_fields, with_fields_named
 from pipelines.sweeps import PROMPTS, ROW_KEYS, check_number, drawn_seed, expand, row_key, size, swept
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import NEEDS, PARTNERS, RANDOM_SEED, Job, job_from_text, repeated, unknown_fields, with_fields_named
+from sdjax.job import NEEDS, RANDOM_SEED, Job, repeated
 from sdjax.text.templates import (
     Template,
     TemplateError,

@@ -6,12 +6,10 @@ import itertools
 import json
 import math
 import re
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sdjax.job import (
-    FIELDS,
+from pipelines.fields import (
     field_from_text,
     field_named,
     job_from_text,
@@ -19,6 +17,7 @@ from sdjax.job import (
     with_fields_named,
     with_partners,
 )
+from sdjax.job import allowed_types
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -78,7 +77,7 @@ _EXAMPLES = {True: "1, 4, 7..9", False: "euler, ddim"}
 
 
 def _is_number(name: str) -> bool:
-    return not {str, bool} & set(typing.get_args(FIELDS[name]) or (FIELDS[name],))
+    return not {str, bool} & set(allowed_types(name))
 
 
 def _from_text(name: str, text: str) -> Sequence[Any]:
@@ -133,7 +132,7 @@ def _range(name: str, text: str) -> Sequence[int | float]:
 
 
 def _is_whole(name: str) -> bool:
-    return float not in (typing.get_args(FIELDS[name]) or (FIELDS[name],))
+    return float not in allowed_types(name)
 
 
 # --- The rows that a row stands for ---

@@ -12,7 +12,8 @@ from pipelines.generate import METADATA, SUMMARY, file_name
 from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.job import TOLD_AS, job_of
-from sdjax.plan import Task, tile_of
+from sdjax.models.vae_tiles import tile_of
+from sdjax.plan import Task
 
 # Across kinds of device and versions the promise is this, in steps of 255, for this share of the values.
 TOLERANCE, SHARE = 1, 0.999

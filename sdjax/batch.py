@@ -22,7 +22,7 @@ from sdjax.program import Beginning, Bucket, Controlled, Inputs, Picture, Seen
 _WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
 
 # The share from which on a place counts as hidden, where it can only be all or nothing.
-_HALF = 0.5
+HALF = 0.5
 
 
 def latent_shape(model: Model, bucket: Bucket) -> tuple[int, int, int]:
@@ -146,7 +146,7 @@ def seen(batch: Sequence[Task], drawn: Any, *, hide: bool = False, pixels: Any =
       pixels: of them all; None takes those of the jobs.
     """
     pixels = _stacked([task.shown.image for task in batch]) if pixels is None else pixels
-    return Seen(pixels, drawn, _stacked([task.shown.mask for task in batch])[..., None] >= _HALF if hide else ())
+    return Seen(pixels, drawn, _stacked([task.shown.mask for task in batch])[..., None] >= HALF if hide else ())
 
 
 def _stacked(arrays: Sequence[Shaped[np.ndarray, "..."] | None]) -> Shaped[np.ndarray, "b ..."]:

@@ -1,7 +1,6 @@
 """Classifiers of noisy latents, whose gradient can guide pictures: any function of a user's, or one from a folder."""
 
 import difflib
-import importlib.resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints.diffusers_folder import digest_files, read_json
 from sdjax.checkpoints.names import NameTable
 from sdjax.checkpoints.tensors import CheckpointError, list_tensors, read_params
@@ -17,8 +17,7 @@ from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig
 
 # The files of a folder. `LABELS` has a name in each line, in the order of the network's outputs.
 CONFIG, LABELS, WEIGHTS = "config.json", "labels.txt", "model.safetensors"
-# Bundled models that have one, and where it lies in them.
-BUNDLED = ("emoji",)
+# Where a bundled model has its own.
 _FOLDER = "noise_classifier"
 
 
@@ -83,10 +82,9 @@ def load_classifier(name: str | Path) -> Classifier:
 
 
 def _folder_of(name: str) -> Path:
-    if name in BUNDLED:
-        return Path(str(importlib.resources.files("sdjax.assets"))) / name / _FOLDER
-    if Path(name).is_dir():
-        return Path(name)
+    place = bundled(name, _FOLDER) or Path(name)
+    if place.is_dir():
+        return place
     raise CheckpointError(
         f"there is no classifier {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder on this machine"
     )

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Float32, UInt8, UInt16
 from PIL import Image
 
+from sdjax.assets import bundled
 from sdjax.checkpoints.depth_file import DepthProcessor, depth_shapes, find_depth
 from sdjax.checkpoints.tensors import Params, Part, load_parts
 from sdjax.models.depth import DepthConfig, DepthEstimator
@@ -40,7 +41,8 @@ def load_depth(path: str | Path, dtype: DTypeLike = jnp.float32, pickled: bool =
 
     Args:
       path: transformers' folder (Intel/dpt-hybrid-midas, Intel/dpt-large); a diffusers folder with `depth_estimator/`
-        (Stable Diffusion 2 depth); or a single file under the original names, MiDaS' own or of the same model.
+        (Stable Diffusion 2 depth); a single file under the original names, MiDaS' own or of the same model; or "emoji",
+        the bundled one.
       dtype: of the parameters in memory, and of the computation.
       pickled: whether pickled weights are taken.
 
@@ -48,7 +50,7 @@ def load_depth(path: str | Path, dtype: DTypeLike = jnp.float32, pickled: bool =
       CheckpointError: if there is none, or it is not whole.
       ConfigError: if its config or its settings ask for what is not implemented.
     """
-    found = find_depth(Path(path), pickled)
+    found = find_depth(bundled(path) or Path(path), pickled)
     params, hashed = load_parts({"depth": Part(found.chosen, depth_shapes(found.config), dtype)})
     return DepthModel(found.config, jax.device_put(params["depth"]), found.processor, found.digest(hashed))
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Bool, UInt8
 
 from sdjax.adapters.library import Adapters, Library
 from sdjax.adapters.lora import changed, replaced
 from sdjax.batch import (
+    HALF,
     Given,
     HostNoise,
     beginning,
@@ -40,9 +41,10 @@ from sdjax.diffusion.sample import Trail
 from sdjax.images.steps import Preview
 from sdjax.job import Job
 from sdjax.model import DTYPES, Model
+from sdjax.models.vae_tiles import VAE_TILE, tile_of
 from sdjax.picture_library import PictureLibrary, Pictures
 from sdjax.pictures import put_back
-from sdjax.plan import LORA_MODES, VAE_TILE, Setup, Task, Together, prepare, tile_of
+from sdjax.plan import LORA_MODES, Setup, Task, Together, prepare
 from sdjax.program import (
     Bucket,
     Controlled,
@@ -67,7 +69,8 @@ _EVERY, _EACH = PartitionSpec(), PartitionSpec("data")
 class Result(NamedTuple):
     """An image and what it is.
 
-    image: sRGB, of the size that the job asks; or the whole picture, where a part of it was drawn.
+    image: sRGB, of the size that the job asks, or the whole picture where a part of it was drawn; made larger by the
+      job's upscaler.
     metadata: flat and JSON: the job as it was done, the model, the fingerprint, what was cut.
     finite: False if the network gave NaN or infinity, so that the image is worth nothing.
     previews: the steps that were kept.
@@ -87,6 +90,7 @@ class _Flying(NamedTuple):
     images: Array
     finite: Array
     trail: Trail
+    sound: Bool[np.ndarray, " b"]  # whether all was finite that was made of each before
 
 
 def _enlarged(method: str, height: int, width: int, params: Any, latents: Array) -> Array:
@@ -212,19 +216,22 @@ class Engine:
 
     def _dispatch(self, batch: list[Task]) -> _Flying:
         latents, trail = self._sampled(batch)
+        sound = np.ones(self.images_per_batch, bool)
         if batch[0].second:
             seconds = [task.second for task in batch if task.second]
-            begins_with = self._enlarged(latents, batch[0].together.enlarged_by or "", seconds)
+            begins_with, sound = self._enlarged(latents, batch[0].together.enlarged_by or "", seconds)
             pairs = zip(batch, seconds, strict=True)
             batch = [second._replace(id=task.id, metadata=task.metadata) for task, second in pairs]
             latents, trail = self._sampled(batch, begins_with)
         if batch[0].together.upscaled:
             latents = self._upscaled(latents, batch)
-        return _Flying(batch, latents, *self._decoded(latents), trail)
+        return _Flying(batch, latents, *self._decoded(latents), trail, sound)
 
     def _upscaled(self, latents: Array, batch: list[Task]) -> Array:
         """Latents of a batch made larger by the upscaler that its jobs name."""
-        larger = self._setup.pictures.larger_latents(np.asarray(latents)[: len(batch)], [task.job for task in batch])
+        larger = self._setup.pictures.upscalers.larger_latents(
+            np.asarray(latents)[: len(batch)], [task.job for task in batch]
+        )
         padding = [(0, self.images_per_batch - len(batch)), (0, 0), (0, 0), (0, 0)]
         return jax.device_put(np.pad(larger, padding, mode="edge"), NamedSharding(self._mesh, _EACH))
 
@@ -235,15 +242,18 @@ class Engine:
         params = self._params_with(batch[0])
         return self._compiled(bucket, self._program(bucket), params, given)(params, given)
 
-    def _enlarged(self, latents: Array, method: str, larger: list[Task]) -> Any:
-        """Latents of a batch, or its images, at the size of a second pass."""
+    def _enlarged(self, latents: Array, method: str, larger: list[Task]) -> tuple[Any, Bool[np.ndarray, " b"]]:
+        """Latents of a batch, or its images, at the size of a second pass; and whether each is finite."""
         bucket = larger[0].bucket
         if method in LATENT_UPSCALERS:
             height, width, _ = latent_shape(self.model, bucket)
             program = functools.partial(_enlarged, method, height, width)
-            return self._run(("enlarge", method, latents.shape, height, width), program, latents, _EACH, _EACH)
-        images, _, _ = self._mended(latents, *self._decoded(latents))
-        return self._setup.pictures.enlarged(images, method, bucket.height, bucket.width)
+            key = ("enlarge", method, latents.shape, height, width)
+            # What is not finite stays so.
+            return self._run(key, program, latents, _EACH, _EACH), np.ones(self.images_per_batch, bool)
+        images, finite, _ = self._mended(latents, *self._decoded(latents))
+        made = self._setup.pictures.upscalers.enlarged(images, method, bucket.height, bucket.width)
+        return made.images, made.finite & finite
 
     def _compiled(self, key: Any, program: Callable[..., Any], params: Params, given: Any) -> Callable[..., Any]:
         if key not in self._programs:
@@ -307,14 +317,12 @@ class Engine:
                 for place, step in enumerate(task.kept_steps)
                 if frames
             ]
-            image = self._finished(images[index], task)
+            # An image in the picture of which it is a part, and as large as it was to be.
+            made = self._setup.pictures.upscalers.finished(put_back(images[index], task.shown), task.job)
+            [image], [whole] = made
             size = {"image_height": image.shape[0], "image_width": image.shape[1]}
             metadata = {**task.metadata, "decoded_again": bool(again[index]), **size}
-            yield Result(image, metadata, bool(finite[index]), tuple(previews))
-
-    def _finished(self, image: UInt8[np.ndarray, "h w 3"], task: Task) -> UInt8[np.ndarray, "y x 3"]:
-        """An image in the picture of which it is a part, and as large as it was to be."""
-        return self._setup.pictures.finished(put_back(image, task.shown), task.job)
+            yield Result(image, metadata, bool(finite[index] & batch.sound[index] & whole), tuple(previews))
 
     def _controls(self, batch: list[Task]) -> tuple[Controlled, ...]:
         """What ControlNets are given; their parameters stay on the devices while they are used."""
@@ -376,7 +384,7 @@ class Engine:
             return depth_maps(batch, shape)
         if batch[0].together.masked:
             left = self._encoded(seen(batch, drawn, hide=True), bucket, for_mask=True)
-            return np.concatenate([np.round(latent_masks(batch)), np.asarray(left)], axis=-1)
+            return np.concatenate([(latent_masks(batch) >= HALF).astype(np.float32), np.asarray(left)], axis=-1)
         program = functools.partial(masked_whole, self.model, shape)
         return self._run(("masked", shape, drawn.ndim), program, drawn, _EACH, _EACH)
 

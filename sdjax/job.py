@@ -1,6 +1,5 @@
 """What one image is asked to be."""
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -37,39 +36,9 @@ RANDOM_SEED = -1
 # sees the low 32 bits of a seed alone.
 _SEED_BYTES = 6
 
-# Up to here a float holds each whole number.
-_EXACT = 2**53
-
 # What A1111's settings and command lines call the sources of noise.
 _SOURCE_NAMES = {"cpu": "torch", "nv": "philox", "gpu": "philox", "cuda": "philox"}
-# Names of fields in other tools (A1111's command line and API, diffusers, ComfyUI's nodes).
-ALIASES = {
-    "cfg_scale": "guidance_scale",
-    "cfg": "guidance_scale",
-    "num_inference_steps": "steps",
-    "sampler_name": "sampler",
-    "scheduler": "schedule",
-    "subseed": "variation_seed",
-    "subseed_strength": "variation_strength",
-    "seed_resize_from_w": "seed_resize_from_width",
-    "seed_resize_from_h": "seed_resize_from_height",
-    "rng": "noise_source",
-    "lora": "loras",
-    "hypernetwork": "hypernetworks",
-    "hypernet": "hypernetworks",
-    "init_image": "image",
-    "denoising_strength": "strength",
-    "denoise": "strength",
-    "mask": "mask_image",
-    "control_images": "control_image",
-    "controlnet": "controlnets",
-    "hr_scale": "hires_scale",
-    "hr_upscaler": "hires_upscaler",
-    "hr_second_pass_steps": "hires_steps",
-}
-# A1111's own count of clip skip, in which 1 skips nothing: its setting, and its words in pictures.
-_A1111_CLIP_SKIP = ("clip_stop_at_last_layers", "clip skip")
-# Fields that want another beside them, and what stands for those that are missing while others are looked at.
+# Fields that want another beside them.
 NEEDS: Mapping[str, str] = {
     "variation_strength": "variation_seed",
     "seed_resize_from_width": "seed_resize_from_height",
@@ -81,26 +50,6 @@ NEEDS: Mapping[str, str] = {
     "controlnets": "control_image",
     **dict.fromkeys(("upscale_by", "upscaler_steps", "upscaler_guidance_scale", "upscaler_noise_level"), "upscaler"),
 }
-PARTNERS: Mapping[str, Any] = {
-    "prompt": "any",
-    "image": "any",
-    "mask_image": "any",
-    "control_image": "any",
-    "upscaler": "lanczos",
-    "variation_seed": 0,
-    "seed_resize_from_width": 1,
-    "seed_resize_from_height": 1,
-    "classifier_label": 0,
-}
-
-
-def with_partners(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields, and what stands for others that they want beside them: to look at some of a job before all are known."""
-    whole = {"prompt": PARTNERS["prompt"], **values}
-    for name, partner in NEEDS.items():
-        if whole.get(name) is not None and whole.get(partner) is None:
-            whole[partner] = PARTNERS[partner]
-    return whole
 
 
 class JobError(ValueError):
@@ -243,12 +192,12 @@ class Job:
 
     def __post_init__(self) -> None:
         for name in FIELDS:
-            _check_type(name, getattr(self, name))
+            check_type(name, getattr(self, name))
             # 7 and 7.0 are the same job, and so are 0 and -0.
-            if float in _allowed(name) and getattr(self, name) is not None:
+            if float in allowed_types(name) and getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
         for name in ("prompt", "negative_prompt"):
-            _require(
+            require(
                 len(getattr(self, name)) <= MAX_PROMPT,
                 name,
                 f"{len(getattr(self, name))} letters",
@@ -271,23 +220,23 @@ class Job:
         self._name_sampler()
         for name in _CHOICES:
             if getattr(self, name) is not None:  # "No norm" is no_norm
-                plain = re.sub(r"[\s-]+", "_", getattr(self, name).strip().lower())
+                plain = _plain(getattr(self, name))
                 object.__setattr__(self, name, _SOURCE_NAMES.get(plain, plain) if name == "noise_source" else plain)
         for name, known in _CHOICES.items():
             _one_of(name, getattr(self, name), known)
-        _require(
+        require(
             self.guidance_start < self.guidance_end,
             "guidance_start",
             self.guidance_start,
             f"less than guidance_end, {self.guidance_end}",
         )
-        _require(
+        require(
             self.variation_strength == 0 or self.variation_seed is not None,
             "variation_strength",
             self.variation_strength,
             "a variation_seed with it",
         )
-        _require(
+        require(
             (self.seed_resize_from_width is None) == (self.seed_resize_from_height is None),
             "seed_resize_from_width",
             self.seed_resize_from_width,
@@ -295,14 +244,14 @@ class Job:
         )
         for name in _ONLY_WITH:
             value, partner = getattr(self, name), NEEDS[name]
-            _require(value == _DEFAULTS[name] or getattr(self, partner) is not None, name, value, f"{partner} with it")
-        _require(
+            require(value == _DEFAULTS[name] or getattr(self, partner) is not None, name, value, f"{partner} with it")
+        require(
             not self.controlnets or self.control_image is not None or self.image is not None,
             "controlnets",
             self.controlnets,
             "a control_image with it, or an image",
         )
-        _require(
+        require(
             self.classifier_scale == 0 or self.classifier_label is not None,
             "classifier_scale",
             self.classifier_scale,
@@ -340,13 +289,10 @@ class Job:
         """A field that says something for each ControlNet, or one thing for all."""
         parts = split(getattr(self, name))
         if known is not None:
-            parts = tuple(part.lower().replace("-", "_").replace(" ", "_") for part in parts)
+            parts = tuple(_plain(part) for part in parts)
             for part in parts:
                 _one_of(name, part, (*known, DEPTH_PREPROCESSOR))
-        _require(
-            len(parts) <= max(nets, 1), name, getattr(self, name), f"at most as many as there are controlnets, {nets}"
-        )
-        _require(
+        require(
             len(parts) in (0, 1, nets),
             name,
             getattr(self, name),
@@ -444,8 +390,10 @@ PICTURES: Mapping[str, Callable[[str | None], tuple[str, ...]]] = {
     **dict.fromkeys(("image", "mask_image", "depth_image"), lambda text: (text,) if text else ()),
     "control_image": lambda text: split(text),
 }
-# Words of tables for yes and no.
-_TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
+
+
+def _plain(choice: str) -> str:
+    return re.sub(r"[\s-]+", "_", choice.strip().lower())
 
 
 def split(text: str | None) -> tuple[str, ...]:
@@ -453,28 +401,30 @@ def split(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(";") if part.strip())
 
 
-def _require(condition: bool, name: str, found: object, expected: str) -> None:
+def require(condition: bool, name: str, found: object, expected: str) -> None:
+    """Raises the `JobError` of a field unless a condition holds."""
     if not condition:
         raise JobError(f"{name} = {found!r}: expected {expected}")
 
 
-def _allowed(name: str) -> tuple[type, ...]:
+def allowed_types(name: str) -> tuple[type, ...]:
     """The types of a field."""
     return typing.get_args(FIELDS[name]) or (FIELDS[name],)
 
 
-def _check_type(name: str, value: Any) -> None:
-    allowed = _allowed(name)
+def check_type(name: str, value: Any) -> None:
+    """Raises `JobError` if a field can't have such a value."""
+    allowed = allowed_types(name)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     right = isinstance(value, allowed) and isinstance(value, bool) <= (bool in allowed)
     fits = (float in allowed and number) or right
     kinds = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-    _require(fits, name, value, f"a value of type {kinds}")
+    require(fits, name, value, f"a value of type {kinds}")
 
 
 def _within(name: str, value: float | None, least: float, most: float) -> None:
     if value is not None:  # NaN is not within anything
-        _require(least <= value <= most, name, value, f"a number from {least} to {most}")
+        require(least <= value <= most, name, value, f"a number from {least} to {most}")
 
 
 def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Iterable[str] = ()) -> None:
@@ -483,116 +433,6 @@ def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Itera
         near = difflib.get_close_matches(value.lower(), by_lower, 1, 0.4)
         hint = f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
         raise JobError(f"{name} = {value!r}: expected one of {', '.join(known)}{hint}")
-
-
-def field_named(name: str) -> str:
-    """The field that a column or key means, by the names of other tools too; the name itself if none."""
-    if _is_a1111_clip_skip(name):
-        return str(name)  # another count: see `with_fields_named`
-    plain = str(name).strip().lower().replace(" ", "_") if name not in FIELDS else name
-    return plain if plain in FIELDS else ALIASES.get(plain, name)
-
-
-def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row under the names of our fields.
-
-    Raises:
-      JobError: if two columns mean one field.
-    """
-    named: dict[str, Any] = {}
-    for name, value in row.items():
-        field = field_named(name)
-        if _is_a1111_clip_skip(name):
-            field, value = "clip_skip", _from_a1111_clip_skip(value)
-        if field in named:
-            raise JobError(f"{name!r} and another column both mean {field}; keep one")
-        named[field] = value
-    return named
-
-
-def _is_a1111_clip_skip(name: Any) -> bool:
-    return str(name).strip().lower() in _A1111_CLIP_SKIP
-
-
-def _from_a1111_clip_skip(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_from_a1111_clip_skip(each) for each in value]
-    if isinstance(value, str) and re.search(r",|\.\.", value):
-        raise JobError(f"clip_stop_at_last_layers = {value!r}: give several values in clip_skip, each less by one")
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return value
-    try:
-        layers = int(value)
-    except (TypeError, ValueError):
-        layers = 0
-    _require(layers >= 1, _A1111_CLIP_SKIP[0], value, "a whole number from 1 (nothing left out) to 12")
-    return layers - 1
-
-
-def unknown_fields(columns: Iterable[str]) -> str | None:
-    """Says which names are no fields of a job, with near matches; None if all are."""
-    known = (*FIELDS, *ALIASES, *_A1111_CLIP_SKIP)
-    strange = [name for name in columns if field_named(name) not in FIELDS and not _is_a1111_clip_skip(name)]
-    if not strange:
-        return None
-    hints = []
-    for name in strange:
-        near = difflib.get_close_matches(str(name).lower(), known, 1, 0.5)
-        hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    return f"unknown column {', '.join(hints)}; known: {', '.join(FIELDS)}"
-
-
-def job_from_text(row: Mapping[str, Any]) -> Job:
-    """Makes a job from a row of a file, whose values may be text; an empty text is a value not given.
-
-    An empty prompt is one, where it is said: callers leave out what is blank in a table.
-
-    Raises:
-      JobError: for an unknown column, a missing prompt, or a value that can't be read or is out of range.
-    """
-    problem = unknown_fields(row)
-    if problem:
-        raise JobError(problem)
-    values: dict[str, Any] = {}
-    for name, value in with_fields_named(row).items():
-        if value is None or (isinstance(value, str) and not value.strip() and (name, value) != ("prompt", "")):
-            continue
-        values[name] = field_from_text(name, value) if isinstance(value, str) else _integral(name, value)
-        _check_type(name, values[name])
-    if "prompt" not in values:
-        raise JobError("there is no prompt in this row; fill in the column 'prompt'")
-    return Job(**values)
-
-
-def field_from_text(name: str, text: str) -> Any:
-    """The value of a field that is written as text; raises `JobError` if it can't be read."""
-    allowed = _allowed(name)
-    if str in allowed:
-        return text
-    if bool in allowed:
-        said = _TRUTHS.get(text.strip().lower())
-        _require(said is not None, name, text, "true or false")
-        return said
-    kind = int if int in allowed else float
-    try:
-        return kind(text.strip())
-    except ValueError:
-        fraction = None
-        with contextlib.suppress(ValueError):
-            fraction = float(text)
-        if fraction is not None and fraction.is_integer():
-            return _integral(name, fraction)
-        raise JobError(f"{name} = {text!r}: expected a value of type {kind.__name__}") from None
-
-
-def _integral(name: str, value: Any) -> Any:
-    """2.0 as 2 where a whole number belongs: tables with a gap in a column hold its numbers so."""
-    if bool in _allowed(name) and value in (0, 1):
-        return bool(value)
-    if int not in _allowed(name) or not isinstance(value, float) or not value.is_integer():
-        return value
-    _require(abs(value) <= _EXACT, name, value, f"a whole number without a point: above {_EXACT} digits are lost")
-    return int(value)
 
 
 def told(job: Job) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A model: networks, parameters, tokenizer and scheduler config, from a bundled name, a folder, a file or a hub."""
 
 import dataclasses
-import importlib.resources
 import secrets
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
+from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints import hub
 from sdjax.checkpoints.diffusers_folder import Checkpoint, VAEFile, read_folder, vae_dtype_of
 from sdjax.checkpoints.original import is_open_clip
@@ -25,7 +25,6 @@ from sdjax.models import VAE, TextEncoder, UNet
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, PADDING_2, clip_tokenizer
 
-BUNDLED = ("emoji",)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
@@ -351,10 +350,9 @@ def place_of(name: str, revision: str | None, variant: str | None, pickled: bool
 
 def path_of(name: str) -> Path:
     """Where a model on this machine is, a folder or a file; raises `CheckpointError` if there is none."""
-    if name in BUNDLED:
-        return Path(str(importlib.resources.files("sdjax.assets"))) / name
-    if Path(name).exists():
-        return Path(name)
+    place = bundled(name) or Path(name)
+    if place.exists():
+        return place
     raise CheckpointError(
         f"there is no model {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder or file on this "
         "machine, nor a name like org/name on a hub"

@@ -26,7 +26,6 @@ Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
 
 # No picture that fits into a job takes more.
 MAX_BYTES = 1 << 28
-# Of an address; a drive of Windows has one letter.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
@@ -78,15 +77,21 @@ class Shown(NamedTuple):
     region: Region | None = None
 
 
+def scheme_of(path: str) -> str | None:
+    """The scheme of an address; None of a path, also of one with a drive of Windows, which has one letter."""
+    found = _SCHEME.match(path)
+    return found[1].lower() if found else None
+
+
 def read_file(path: str) -> bytes:
     """The bytes of a picture's file on this machine.
 
     Raises:
       JobError: if there is none, or it is no file, or far too large, or lies elsewhere.
     """
-    scheme = _SCHEME.match(path)
+    scheme = scheme_of(path)
     if scheme:
-        raise JobError(f"{path}: pictures are read from this machine; {scheme[1]}: is not supported here")
+        raise JobError(f"{path}: pictures are read from this machine; {scheme}: is not supported here")
     try:
         with open(path, "rb", opener=_without_waiting) as opened:
             status = os.fstat(opened.fileno())
@@ -190,14 +195,14 @@ def told(digests: Mapping[str, tuple[str, ...]], notes: Sequence[str]) -> str:
     return json.dumps({"sha256": {field: list(found) for field, found in digests.items()}, "notes": list(notes)})
 
 
-def show(job: Job, opened: Opened, factor: int, estimate: Depth | None, wants_depth: bool) -> Shown:
+def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bool) -> Shown:
     """A job's pictures as its programs take them.
 
     Args:
       job: with its size.
       opened: its files.
       factor: pixels to a latent.
-      estimate: of depth; None if there is none.
+      estimate: of depth; raises `JobError` if nothing does.
       wants_depth: whether the UNet sees it.
 
     Raises:
@@ -225,19 +230,22 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth | None, wants_de
             whole, whole_mask = image, mask
     elif image is not None:
         image = fitted(image, *size, job.resize_mode)
-    depth = opened.depth
-    if depth is not None and job.resize_mode != "stretch":
+    depth, seen = opened.depth, [picture.pixels for picture in opened.controls]
+    if region is not None and whole is not None:
+        depth = None if depth is None else _part(depth, region, whole.shape)
+        seen = [_part(pixels, region, whole.shape) for pixels in seen]
+    elif depth is not None and job.resize_mode != "stretch":
         depth = fitted_grey(depth, *size, job.resize_mode)
     if depth is None and wants_depth and image is not None:
-        depth = _estimated(image, estimate)
+        depth = estimate(image)
     return Shown(
         image=image if job.image else None,
         mask=mask,
         latent_mask=latent_mask,
         depth=depth,
         controls=tuple(
-            _control(fitted(picture.pixels, *size, job.resize_mode), name, estimate)
-            for picture, name in zip(opened.controls, _preprocessors(job), strict=True)
+            _control(fitted(pixels, *size, job.resize_mode if region is None else "stretch"), name, estimate)
+            for pixels, name in zip(seen, _preprocessors(job), strict=True)
         ),
         whole=whole,
         whole_mask=whole_mask,
@@ -245,25 +253,31 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth | None, wants_de
     )
 
 
+def _part(values: np.ndarray, region: Region, whole: tuple[int, ...]) -> np.ndarray:
+    """What lies in the region of a picture of that shape, of something of any size that shows the same."""
+    rows, columns = (
+        slice(start * size // side, -(-end * size // side))
+        for start, end, size, side in (
+            (region.top, region.bottom, values.shape[0], whole[0]),
+            (region.left, region.right, values.shape[1], whole[1]),
+        )
+    )
+    return values[rows, columns]
+
+
 def _preprocessors(job: Job) -> tuple[str, ...]:
     named, nets = split(job.control_preprocessor), len(job.controls)
     return named if len(named) == nets else named * nets
 
 
-def _control(pixels: UInt8[np.ndarray, "h w 3"], name: str, estimate: Depth | None) -> UInt8[np.ndarray, "h w 3"]:
+def _control(pixels: UInt8[np.ndarray, "h w 3"], name: str, estimate: Depth) -> UInt8[np.ndarray, "h w 3"]:
     if name != DEPTH_PREPROCESSOR:
         return PREPROCESSORS[name](pixels)
     height, width = pixels.shape[:2]
-    near = fitted_grey(_estimated(pixels, estimate), height, width, "stretch")
+    near = fitted_grey(estimate(pixels), height, width, "stretch")
     low, high = near.min(), near.max()
     grey = np.round((near - low) / max(high - low, np.float32(1e-12)) * 255).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
-
-
-def _estimated(pixels: UInt8[np.ndarray, "h w 3"], estimate: Depth | None) -> Float32[np.ndarray, "i j"]:
-    if estimate is None:
-        raise JobError("depth is to be estimated, and the run has no depth_model; name one, or give a depth_image")
-    return estimate(pixels)
 
 
 def put_back(image: UInt8[np.ndarray, "h w 3"], shown: Shown) -> UInt8[np.ndarray, "y x 3"]:

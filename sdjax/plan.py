@@ -17,6 +17,7 @@ from sdjax.diffusion.tableau import Table
 from sdjax.job import DEPTH_PREPROCESSOR, MAX_STEPS, Job, JobError, image_id, split
 from sdjax.job import told as job_told
 from sdjax.model import Model
+from sdjax.models.vae_tiles import tile_of
 from sdjax.picture_library import LoadedControl, PictureLibrary
 from sdjax.program import Bucket
 from sdjax.text.conditioning import Conditioning, condition
@@ -32,8 +33,6 @@ _OWN_IMAGE = ""
 # How LoRAs act: merged into the weights, for a batch that has the same; or for each image of a batch beside them, where
 # all are of plain low rank.
 LORA_MODES = ("merged", "batched")
-# At a side of 512 the decoder of Stable Diffusion takes 1.5 GB where it takes 3.8 for a whole picture of 1024x1024.
-VAE_TILE = 512
 
 
 class Setup(NamedTuple):
@@ -109,6 +108,12 @@ class Task(NamedTuple):
     second: "Task | None"
     read: Conditioning
     metadata: Mapping[str, Any]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image, before an upscaler makes it larger."""
+        whole = self.shown.whole
+        return (self.bucket.height, self.bucket.width) if whole is None else (whole.shape[0], whole.shape[1])
 
     @property
     def kept_steps(self) -> range:
@@ -226,7 +231,7 @@ def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
         controls=tuple(control.digest for control in controls),
         second=None,
         enlarged_by=None,
-        upscaled=_larger_latents(setup, job),
+        upscaled=setup.pictures.upscalers.of_latents(job),
     )
     return Task(job, "", bucket, together, prompts, table, adapters, low_rank or (), shown, controls, None, read, {})
 
@@ -239,7 +244,8 @@ def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
     if task.bucket.classifier:
         fingerprint["classifier_digest"] = _checked_classifier(setup.classifier, job).digest
     last = task.second or task
-    if tile := tile_of(last.bucket.height, last.bucket.width, setup.vae_tile):
+    sizes = [(last.bucket.height, last.bucket.width), setup.pictures.upscalers.decoded_size(job, *last.size)]
+    if tile := max(tile_of(*size, setup.vae_tile) for size in sizes):
         fingerprint["vae_tile"] = tile
     fingerprint |= _digests_of_pictures(setup, task)
     decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
@@ -276,16 +282,7 @@ def _digests_of_pictures(setup: Setup, task: Task) -> dict[str, str]:
     own_depth = setup.model.takes_depth and job.depth_image is None and job.image is not None
     if (own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor)) and library.depth is not None:
         found["depth_digest"] = library.depth.digest
-    for field in ("hires_upscaler", "upscaler"):
-        name = getattr(job, field)
-        wanted = job.hires_scale is not None if field == "hires_upscaler" else name is not None
-        if wanted and name not in LATENT_UPSCALERS:
-            upscaler = library.upscaler(name)
-            if field == "hires_upscaler" and upscaler is not None and not hasattr(upscaler, "scale"):
-                raise JobError(f"hires_upscaler = {name!r} is a diffusion model; name it as upscaler")
-            if upscaler is not None:
-                found[f"{field}_digest"] = upscaler.digest
-    return found
+    return found | library.upscalers.digests(job)
 
 
 def _read(setup: Setup, job: Job, steps: int) -> Conditioning:
@@ -305,23 +302,6 @@ def _read(setup: Setup, job: Job, steps: int) -> Conditioning:
     first = read({})
     bundled = setup.adapters.bundled((*job.adapters, *first.tags))
     return read(bundled) if bundled else first
-
-
-def _larger_latents(setup: Setup, job: Job) -> str | None:
-    """The digest of an upscaler of latents, if a job names one.
-
-    Raises:
-      JobError: if that can't be done to this job.
-    """
-    if job.upscaler is not None:
-        setup.pictures.check_upscaler(job, job.upscaler)
-    upscaler = setup.pictures.upscaler(job.upscaler) if job.upscaler and setup.pictures.takes_latents(job) else None
-    if upscaler is None:
-        return None
-    for field in ("mask_image", "preview_every"):
-        if getattr(job, field) is not None:
-            raise JobError(f"{field} = {getattr(job, field)!r}: not with {job.upscaler}, which makes latents larger")
-    return upscaler.digest
 
 
 def _check_pictures(job: Job, model: Model) -> None:
@@ -396,11 +376,6 @@ def _host_noise_places(job: Job, table: Table) -> int | None:
     if job.noise_source == "threefry":
         return None
     return _rows(table) + 1 if table.draws.any() else 0
-
-
-def tile_of(height: int, width: int, vae_tile: int) -> int:
-    """The side of the tiles in which a picture is decoded, if it is larger than four of them; else 0, for at once."""
-    return vae_tile if height * width > 4 * vae_tile**2 else 0
 
 
 def resized_from(job: Job, model: Model) -> tuple[int, int] | None:

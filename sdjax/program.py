@@ -373,17 +373,21 @@ def latents_of_pictures(
     """
     draw = noise.masked_noise if for_mask else noise.picture_noise
     drawn = draw(seen.drawn, shape) if seen.drawn.ndim == 2 else seen.drawn
+    pixels = seen.pixels.astype(jnp.float32) / 127.5 - 1
+    if isinstance(seen.hidden, jax.Array):
+        pixels = jnp.where(seen.hidden, 0.0, pixels)
+    return _posterior(model, params["vae"], pixels, tile).sample(drawn) * model.vae.config.scaling_factor
+
+
+def _posterior(model: Model, vae: Any, pixels: Float[Array, "b h w 3"], tile: int = 0) -> Gaussian:
+    """What the encoder gives, in float32."""
+    pixels = pixels.astype(jax.tree.leaves(vae)[0].dtype)
     with _precision(model):
-        pixels = seen.pixels.astype(jnp.float32) / 127.5 - 1
-        if isinstance(seen.hidden, jax.Array):
-            pixels = jnp.where(seen.hidden, 0.0, pixels)
-        pixels = pixels.astype(jax.tree.leaves(params["vae"])[0].dtype)
         if tile:
-            posterior = vae_tiles.encode(model.vae, params["vae"], pixels, tile)
+            posterior = vae_tiles.encode(model.vae, vae, pixels, tile)
         else:
-            posterior = model.vae.apply({"params": params["vae"]}, pixels, method="encode")
-    mean, logvar = (each.astype(jnp.float32) for each in posterior)
-    return Gaussian(mean, logvar).sample(drawn) * model.vae.config.scaling_factor
+            posterior = model.vae.apply({"params": vae}, pixels, method="encode")
+    return Gaussian(*(each.astype(jnp.float32) for each in posterior))
 
 
 def begun_with(shape: tuple[int, int, int], params: Any, picture: Picture) -> Latents:
@@ -408,12 +412,9 @@ def masked_whole(
       drawn: noise with which latents are drawn from what the encoder gives; or seeds of it.
     """
     drawn = noise.masked_noise(drawn, shape) if drawn.ndim == 2 else drawn
-    with _precision(model):
-        dtype = jax.tree.leaves(params["vae"])[0].dtype
-        nothing = jnp.zeros((1, shape[0] * model.vae.config.factor, shape[1] * model.vae.config.factor, 3), dtype)
-        posterior = model.vae.apply({"params": params["vae"]}, nothing, method="encode")
-    mean, logvar = (jnp.broadcast_to(each.astype(jnp.float32), drawn.shape) for each in posterior)
-    latents = Gaussian(mean, logvar).sample(drawn) * model.vae.config.scaling_factor
+    nothing = jnp.zeros((1, shape[0] * model.vae.config.factor, shape[1] * model.vae.config.factor, 3))
+    posterior = Gaussian(*(jnp.broadcast_to(each, drawn.shape) for each in _posterior(model, params["vae"], nothing)))
+    latents = posterior.sample(drawn) * model.vae.config.scaling_factor
     return jnp.concatenate([jnp.ones((*drawn.shape[:3], 1)), latents], axis=-1)
 
 

@@ -21,6 +21,7 @@ LAYERS = (
     {"sdjax.model", "sdjax.conditions", "sdjax.classifier", "sdjax.pictures"},
     {"sdjax.upscaler_model"},
     {"sdjax.diffusion_upscale"},
+    {"sdjax.upscalers"},
     {"sdjax.picture_library"},
     {"sdjax.program"},
     {"sdjax.plan"},
@@ -37,7 +38,7 @@ RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 LIBRARY = {
     "PIL", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "safetensors", "transformers", "yaml",
 }  # fmt: skip
-TRAINING = LIBRARY | {"optax", "tqdm"}
+TRAINING = LIBRARY | {"optax", "scipy", "tqdm"}
 NOT_NEEDED = ("apache_beam", "pyarrow", "torch")
 
 FORBIDDEN_NAMES = re.compile(r"(?<![a-z])(utils?|helpers?|common|misc|managers?)(?![a-z])")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.job import FIELDS, Job, JobError, derived_seed, image_id, job_from_text, repeated
+from pipelines.fields import job_from_text
+from sdjax.job import FIELDS, Job, JobError, derived_seed, image_id, repeated
 
 FINGERPRINT = {"batch_size": 4, "device_kind": "cpu", "dtype": "float32", "jaxlib": "0", "sdjax": "0"}
 # A value of each field that is not its default.

@@ -10,8 +10,10 @@ import PIL.Image
 import pytest
 
 import sdjax
+from sdjax import upscalers
+from sdjax.images.read import Picture
 from sdjax.job import PIXEL_UPSCALERS
-from sdjax.pictures import read_file
+from sdjax.pictures import Opened, read_file, show
 from sdjax.program import Bucket
 from tests.golden import conditioned, sd_upscalers
 from tests.results import make, same
@@ -218,6 +220,36 @@ def test_pictures_are_read_from_this_machine_alone(path):
 def test_a_device_is_no_picture():
     with pytest.raises(sdjax.JobError, match="is a device"):
         read_file("/dev/zero")
+
+
+def test_of_depth_maps_and_control_pictures_the_part_around_the_mask_is_shown():
+    rows, columns = np.meshgrid(np.arange(64), np.arange(96), indexing="ij")
+    whole = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    mask = np.zeros((64, 96), np.float32)
+    mask[20:36, 40:56] = 1
+    picture = Picture(whole, None, ())
+    # Of half the size, which shows the same.
+    depth = columns[::2, ::2].astype(np.float32)
+    opened = Opened(picture, mask, depth, (picture,), {}, ())
+    asked = job(1, **in_mask, width=16, height=16, only_masked=True, only_masked_padding=0, controlnets="tiny")
+    shown = show(asked, opened, 8, lambda pixels: pixels[..., 0], wants_depth=True)
+    assert shown.region == (20, 40, 36, 56)
+    assert np.array_equal(shown.image, whole[20:36, 40:56]) and np.array_equal(shown.controls[0], shown.image)
+    assert np.array_equal(shown.depth, depth[10:18, 20:28])
+
+
+def test_an_upscaler_that_gives_no_numbers_costs_its_own_image_alone(tiny, pictures, tmp_path, monkeypatch):
+    sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
+    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+
+    def broken(*arguments: object, **options: object) -> np.ndarray:
+        raise FloatingPointError("not finite")
+
+    monkeypatch.setattr(upscalers, "upscale_x4", broken)
+    size = {"height": 16, "width": 16}
+    results = make(engine, [job(80, upscaler="x4", **size), job(81, upscaler="lanczos", upscale_by=4.0, **size)])
+    assert [result.finite for result in results] == [False, True]
+    assert {result.image.shape for result in results} == {(64, 64, 3)}
 
 
 def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from sdjax.checkpoints.tensors import (
     list_tensors,
     load_parts,
     weight_files,
+    write_params,
 )
 from sdjax.models import UNetConfig
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
@@ -137,6 +139,17 @@ def load_control(found: ControlFile, dtype: DTypeLike) -> tuple[Params, str]:
     """
     params, hashed = load_parts({"control": Part(found.chosen, control_shapes(found.config), dtype)})
     return params["control"], found.digest(hashed)
+
+
+def write_controlnet(folder: Path, config: ControlNetConfig, params: Params, dtype: DTypeLike) -> None:
+    """Writes a ControlNet's folder as diffusers does; weights of `dtype`."""
+    unet = dataclasses.asdict(config.unet)
+    own = {key: value for key, value in dataclasses.asdict(config).items() if key != "unet"}
+    said = {key: value for key, value in {**unet, **own}.items() if key not in ("out_channels", "up_block_types")}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"_class_name": "ControlNetModel", **said}, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", "utf-8")
+    write_params(params, names.CONTROLNET, folder / f"{_STEM}.safetensors", dtype)
 
 
 @functools.lru_cache(maxsize=32)

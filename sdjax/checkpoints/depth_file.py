@@ -5,6 +5,7 @@ The original names stand in MiDaS' own files, and after `depth_model.model.` in 
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import names
 from sdjax.checkpoints.diffusers_folder import digest_files, read_json
@@ -26,6 +28,7 @@ from sdjax.checkpoints.tensors import (
     list_file,
     list_tensors,
     weight_files,
+    write_params,
 )
 from sdjax.models.bit import BitConfig
 from sdjax.models.config import ConfigError, read_config, require, require_positive
@@ -179,6 +182,27 @@ def find_depth(path: Path, pickled: bool = False) -> DepthFile:
     wanted = [source._replace(name=start + source.name) for source in depth_sources(config)]
     chosen = choose(str(path), tensors, {"depth": wanted}, is_known)["depth"]
     return DepthFile(path, config, DepthProcessor(), chosen, path.parent, (path,))
+
+
+def write_depth(folder: Path, config: DepthConfig, processor: DepthProcessor, params: Params, dtype: DTypeLike) -> None:
+    """Writes a depth estimator's folder as transformers does; weights of `dtype`. Not a hybrid's."""
+    height, width = processor.size
+    documents = {
+        _CONFIG: {
+            "architectures": ["DPTForDepthEstimation"],
+            "model_type": "dpt",
+            **{key: value for key, value in dataclasses.asdict(config).items() if key != "backbone_config"},
+        },
+        _SETTINGS: {
+            "image_processor_type": "DPTImageProcessor",
+            **dataclasses.asdict(processor),
+            "size": {"height": height, "width": width},
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, document in documents.items():
+        (folder / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", "utf-8")
+    write_params(params, DEPTH, folder / f"{_STEM}.safetensors", dtype)
 
 
 def _in_folder(folder: Path, pickled: bool) -> DepthFile:

@@ -7,6 +7,13 @@ from pathlib import Path
 from sdjax.checkpoints.stored import CheckpointError
 
 
+def check_folder(folder: str | Path, setting: str) -> Path:
+    """The folder that a setting names; raises `CheckpointError` if it is not there."""
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"{setting} = {folder}: there is no such folder on this machine")
+    return Path(folder)
+
+
 def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kind: str, setting: str) -> Path:
     """The folder of that name, or the file of that name with one of some endings, the first that is there.
 
@@ -22,9 +29,7 @@ def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kin
     """
     if folder is None:
         raise CheckpointError(f"{kind} {name!r}: there is no folder of such files; set {setting}")
-    root = Path(folder)
-    if not root.is_dir():
-        raise CheckpointError(f"{setting} = {folder}: there is no such folder on this machine")
+    root = check_folder(folder, setting)
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(f"{kind} {name!r}: expected a name of what is in {root}")
     whole = root / name

@@ -5,7 +5,6 @@ TIFF's tiles and of a GIF's frame, the chunks of a PNG. Texts are left aside, an
 is decoded. A file that ends too early is an error also where Pillow fills what is missing with black or grey.
 """
 
-import hashlib
 import io
 import struct
 import zlib
@@ -52,13 +51,11 @@ class Picture(NamedTuple):
 
     pixels: sRGB.
     alpha: the opacity, from 0 to 255; None if all is opaque. The pixels have been laid on white already.
-    sha256: of the file's bytes, in hexadecimal.
     notes: what was done to get plain pixels from it, such as "turned by its EXIF orientation".
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
     alpha: UInt8[np.ndarray, "h w"] | None
-    sha256: str
     notes: tuple[str, ...]
 
 
@@ -96,7 +93,7 @@ def read_picture(data: bytes, name: str) -> Picture:
         colours = paper
         notes.append("transparency laid on white")
     alpha = None if opacity is None else np.array(opacity)
-    return Picture(np.array(colours), alpha, hashlib.sha256(data).hexdigest(), tuple(notes))
+    return Picture(np.array(colours), alpha, tuple(notes))
 
 
 def read_grey(data: bytes, name: str) -> Float32[np.ndarray, "h w"]:

@@ -26,6 +26,8 @@ from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 from sdjax.models.vae import EPS, VAE, Gaussian, Head, Middle, VAEConfig, gaussian
 
+# At a side of 512 the decoder of Stable Diffusion takes 1.5 GB where it takes 3.8 for a whole picture of 1024x1024.
+VAE_TILE = 512
 # So many levels of the highest resolutions go over strips. What is below takes no more memory than the result of the
 # part before the last.
 _LEVELS = 2
@@ -233,6 +235,11 @@ def _part_through(part: _Part, params: Any, x: Float[Array, "h w c"], strip: int
 def _strip(cfg: VAEConfig, tile: int, width: int) -> int:
     """Rows of pixels in a strip: a multiple of the factor."""
     return max(tile * tile // width // cfg.factor, 1) * cfg.factor
+
+
+def tile_of(height: int, width: int, vae_tile: int) -> int:
+    """The side of the tiles in which a picture is decoded, if it is larger than four of them; else 0, for at once."""
+    return vae_tile if height * width > 4 * vae_tile**2 else 0
 
 
 def decode(vae: VAE, params: Any, latents: Float[Array, "b i j c"], tile: int) -> Float[Array, "b h w 3"]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,11 +115,6 @@ def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
     return Image.fromarray(sheet)
 
 
-def averaged(file: Path) -> state.Params:
-    """The averaged parameters of the run that was saved there."""
-    return flax.serialization.msgpack_restore(file.read_bytes())["average"]
-
-
 def reconstruction_sheet(
     file: Path, pictures: tuple[Image.Image, ...], encoder: state.Params | None = None
 ) -> Callable[[state.TrainState], None]:
@@ -170,7 +164,7 @@ def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
 def train_decoder(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
     """Trains the decoder further, on the latents on which the UNet was trained; the encoder stays as it is."""
     vae = VAE(VAE_CONFIG)
-    params = averaged(folder / "vae.msgpack")
+    params = state.averaged(folder / "vae.msgpack")
     encoder = {name: part for name, part in params.items() if name not in DECODER}
     data = load_latents(folder)
 
@@ -285,7 +279,7 @@ def train_text(folder: Path) -> None:
 def train_unet(folder: Path) -> None:
     """Trains the UNet to its last step; the text encoder stays as it is."""
     text_encoder, unet = TextEncoder(text_config(vocabulary())), UNet(UNET_CONFIG)
-    text_params = state.on_devices(averaged(folder / "text.msgpack")["text_encoder"], PartitionSpec())
+    text_params = state.on_devices(state.averaged(folder / "text.msgpack")["text_encoder"], PartitionSpec())
     data = load_latents(folder)
     context = jnp.zeros((1, TEXT_LENGTH, text_encoder.config.hidden_size))
     noisy = jnp.zeros((1, SIDE, SIDE, UNET_CONFIG.in_channels))
@@ -315,7 +309,7 @@ def train_unet(folder: Path) -> None:
 def export(folder: Path, target: Path) -> None:
     """Writes what the runs in `folder` have reached as a diffusers folder, in float16."""
     words = vocabulary()
-    vae_params = averaged(folder / "vae.msgpack") | averaged(folder / "decoder.msgpack")
+    vae_params = state.averaged(folder / "vae.msgpack") | state.averaged(folder / "decoder.msgpack")
     scale = load_latents(folder).scale
     write_folder(
         target,
@@ -330,8 +324,8 @@ def export(folder: Path, target: Path) -> None:
             "pad_token_id": words.tokens[END],
         },
         params={
-            "text_encoder": averaged(folder / "text.msgpack")["text_encoder"],
-            "unet": averaged(folder / "unet.msgpack"),
+            "text_encoder": state.averaged(folder / "text.msgpack")["text_encoder"],
+            "unet": state.averaged(folder / "unet.msgpack"),
             "vae": vae_params,
         },
         dtype=jnp.float16,
@@ -352,7 +346,7 @@ def main() -> None:
     if "vae" in stages:
         train_vae(options.state, pictures)
     if "latents" in stages:
-        encode_scenes(options.state, pictures, averaged(options.state / "vae.msgpack"))
+        encode_scenes(options.state, pictures, state.averaged(options.state / "vae.msgpack"))
     if "text" in stages:
         train_text(options.state)
     if "unet" in stages:

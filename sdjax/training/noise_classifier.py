@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,18 +211,6 @@ def train(
     return trained.average
 
 
-def trained_params(folder: Path) -> state.Params:
-    """The averaged parameters that `train` left in the folder.
-
-    Raises:
-      FileNotFoundError: if it left none.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; run the stage train first, with the same --state")
-    return flax.serialization.msgpack_restore(path.read_bytes())["average"]
-
-
 def export(params: state.Params, sizes: NoiseClassifierConfig, labels: Sequence[str], target: Path) -> None:
     """Writes the folder that `sdjax.load_classifier` reads; weights in float16."""
     target.mkdir(parents=True, exist_ok=True)
@@ -249,12 +236,12 @@ def main() -> None:
     if "train" in stages:
         train(options.state, sizes, data, chosen, held_out)
     if "measure" in stages:
-        params = trained_params(options.state)
+        params = state.averaged(options.state / FILE)
         shares = accuracy_by_timestep(NoiseClassifier(sizes), SCHEDULER, params, data, held_out)
         print(f"{len(held_out.rows)} held-out scenes, {DRAWS} times each:\n")
         print(table(SCHEDULER, TIMESTEPS, shares))
     if "export" in stages:
-        export(trained_params(options.state), sizes, names, options.out)
+        export(state.averaged(options.state / FILE), sizes, names, options.out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -331,9 +330,7 @@ def trained_classifier(folder: Path, concepts: int) -> state.Params:
       ValueError: if they are for another number of concepts.
     """
     path = folder / FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; run the stage train first, with the same --state")
-    params = flax.serialization.msgpack_restore(path.read_bytes())["average"]
+    params = state.averaged(path)
     known = params["Dense_0"]["bias"].size
     if known != concepts:
         raise ValueError(f"{path} knows {known} concepts, emoji.tsv has {concepts}; remove it and train again")

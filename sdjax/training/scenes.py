@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import distance_transform_edt
 
 SIZE = 64
 # The one size at which Noto Color Emoji has bitmaps, and the sheet on which one is drawn.
@@ -40,6 +41,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
 _SIDES = {"": 48, "small": 24, "large": 60, "pair": 28, "aside": 32}
 # Centres (x) of an emoji that stands aside.
 _CENTRES = {"left": 16, "right": 48}
+# Of reliefs: how high an emoji is at its border, of 1 in its middle, and within how many pixels it has risen to that.
+_RIM, _CUSHION = 0.35, 12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +146,8 @@ def _place(canvas: Image.Image, sprite: Image.Image, side: int, centre: int) -> 
     canvas.alpha_composite(resized, (centre - side // 2, (SIZE - side) // 2))
 
 
-def render(scene: Scene, pictures: tuple[Image.Image, ...]) -> UInt8[np.ndarray, "h w 3"]:
-    """The scene as pixels. Its words fix the places: a small network learns an emoji once, not for every shift."""
-    canvas = Image.new("RGBA", (SIZE, SIZE), (*COLORS[scene.color], 255))
+def _compose(canvas: Image.Image, scene: Scene, pictures: tuple[Image.Image, ...]) -> Image.Image:
+    """What is in the scene, on a canvas. Its words fix the places: a small network learns an emoji once."""
     if len(scene.concepts) == 2:
         for index, centre in zip(scene.concepts, _CENTRES.values(), strict=True):
             _place(canvas, pictures[index], _SIDES["pair"], centre)
@@ -154,7 +156,21 @@ def render(scene: Scene, pictures: tuple[Image.Image, ...]) -> UInt8[np.ndarray,
         _place(canvas, pictures[scene.concepts[0]], side, _CENTRES[scene.side])
     else:
         _place(canvas, pictures[scene.concepts[0]], _SIDES[scene.size], SIZE // 2)
-    return np.asarray(canvas.convert("RGB"))
+    return canvas
+
+
+def render(scene: Scene, pictures: tuple[Image.Image, ...]) -> UInt8[np.ndarray, "h w 3"]:
+    """The scene as pixels."""
+    canvas = Image.new("RGBA", (SIZE, SIZE), (*COLORS[scene.color], 255))
+    return np.asarray(_compose(canvas, scene, pictures).convert("RGB"))
+
+
+def relief(scene: Scene, pictures: tuple[Image.Image, ...]) -> UInt8[np.ndarray, "h w"]:
+    """The scene as a depth map, near is bright: emoji are cushions that lie on the background."""
+    alpha = np.asarray(_compose(Image.new("RGBA", (SIZE, SIZE)), scene, pictures))[..., 3]
+    inwards = np.minimum(distance_transform_edt(alpha > 127) / _CUSHION, 1)
+    height = np.where(inwards > 0, _RIM + (1 - _RIM) * np.sqrt(1 - (1 - inwards) ** 2), 0)
+    return np.rint(255 * height).astype(np.uint8)
 
 
 def examples(

@@ -111,6 +111,17 @@ def restore(path: Path, state: TrainState) -> TrainState:
     return jax.tree.map(jnp.asarray, flax.serialization.from_bytes(state, path.read_bytes()))
 
 
+def averaged(path: Path) -> Params:
+    """The averaged parameters of the run that was saved there.
+
+    Raises:
+      FileNotFoundError: if none was.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; run the stage train first, with the same --state")
+    return flax.serialization.msgpack_restore(path.read_bytes())["average"]
+
+
 def run(
     update: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]],
     state: TrainState,

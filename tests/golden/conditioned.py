@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,7 @@ import numpy as np
 import PIL.Image
 
 import sdjax
-from sdjax.checkpoints import names
-from sdjax.checkpoints.controlnet_file import control_shapes
-from sdjax.checkpoints.tensors import write_params
+from sdjax.checkpoints.controlnet_file import control_shapes, write_controlnet
 from sdjax.models.controlnet import ControlNetConfig
 from tests import toys
 from tests.results import make
@@ -148,12 +145,8 @@ CONTROL = ControlNetConfig(toys.TINY.unet, conditioning_embedding_out_channels=(
 
 def write_controls(folder: Path) -> Path:
     """Writes the ControlNets that the jobs name as diffusers does; gives the folder."""
-    config = {**dataclasses.asdict(CONTROL), **dataclasses.asdict(CONTROL.unet)}
-    own = {key: value for key, value in config.items() if key not in ("unet", "out_channels", "up_block_types")}
-    (folder / "tiny").mkdir(parents=True, exist_ok=True)
-    (folder / "tiny" / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel", **own}))
     params = toys.random_params(control_shapes(CONTROL), np.random.RandomState(20))
-    write_params(params, names.CONTROLNET, folder / "tiny" / "diffusion_pytorch_model.safetensors", np.float32)
+    write_controlnet(folder / "tiny", CONTROL, params, np.float32)
     return folder
 
 

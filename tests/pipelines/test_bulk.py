@@ -1,4 +1,4 @@
-"""A run of many jobs of all kinds at once, on the embedded model."""
+"""A run of many jobs of all kinds at once, on the embedded model with a channel of depth that says nothing."""
 
 import json
 import random
@@ -8,16 +8,14 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 import sdjax
 from pipelines import config, generate
 from pipelines.storage import read_jsonl
-from sdjax.checkpoints import names
-from sdjax.checkpoints.controlnet_file import control_shapes
-from sdjax.checkpoints.tensors import write_params
-from sdjax.models.controlnet import ControlNetConfig
-from tests import toys
-from tests.golden import conditioned
+from sdjax.models.upscaler import CompactConfig
+from sdjax.training import depth
+from tests.golden import conditioned, sd_upscalers, upscalers
 
 SIZES = ((64, 64), (48, 64), (64, 48), (48, 48), (80, 64))
 ROWS = 200
@@ -31,9 +29,14 @@ def rows() -> list[dict[str, object]]:
         {"image": "in/apple.png", "strength": 0.9},
         {"image": "in/apple.png", "mask_image": "in/mask.png"},
         {"image": "in/apple.png", "mask_image": "in/mask.png", "only_masked": True, "inpaint_fill": "noise"},
-        {"controlnets": "edges:0.3", "control_image": "in/apple.png", "control_preprocessor": "canny"},
+        {"controlnets": "canny:0.7", "control_image": "in/apple.png", "control_preprocessor": "canny"},
+        {"controlnets": "canny; canny:0.4", "image": "in/apple.png", "control_preprocessor": "canny; depth"},
+        {"image": "in/apple.png", "depth_image": "in/mask.png"},
         {"hires_scale": 2.0, "hires_steps": 2},
         {"image": "in/apple.png", "strength": 0.4, "upscaler": "lanczos", "upscale_by": 2},
+        {"upscaler": "x4", "upscaler_steps": 2},
+        {"upscaler": "x2", "upscaler_steps": 2},
+        {"upscaler": "video"},
         {"image": "in/gone.png"},
     )
     found = []
@@ -54,7 +57,12 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     mask = np.zeros((64, 64), np.uint8)
     mask[20:50, 10:40] = 255
     PIL.Image.fromarray(mask).save(tmp_path / "in" / "mask.png")
-    write_control(tmp_path / "controls" / "edges")
+    emoji = sdjax.load("emoji")
+    depth.write_model(emoji, depth.beginning(emoji), tmp_path / "model")
+    sd_upscalers.write(tmp_path / "upscalers" / "x4", sd_upscalers.X4_TOY)
+    sd_upscalers.write(tmp_path / "upscalers" / "x2", sd_upscalers.X2_TOY)
+    video = CompactConfig(convolutions=2, features=8, shuffle=2, scale=2)
+    save_file(upscalers.state(video), tmp_path / "upscalers" / "video.safetensors")
     asked = rows()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     compiled: list[object] = []
@@ -71,7 +79,15 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     counts = generate.run_pipeline(
         [str(tmp_path / "rows.jsonl")],
         str(tmp_path / "out"),
-        config.make({"controlnet_folder": str(tmp_path / "controls"), "batch_size": 4}),
+        config.make(
+            {
+                "model": str(tmp_path / "model"),
+                "controlnet_folder": "emoji",
+                "depth_model": "emoji",
+                "upscaler_folder": str(tmp_path / "upscalers"),
+                "batch_size": 4,
+            }
+        ),
         [],
         str(tmp_path),
     )
@@ -85,20 +101,3 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     )
     assert len(compiled) == len(set(compiled))
     print(f"\n{len(made)} pictures, {len(rejects)} rejects, {len(compiled)} programs;", Counter(map(type, compiled)))
-
-
-def write_control(folder: Path) -> None:
-    """A ControlNet of random weights for the embedded model."""
-    folder.mkdir(parents=True)
-    unet = sdjax.load("emoji", weights=False).unet.config
-    factor = sdjax.load("emoji", weights=False).vae.config.factor
-    channels = tuple(8 * 2**level for level in range(factor.bit_length()))
-    net = ControlNetConfig(unet, conditioning_embedding_out_channels=channels)
-    config_json = {
-        key: value
-        for key, value in {**vars(net), **vars(unet)}.items()
-        if key not in ("unet", "out_channels", "up_block_types", "sample_size")
-    }
-    (folder / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel", **config_json}))
-    params = toys.random_params(control_shapes(net), np.random.RandomState(1))
-    write_params(params, names.CONTROLNET, folder / "diffusion_pytorch_model.safetensors", np.float32)

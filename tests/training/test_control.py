@@ -9,6 +9,7 @@ import sdjax
 from sdjax.checkpoints.controlnet_file import find_controlnet, load_control
 from sdjax.models.controlnet import ControlNet
 from sdjax.training import control, state
+from sdjax.training.conditions import SceneSet
 
 RNG = np.random.default_rng(3)
 
@@ -35,7 +36,8 @@ def test_before_training_it_gives_nothing(emoji, params):
 
 @pytest.mark.slow
 def test_a_run_goes_on_from_where_it_was_and_what_it_exports_is_read(emoji, params, tmp_path):
-    data = control.EdgeSet(
+    data = SceneSet(
+        np.zeros((4, 64, 64, 3), np.uint8),
         RNG.standard_normal((4, 8, 8, 12)).astype(np.float32),
         RNG.integers(0, 2, (4, 64, 64)).astype(np.uint8) * 255,
         np.zeros((4, 32), np.int16),

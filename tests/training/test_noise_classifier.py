@@ -85,7 +85,7 @@ def test_a_short_training_knows_clean_latents_and_guesses_in_pure_noise(trained)
 
 
 def test_a_step_along_the_gradient_makes_each_label_likelier(trained, tmp_path: Path):
-    nc.export(nc.trained_params(trained[0]), SIZES, NAMES, tmp_path)
+    nc.export(state.averaged(trained[0] / nc.FILE), SIZES, NAMES, tmp_path)
     classifier = sdjax.load_classifier(tmp_path)
     latents = jax.random.normal(jax.random.key(0), (30, 4, 4, 4))
     timesteps, labels = jnp.linspace(0.0, 700.0, 30), jnp.arange(30) % len(NAMES)
@@ -99,7 +99,7 @@ def test_a_step_along_the_gradient_makes_each_label_likelier(trained, tmp_path: 
 
 def test_what_is_exported_is_what_was_trained_in_half_precision(trained, tmp_path: Path):
     folder, params = trained
-    nc.export(nc.trained_params(folder), SIZES, NAMES, tmp_path)
+    nc.export(state.averaged(folder / nc.FILE), SIZES, NAMES, tmp_path)
     classifier = sdjax.load_classifier(tmp_path)
     assert classifier.labels == NAMES
     rounded = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16).astype(np.float32), params)
@@ -108,7 +108,7 @@ def test_what_is_exported_is_what_was_trained_in_half_precision(trained, tmp_pat
 
 def test_a_measure_without_a_training_says_what_to_do(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="run the stage train first"):
-        nc.trained_params(tmp_path)
+        state.averaged(tmp_path / nc.FILE)
 
 
 def test_accuracies_are_a_markdown_table_with_the_level_of_noise():

@@ -1,0 +1,175 @@
+"""Fields of jobs as files and command lines have them: under the names of other tools too, and with values as text."""
+
+import contextlib
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sdjax.job import FIELDS, NEEDS, Job, JobError, allowed_types, check_type, require
+
+# Up to here a float holds each whole number.
+_EXACT = 2**53
+
+# Names of fields in other tools (A1111's command line and API, diffusers, ComfyUI's nodes).
+ALIASES = {
+    "cfg_scale": "guidance_scale",
+    "cfg": "guidance_scale",
+    "num_inference_steps": "steps",
+    "sampler_name": "sampler",
+    "scheduler": "schedule",
+    "subseed": "variation_seed",
+    "subseed_strength": "variation_strength",
+    "seed_resize_from_w": "seed_resize_from_width",
+    "seed_resize_from_h": "seed_resize_from_height",
+    "rng": "noise_source",
+    "lora": "loras",
+    "hypernetwork": "hypernetworks",
+    "hypernet": "hypernetworks",
+    "init_image": "image",
+    "denoising_strength": "strength",
+    "denoise": "strength",
+    "mask": "mask_image",
+    "control_images": "control_image",
+    "controlnet": "controlnets",
+    "hr_scale": "hires_scale",
+    "hr_upscaler": "hires_upscaler",
+    "hr_second_pass_steps": "hires_steps",
+}
+# A1111's own count of clip skip, in which 1 skips nothing: its setting, and its words in pictures.
+_A1111_CLIP_SKIP = ("clip_stop_at_last_layers", "clip skip")
+# What stands for fields that are missing while others are looked at.
+PARTNERS: Mapping[str, Any] = {
+    "prompt": "any",
+    "image": "any",
+    "mask_image": "any",
+    "control_image": "any",
+    "upscaler": "lanczos",
+    "variation_seed": 0,
+    "seed_resize_from_width": 1,
+    "seed_resize_from_height": 1,
+    "classifier_label": 0,
+}
+
+
+# Words of tables for yes and no.
+_TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
+
+
+def with_partners(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields, and what stands for others that they want beside them: to look at some of a job before all are known."""
+    whole = {"prompt": PARTNERS["prompt"], **values}
+    for name, partner in NEEDS.items():
+        if whole.get(name) is not None and whole.get(partner) is None:
+            whole[partner] = PARTNERS[partner]
+    return whole
+
+
+def field_named(name: str) -> str:
+    """The field that a column or key means, by the names of other tools too; the name itself if none."""
+    if _is_a1111_clip_skip(name):
+        return str(name)  # another count: see `with_fields_named`
+    plain = str(name).strip().lower().replace(" ", "_") if name not in FIELDS else name
+    return plain if plain in FIELDS else ALIASES.get(plain, name)
+
+
+def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row under the names of our fields.
+
+    Raises:
+      JobError: if two columns mean one field.
+    """
+    named: dict[str, Any] = {}
+    for name, value in row.items():
+        field = field_named(name)
+        if _is_a1111_clip_skip(name):
+            field, value = "clip_skip", _from_a1111_clip_skip(value)
+        if field in named:
+            raise JobError(f"{name!r} and another column both mean {field}; keep one")
+        named[field] = value
+    return named
+
+
+def _is_a1111_clip_skip(name: Any) -> bool:
+    return str(name).strip().lower() in _A1111_CLIP_SKIP
+
+
+def _from_a1111_clip_skip(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_from_a1111_clip_skip(each) for each in value]
+    if isinstance(value, str) and re.search(r",|\.\.", value):
+        raise JobError(f"clip_stop_at_last_layers = {value!r}: give several values in clip_skip, each less by one")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return value
+    try:
+        layers = int(value)
+    except (TypeError, ValueError):
+        layers = 0
+    require(layers >= 1, _A1111_CLIP_SKIP[0], value, "a whole number from 1 (nothing left out) to 12")
+    return layers - 1
+
+
+def unknown_fields(columns: Iterable[str]) -> str | None:
+    """Says which names are no fields of a job, with near matches; None if all are."""
+    known = (*FIELDS, *ALIASES, *_A1111_CLIP_SKIP)
+    strange = [name for name in columns if field_named(name) not in FIELDS and not _is_a1111_clip_skip(name)]
+    if not strange:
+        return None
+    hints = []
+    for name in strange:
+        near = difflib.get_close_matches(str(name).lower(), known, 1, 0.5)
+        hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return f"unknown column {', '.join(hints)}; known: {', '.join(FIELDS)}"
+
+
+def job_from_text(row: Mapping[str, Any]) -> Job:
+    """Makes a job from a row of a file, whose values may be text; an empty text is a value not given.
+
+    An empty prompt is one, where it is said: callers leave out what is blank in a table.
+
+    Raises:
+      JobError: for an unknown column, a missing prompt, or a value that can't be read or is out of range.
+    """
+    problem = unknown_fields(row)
+    if problem:
+        raise JobError(problem)
+    values: dict[str, Any] = {}
+    for name, value in with_fields_named(row).items():
+        if value is None or (isinstance(value, str) and not value.strip() and (name, value) != ("prompt", "")):
+            continue
+        values[name] = field_from_text(name, value) if isinstance(value, str) else _integral(name, value)
+        check_type(name, values[name])
+    if "prompt" not in values:
+        raise JobError("there is no prompt in this row; fill in the column 'prompt'")
+    return Job(**values)
+
+
+def field_from_text(name: str, text: str) -> Any:
+    """The value of a field that is written as text; raises `JobError` if it can't be read."""
+    allowed = allowed_types(name)
+    if str in allowed:
+        return text
+    if bool in allowed:
+        said = _TRUTHS.get(text.strip().lower())
+        require(said is not None, name, text, "true or false")
+        return said
+    kind = int if int in allowed else float
+    try:
+        return kind(text.strip())
+    except ValueError:
+        fraction = None
+        with contextlib.suppress(ValueError):
+            fraction = float(text)
+        if fraction is not None and fraction.is_integer():
+            return _integral(name, fraction)
+        raise JobError(f"{name} = {text!r}: expected a value of type {kind.__name__}") from None
+
+
+def _integral(name: str, value: Any) -> Any:
+    """2.0 as 2 where a whole number belongs: tables with a gap in a column hold its numbers so."""
+    if bool in allowed_types(name) and value in (0, 1):
+        return bool(value)
+    if int not in allowed_types(name) or not isinstance(value, float) or not value.is_integer():
+        return value
+    require(abs(value) <= _EXACT, name, value, f"a whole number without a point: above {_EXACT} digits are lost")
+    return int(value)

@@ -1,0 +1,201 @@
+"""What makes images larger, by name: interpolations, Real-ESRGAN's networks, and diffusion models."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image
+
+from sdjax.checkpoints.named import find_named
+from sdjax.checkpoints.tensors import CheckpointError, list_file
+from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
+from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion_upscale import check, upscale_latent_x2, upscale_x4
+from sdjax.job import PIXEL_UPSCALERS, Job, JobError
+from sdjax.models import ConfigError
+from sdjax.models.vae_tiles import tile_of
+from sdjax.text import tags
+from sdjax.upscale import upscaled
+from sdjax.upscaler_model import Upscaler as DiffusionUpscaler
+from sdjax.upscaler_model import load_upscaler_pipeline
+
+_ENDINGS = (".safetensors", ".pth", ".pt", ".param")
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+# Upscalers that are kept in memory.
+_MOST = 2
+# The factors of Stable Diffusion's two upscalers: of latents, and of pictures.
+_OF_LATENTS, _OF_PICTURES = 2, 4
+
+
+class Enlarged(NamedTuple):
+    """Images, and whether what made each of them gave numbers; where it did not, the image is worth nothing."""
+
+    images: UInt8[np.ndarray, "b h w 3"]
+    finite: Bool[np.ndarray, " b"]
+
+
+def _is_diffusion(path: Path, pickled: bool) -> bool:
+    return any(name.startswith("model.diffusion_model.") for name in list_file(path, pickled).tensors)
+
+
+def _prompts(job: Job) -> tuple[str, str]:
+    """Prompt and negative prompt for an upscaler, on which no adapter acts."""
+    if job.prompt_syntax != "a1111":
+        return job.prompt, job.negative_prompt
+    return tags.cut(job.prompt).text, tags.cut(job.negative_prompt).text
+
+
+class Upscalers:
+    """Upscalers of one folder; a file is read when it is first needed."""
+
+    def __init__(self, folder: str | Path | None, *, pickled: bool, dtype: str, vae_tile: int) -> None:
+        """Reads nothing yet.
+
+        Args:
+          folder: of the files; None has none.
+          pickled: whether pickled ones may be read.
+          dtype: of the parameters of diffusion models.
+          vae_tile: as of the engine.
+        """
+        self._folder, self._pickled, self._dtype, self._vae_tile = folder, pickled, dtype, vae_tile
+        self._found = functools.lru_cache(_MOST)(self._load)
+
+    def named(self, name: str) -> Upscaler | DiffusionUpscaler | None:
+        """The upscaler of that name; None for one without weights.
+
+        Raises:
+          JobError: if there is none, or it can't be read.
+        """
+        return None if name in PIXEL_UPSCALERS else self._found(name)
+
+    def _load(self, name: str) -> Upscaler | DiffusionUpscaler:
+        try:
+            path = find_named(self._folder, name, _ENDINGS, "upscaler", "upscaler_folder")
+            if path.is_dir() or (path.suffix != ".param" and _is_diffusion(path, self._pickled)):
+                return load_upscaler_pipeline(path, dtype=self._dtype, pickled=self._pickled)
+            return read_upscaler(path, pickled=self._pickled)
+        except (CheckpointError, ConfigError) as error:
+            raise JobError(str(error)) from error
+
+    def digests(self, job: Job) -> dict[str, str]:
+        """Of the files of the upscalers that a job names, by what metadata call them.
+
+        Raises:
+          JobError: if one can't do what the job asks.
+        """
+        found = {}
+        if job.hires_scale is not None and job.hires_upscaler not in LATENT_UPSCALERS:
+            upscaler = self.named(job.hires_upscaler)
+            if isinstance(upscaler, DiffusionUpscaler):
+                raise JobError(f"hires_upscaler = {job.hires_upscaler!r} is a diffusion model; name it as upscaler")
+            if upscaler is not None:
+                found["hires_upscaler_digest"] = upscaler.digest
+        upscaler = self._finishing(job)
+        if isinstance(upscaler, DiffusionUpscaler):
+            self._check(upscaler, job)
+        if upscaler is not None:
+            found["upscaler_digest"] = upscaler.digest
+        return found
+
+    def _finishing(self, job: Job) -> Upscaler | DiffusionUpscaler | None:
+        return None if job.upscaler is None else self.named(job.upscaler)
+
+    def _check(self, upscaler: DiffusionUpscaler, job: Job) -> None:
+        prompt, negative = _prompts(job)
+        options = {**self._options(job), "noise_level": job.upscaler_noise_level}
+        check(upscaler, prompt, negative, prompt_syntax=job.prompt_syntax, **options)
+        for field in ("mask_image", "preview_every") if upscaler.factor == _OF_LATENTS else ():
+            if getattr(job, field) is not None:
+                said = f"{field} = {getattr(job, field)!r}"
+                raise JobError(f"{said}: not with {job.upscaler}, which makes latents larger")
+
+    def _options(self, job: Job) -> dict[str, Any]:
+        return {"steps": job.upscaler_steps, "guidance_scale": job.upscaler_guidance_scale}
+
+    def of_latents(self, job: Job) -> str | None:
+        """The digest of a job's upscaler, if that is one of latents."""
+        upscaler = self._finishing(job)
+        is_one = isinstance(upscaler, DiffusionUpscaler) and upscaler.factor == _OF_LATENTS
+        return upscaler.digest if upscaler is not None and is_one else None
+
+    def decoded_size(self, job: Job, height: int, width: int) -> tuple[int, int]:
+        """Of what a job's upscaler decodes for an image of this size; 0 and 0 if it decodes nothing."""
+        upscaler = self._finishing(job)
+        decodes = isinstance(upscaler, DiffusionUpscaler) and upscaler.factor == _OF_PICTURES
+        return (height * _OF_PICTURES, width * _OF_PICTURES) if decodes else (0, 0)
+
+    def larger_latents(
+        self, latents: Float32[np.ndarray, "b h w c"], jobs: Sequence[Job]
+    ) -> Float32[np.ndarray, "b i j c"]:
+        """Latents of twice the size, by the upscaler that all of some jobs name; those of one by one."""
+        upscaler = self._finishing(jobs[0])
+        assert isinstance(upscaler, DiffusionUpscaler), "only such an upscaler takes latents"
+        made = []
+        for each, job in zip(latents, jobs, strict=True):
+            prompt, negative = _prompts(job)
+            more = {"negative_prompts": [negative], "noise_source": job.noise_source, **self._options(job)}
+            try:
+                made.append(upscale_latent_x2(upscaler, each[None], [prompt], [job.seed or 0], **more)[0])
+            except ArithmeticError:
+                height, width, channels = each.shape
+                made.append(np.full((2 * height, 2 * width, channels), np.nan, np.float32))
+        return np.stack(made)
+
+    def finished(self, image: UInt8[np.ndarray, "h w 3"], job: Job) -> Enlarged:
+        """An image as large as its job wants it in the end."""
+        if job.upscaler is None:
+            return Enlarged(image[None], np.array([True]))
+        upscaler = self.named(job.upscaler)
+        factor = {Upscaler: "scale", DiffusionUpscaler: "factor"}.get(type(upscaler))
+        by = job.upscale_by or float(getattr(upscaler, factor) if factor else 1)
+        if self.of_latents(job) is not None:
+            by /= _OF_LATENTS  # so much larger it is already
+        height, width = (round(side * by) for side in image.shape[:2])
+        finite = np.array([True])
+        if isinstance(upscaler, DiffusionUpscaler) and upscaler.factor == _OF_PICTURES:
+            try:
+                image = self._times_four(upscaler, image, job)
+            except ArithmeticError:
+                finite = np.array([False])
+        made = self.enlarged(image[None], job.upscaler, height, width)
+        return Enlarged(made.images, made.finite & finite)
+
+    def _times_four(
+        self, upscaler: DiffusionUpscaler, image: UInt8[np.ndarray, "h w 3"], job: Job
+    ) -> UInt8[np.ndarray, "y x 3"]:
+        prompt, negative = _prompts(job)
+        return upscale_x4(
+            upscaler,
+            image[None],
+            [prompt],
+            [job.seed or 0],
+            negative_prompts=[negative],
+            noise_level=job.upscaler_noise_level,
+            noise_source=job.noise_source,
+            prompt_syntax=job.prompt_syntax,
+            vae_tile=tile_of(*self.decoded_size(job, *image.shape[:2]), self._vae_tile),
+            **self._options(job),
+        )[0]
+
+    def enlarged(self, images: UInt8[np.ndarray, "b h w 3"], name: str, height: int, width: int) -> Enlarged:
+        """Images of another size, by an upscaler (as often as it takes, then made smaller) or by interpolation."""
+        upscaler = self.named(name)
+        kind = _FILTERS.get(name, Image.Resampling.LANCZOS)
+        finite = np.ones(len(images), bool)
+        made = []
+        for index, image in enumerate(images):
+            if isinstance(upscaler, Upscaler):
+                try:
+                    while upscaler.scale > 1 and (image.shape[0] < height or image.shape[1] < width):
+                        image = upscaled(upscaler, image[None])[0]
+                except ArithmeticError:
+                    finite[index] = False
+            made.append(np.asarray(Image.fromarray(image).resize((width, height), kind)))
+        return Enlarged(np.stack(made), finite)
