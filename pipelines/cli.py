@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     depth = commands.add_parser("depth", help="depth maps of a folder of pictures")
     depth.add_argument("pictures", metavar="PICTURES", help="folder of pictures")
     depth.add_argument("out", metavar="OUT", help="folder for the maps: NAME.depth.png, 16 bits, near is bright")
-    depth.add_argument("--model", required=True, help="an estimator of depth (MiDaS DPT): a folder, or a single file")
+    depth.add_argument(
+        "--model", required=True, help="an estimator of depth (MiDaS DPT): a folder, a single file, or emoji"
+    )
     depth.add_argument("--pickled", action="store_true", help="allow pickled files (.bin, .pt)")
 
     convert = commands.add_parser("convert", help="a checkpoint in its other form: single file <-> diffusers folder")
@@ -283,7 +285,7 @@ def _depth(options: argparse.Namespace, console: Console) -> int:
     failed = [each for each in mapped if each.problem]
     there = sum(each.there for each in mapped)
     for each in failed:
-        print(f"{each.picture}: {each.problem}")
+        print(each.problem)
     print(f"pictures {len(mapped):>8}  {len(mapped) - there - len(failed)} made, {there} there, {len(failed)} failed")
     return _FAILED if failed else 0
 

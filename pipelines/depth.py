@@ -30,6 +30,8 @@ def pictures_in(folder: str) -> list[str]:
     Raises:
       StorageError: if there is none.
     """
+    if os.path.isfile(folder):
+        raise storage.StorageError(f"{folder} is a file; expected a folder of pictures")
     ends = tuple(path for path in sorted(storage.list_files(folder)) if path.lower().endswith(_ENDINGS))
     found = [path for path in ends if not path.endswith(_WRITTEN)]
     if not found:
@@ -47,7 +49,13 @@ def map_folder(
       out: folder of the maps.
       load: gives the estimator, when it is needed.
       on_done: called after each picture.
+
+    Raises:
+      StorageError: if one of the folders is none.
+      CheckpointError, ConfigError: if the estimator can't be used.
     """
+    if os.path.isfile(out):
+        raise storage.StorageError(f"{out} is a file; expected a folder for the maps")
     model = None
     for path in pictures_in(folder):
         name = path.removeprefix(folder).lstrip("/" + os.sep)
@@ -55,12 +63,16 @@ def map_folder(
         if storage.exists(file):
             yield Mapped(path, file, None, True)
         else:
+            model = model or load()
             try:
                 pixels = read_picture(pictures.read(path), path).pixels
-                model = model or load()
-                near = sized(depth_of(model, pixels), *pixels.shape[:2])
-            except ValueError as error:  # PictureError, or JobError; or the estimator takes no pictures of this size
+            except ValueError as error:  # PictureError or JobError, which name it
                 yield Mapped(path, file, str(error), False)
+                continue
+            try:
+                near = sized(depth_of(model, pixels), *pixels.shape[:2])
+            except ValueError as error:
+                yield Mapped(path, file, f"{path}: {error}", False)
             else:
                 written = io.BytesIO()
                 Image.fromarray(grey_png16(near)).save(written, "PNG")

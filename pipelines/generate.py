@@ -23,13 +23,13 @@ from pipelines import checks, pictures, storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
 from pipelines.progress import Reporter
-from pipelines.prompts import PromptFileError, Reject, Row, parse, read_rows, shortened
+from pipelines.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
 from sdjax.assets import BUNDLED
 from sdjax.engine import Engine, Result
 from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
 from sdjax.images.steps import animation, strip
 from sdjax.job import Job
-from sdjax.plan import Together
+from sdjax.plan import Task, Together
 from sdjax.program import Bucket
 from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
 
@@ -81,6 +81,7 @@ class Wanted(NamedTuple):
 
     bucket: jobs of one may be batched: they share a compiled program and what else a batch has in common.
     notes: of where it comes from, for its metadata.
+    pictures: what metadata say of those that it begins with.
     cut: whether a prompt of it was too long.
     source, line: where the row is.
     """
@@ -88,6 +89,7 @@ class Wanted(NamedTuple):
     job: Job
     bucket: tuple[Bucket, Together]
     notes: Mapping[str, Any]
+    pictures: str
     cut: bool
     source: str
     line: int
@@ -128,7 +130,7 @@ def _reporting_failure(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # told in plain words, then raised as it is
-        _reporter(run.progress).failed(str(error) if isinstance(error, ValueError | OSError) else repr(error))
+        _reporter(run.progress).failed(_said(error))
         raise
 
 
@@ -169,24 +171,23 @@ def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
         return jobs
     with engine_of(run) as engine:
         try:
-            tasks = [engine.prepare(pictures.located(asked.job, row.source), asked.notes) for asked in jobs]
-        except ValueError as error:  # JobError; and no row, whatever is in it, may stop the others
-            return Reject(row.source, row.line, row.text, shortened(str(error)))
-    _reporter(run.progress).add("wanted", len(tasks))
-    return [
-        (
-            task.id,
-            Wanted(
-                task.job,
-                (task.bucket, task.together),
-                asked.notes,
-                bool(task.metadata["prompt_cut"] or task.metadata["negative_prompt_cut"]),
-                row.source,
-                row.line,
-            ),
-        )
-        for task, asked in zip(tasks, jobs, strict=True)
-    ]
+            wanted = [_wanted(engine, asked, row) for asked in jobs]
+        except Exception as error:  # no row, whatever is in it, may stop the others
+            return Reject(row.source, row.line, row.text, shortened(_said(error)))
+    _reporter(run.progress).add("wanted", len(wanted))
+    return wanted
+
+
+def _wanted(engine: Engine, asked: Asked, row: Row) -> tuple[str, Wanted]:
+    """The id of an image, and what of it is needed further: its pictures are read again when it is made."""
+    task = engine.prepare(pictures.located(asked.job, row.source), asked.notes)
+    cut = bool(task.metadata["prompt_cut"] or task.metadata["negative_prompt_cut"])
+    together = task.bucket, task.together
+    return task.id, Wanted(task.job, together, asked.notes, task.metadata["pictures"], cut, row.source, row.line)
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | OSError) else repr(error)
 
 
 def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str, Any], str | None]]:
@@ -196,23 +197,41 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str
       RunConfigError: if the ids were worked out on a machine on which they would be others.
     """
     reporter = _reporter(run.progress)
+    failed: list[tuple[str, str]] = []
+
+    def tasks(engine: Engine) -> Iterator[Task]:
+        for image_id, each in wanted.items():
+            try:
+                task = engine.prepare(each.job, each.notes)
+            except Exception as error:  # what could be read when it was planned can be gone
+                failed.append((image_id, _said(error)))
+                continue
+            if task.id == image_id:
+                yield task
+            elif task.metadata["pictures"] != each.pictures:
+                failed.append((image_id, "a picture has changed since this was planned"))
+            else:
+                raise RunConfigError(
+                    f"this worker's fingerprint, {dict(engine.fingerprint)}, is not that of the worker which planned "
+                    "its images; all workers of a run need devices of one kind and the same versions"
+                )
+
     with engine_of(run) as engine:
-        tasks = [engine.prepare(each.job, each.notes) for each in wanted.values()]
-        if [task.id for task in tasks] != list(wanted):
-            raise RunConfigError(
-                f"this worker's fingerprint, {dict(engine.fingerprint)}, is not that of the worker which planned its "
-                "images; all workers of a run need devices of one kind and the same versions"
-            )
-        for result in engine.run(tasks):
+        for result in engine.run(tasks(engine)):
             reporter.doing("")
             problem = _write(result, run)
             reporter.add("failed" if problem else "made")
             yield result.metadata, problem
     reporter.doing("")
+    for image_id, problem in failed:
+        reporter.add("failed")
+        yield {"id": image_id}, problem
 
 
 def _write(result: Result, run: Run) -> str | None:
     """Writes a picture; says why, if it can't be one."""
+    if result.problem:
+        return result.problem
     if not result.finite:
         narrow = result.metadata["dtype"] != "float32"
         hint = "; try --set dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"

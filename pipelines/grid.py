@@ -12,7 +12,7 @@ from pipelines.generate import METADATA
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
-from sdjax.job import FIELDS
+from sdjax.job import FIELDS, TOLD_AS
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
@@ -104,10 +104,10 @@ def read_axis(text: str) -> Axis | None:
     if not field:
         return None
     if not equals:
-        return Axis(field, None)
+        return Axis(TOLD_AS.get(field, field), None)
     if field not in FIELDS:
         raise ValueError(f"{text}: {field} is no field of a job; its values can't be chosen")
-    return Axis(field, tuple(_of_job(field, value) for value in values_of(field, values)))
+    return Axis(TOLD_AS.get(field, field), tuple(_of_job(field, value) for value in values_of(field, values)))
 
 
 def _of_job(field: str, value: Any) -> Any:
@@ -123,7 +123,8 @@ def read_where(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--where {text}: expected KEY=VALUE")
         name = field_named(key.strip())
-        found[name] = _of_job(name, field_from_text(name, value)) if name in FIELDS else value
+        shown = _of_job(name, field_from_text(name, value)) if name in FIELDS else value
+        found[TOLD_AS.get(name, name)] = shown
     return found
 
 

@@ -32,12 +32,13 @@ def read(path: str) -> bytes:
         return read_file(path)
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in SCHEMES)
+        if scheme == "file":
+            raise JobError(f"{path}: say the path alone, without {scheme}:")
         raise JobError(f"{path}: {scheme}: is not read from; expected a path, or an address of {known}")
     try:
-        with storage.open_binary(path) as opened:
-            data = opened.read(MAX_BYTES + 1)
+        data = storage.read_whole(path, MAX_BYTES + 1)
     except (storage.StorageError, OSError, ValueError, ImportError) as error:
-        raise JobError(f"{path} can't be read ({error})") from error
+        raise JobError(str(error)) from error
     if len(data) > MAX_BYTES:
         raise JobError(f"{path} has more than {MAX_BYTES} bytes, which no picture takes")
     return data

@@ -107,10 +107,10 @@ def open_binary(path: str) -> io.BufferedIOBase:
         return stream  # a `BufferedReader`, whatever Beam's annotation says
 
 
-def read_whole(path: str) -> bytes:
-    """The bytes of a file; raises `StorageError`."""
+def read_whole(path: str, limit: int = -1) -> bytes:
+    """The bytes of a file, the first so many of them if there is a limit; raises `StorageError`."""
     with open_binary(path) as stream, _clear_errors(path):
-        return stream.read()
+        return stream.read(limit)
 
 
 def write_whole(path: str, data: bytes) -> None:

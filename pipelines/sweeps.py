@@ -17,7 +17,7 @@ from pipelines.fields import (
     with_fields_named,
     with_partners,
 )
-from sdjax.job import allowed_types
+from sdjax.job import PICTURES, allowed_types
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -81,7 +81,7 @@ def _is_number(name: str) -> bool:
 
 
 def _from_text(name: str, text: str) -> Sequence[Any]:
-    if name in PROMPTS or ("," not in text and (".." not in text or not _is_number(name))):
+    if name in PROMPTS or name in PICTURES or ("," not in text and (".." not in text or not _is_number(name))):
         return (text,)
     found: list[Any] = []
     for piece in text.split(","):

@@ -64,6 +64,7 @@ def generate(
       AdapterError: naming the position of a job whose adapters can't be used, before anything is computed.
       JobError: naming the position of a job that the model can't do, before anything is computed.
       FloatingPointError: if an image is not finite.
+      MemoryError: if one takes more memory than there is.
     """
     engine = _engine(model, batch_size, None if devices is None else tuple(devices), classifier, library, pictures)
     tasks = []
@@ -75,6 +76,8 @@ def generate(
     unique = {task.id: task for task in tasks}
     results = {result.metadata["id"]: result for result in engine.run(unique.values())}
     for index, task in enumerate(tasks):
+        if results[task.id].problem:
+            raise MemoryError(results[task.id].problem)
         if not results[task.id].finite:
             raise FloatingPointError(
                 f"job {index} ({task.job.prompt!r}): the network gave NaN or infinity; "

@@ -119,9 +119,7 @@ def controlled(batch: Sequence[Task], params: Sequence[Any]) -> tuple[Controlled
         for image, task in enumerate(batch):
             control, steps = task.job.controls[number], int(task.table.step[-1]) + 1
             step = task.table.step
-            # As diffusers has it: a step counts that lies within as a whole.
-            within = (step / steps >= control.start) & ((step + 1) / steps <= control.end)
-            weights[: len(step), image] = np.where(within, control.weight, 0.0)
+            weights[: len(step), image] = np.where(control.acts_in(step, steps), control.weight, 0.0)
         pictures = np.stack([task.shown.controls[number] for task in batch])
         found.append(Controlled(each, pictures, weights, np.array([job.guess_mode for job in jobs])))
     return tuple(found)

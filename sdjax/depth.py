@@ -15,10 +15,12 @@ from PIL import Image
 
 from sdjax.assets import bundled
 from sdjax.checkpoints.depth_file import DepthProcessor, depth_shapes, find_depth
-from sdjax.checkpoints.tensors import Params, Part, load_parts
+from sdjax.checkpoints.tensors import CheckpointError, Params, Part, load_parts
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.models.interpolation import bicubic
 
+# How many times as many pixels as of a square are seen of a picture of other proportions.
+_MOST = 8
 _GREYS = np.iinfo(np.uint16).max
 
 
@@ -50,9 +52,17 @@ def load_depth(path: str | Path, dtype: DTypeLike = jnp.float32, pickled: bool =
       CheckpointError: if there is none, or it is not whole.
       ConfigError: if its config or its settings ask for what is not implemented.
     """
-    found = find_depth(bundled(path) or Path(path), pickled)
+    found = find_depth(depth_place(path), pickled)
     params, hashed = load_parts({"depth": Part(found.chosen, depth_shapes(found.config), dtype)})
     return DepthModel(found.config, jax.device_put(params["depth"]), found.processor, found.digest(hashed))
+
+
+def depth_place(path: str | Path) -> Path:
+    """Where an estimator of depth is, by its path or as a bundled one; raises `CheckpointError` if there is none."""
+    place = bundled(path) or Path(path)
+    if not place.exists():
+        raise CheckpointError(f"there is no estimator of depth {str(path)!r}: neither a folder nor a file, nor bundled")
+    return place
 
 
 def depth_of(model: DepthModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j"]:
@@ -92,6 +102,8 @@ def _seen_size(processor: DepthProcessor, height: int, width: int) -> tuple[int,
     if processor.keep_aspect_ratio:
         scale_y = scale_x = scale_x if abs(1 - scale_x) < abs(1 - scale_y) else scale_y
     step = processor.ensure_multiple_of
+    if scale_y * height * scale_x * width > _MOST * processor.size[0] * processor.size[1]:
+        raise ValueError(f"{width}x{height} pixels are too long and narrow for an estimator of depth")
     return max(step, round(scale_y * height / step) * step), max(step, round(scale_x * width / step) * step)
 
 

@@ -277,14 +277,8 @@ def upscale_latent_x2(
       JobError: for a number of steps or a size that is not supported, or a prompt that does not fit.
     """
     _check(upscaler, 2, latents, prompts, seeds)
-    unet = upscaler.networks.unet
-    assert isinstance(unet, LatentUpscalerUNet)
     height, width, channels = 2 * latents.shape[1], 2 * latents.shape[2], latents.shape[3]
-    if height % unet.config.factor or width % unet.config.factor:
-        raise JobError(
-            f"latents of {latents.shape[1]}x{latents.shape[2]}: expected sides that are multiples of "
-            f"{unet.config.factor // 2}"
-        )
+    check_latents(upscaler, *latents.shape[1:])
     table = upscaler.table(steps)
     asked = [prompts if guidance_scale else [""] * len(prompts)]
     if guidance_scale > 1:
@@ -323,6 +317,18 @@ def check(
     else:
         for text in (prompt, negative_prompt):
             tokens_of(upscaler, text)
+
+
+def check_latents(upscaler: Upscaler, height: int, width: int, channels: int) -> None:
+    """Raises the `JobError` that `upscale_latent_x2` would for latents of that shape."""
+    unet = upscaler.networks.unet
+    assert isinstance(unet, LatentUpscalerUNet)
+    if 2 * height % unet.config.factor or 2 * width % unet.config.factor:
+        raise JobError(f"latents of {height}x{width}: expected sides that are multiples of {unet.config.factor // 2}")
+    if channels != upscaler.networks.vae.config.latent_channels:
+        raise JobError(
+            f"latents of {channels} channels: the upscaler's have {upscaler.networks.vae.config.latent_channels}"
+        )
 
 
 def _check_level(upscaler: Upscaler, noise_level: int) -> None:

@@ -5,6 +5,7 @@ So the bits of an image depend on neither its neighbours nor the number of devic
 """
 
 import functools
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ from sdjax.images.steps import Preview
 from sdjax.job import Job
 from sdjax.model import DTYPES, Model
 from sdjax.models.vae_tiles import VAE_TILE, tile_of
-from sdjax.picture_library import PictureLibrary, Pictures
+from sdjax.picture_library import PictureLibrary, Pictures, check_files
 from sdjax.pictures import put_back
 from sdjax.plan import LORA_MODES, Setup, Task, Together, prepare
 from sdjax.program import (
@@ -63,6 +64,9 @@ from sdjax.version import __version__
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
 
+# How the runtimes say so, and letters of it that are told.
+_OUT_OF_MEMORY, _SHOWN = re.compile("out of memory|resource_exhausted", re.IGNORECASE), 200
+
 _EVERY, _EACH = PartitionSpec(), PartitionSpec("data")
 
 
@@ -74,12 +78,14 @@ class Result(NamedTuple):
     metadata: flat and JSON: the job as it was done, the model, the fingerprint, what was cut.
     finite: False if the network gave NaN or infinity, so that the image is worth nothing.
     previews: the steps that were kept.
+    problem: why there is no image, and one of no size stands for it: it takes more memory than there is.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     metadata: Mapping[str, Any]
     finite: bool
     previews: tuple[Preview, ...] = ()
+    problem: str | None = None
 
 
 class _Flying(NamedTuple):
@@ -91,6 +97,15 @@ class _Flying(NamedTuple):
     finite: Array
     trail: Trail
     sound: Bool[np.ndarray, " b"]  # whether all was finite that was made of each before
+
+
+def _failed(tasks: list[Task], error: Exception) -> list[Result]:
+    """What becomes of a batch that takes more memory than there is; other errors are raised again."""
+    if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+        raise error
+    bucket, nothing = tasks[0].bucket, np.zeros((0, 0, 3), np.uint8)
+    problem = f"out of memory at {bucket.width}x{bucket.height} pixels ({str(error).splitlines()[0][:_SHOWN]})"
+    return [Result(nothing, task.metadata, False, problem=problem) for task in tasks]
 
 
 def _enlarged(method: str, height: int, width: int, params: Any, latents: Array) -> Array:
@@ -140,6 +155,7 @@ class Engine:
 
         Raises:
           AdapterError: if a folder of the library is not there.
+          CheckpointError, ConfigError: if a folder of `pictures` is not there, or its estimator of depth can't be used.
           ValueError: for a batch size below 1, no devices, or devices of several kinds.
         """
         if vae_tile < 0:
@@ -165,9 +181,9 @@ class Engine:
             self.fingerprint["vae_dtype"] = model.vae_dtype
         self.classifier = classifier
         adapters = Adapters(library or Library(), model.text_encoder.config, model.unet.config, model.params)
-        seen_with = PictureLibrary(
-            pictures or Pictures(), model.unet.config, model.vae.config.factor, model.dtype, vae_tile
-        )
+        if pictures is not None:
+            check_files(pictures)
+        seen_with = PictureLibrary(pictures or Pictures(), model.unet.config, model.vae.config, model.dtype, vae_tile)
         self._setup = Setup(model, classifier, adapters, lora_mode, vae_tile, seen_with, self.fingerprint)
         self._on_compile = on_compile
         self._mesh = Mesh(np.array(self.devices), ("data",))
@@ -190,17 +206,35 @@ class Engine:
           JobError: if the model can't do it, or the prompt can't be read and is to be rejected then.
           AdapterError: if an adapter that it names is not there, can't be read, or is for another model.
         """
-        return prepare(self._setup, job, notes or {})
+        with jax.default_device(self.devices[0]):  # where depth is estimated, and upscalers are put
+            return prepare(self._setup, job, notes or {})
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Result]:
         """Makes the images of any tasks; they come in batches of one bucket, not in the order given."""
-        flying: deque[_Flying] = deque()
+        flying: deque[_Flying | list[Result]] = deque()
         for batch in self._batches(tasks):
-            flying.append(self._dispatch(batch))
+            flying.append(self._dispatched(batch))
             if len(flying) >= _AHEAD:
-                yield from self._collect(flying.popleft())
+                yield from self._collected(flying.popleft())
         while flying:
-            yield from self._collect(flying.popleft())
+            yield from self._collected(flying.popleft())
+
+    def _dispatched(self, batch: list[Task]) -> _Flying | list[Result]:
+        """A batch on its way, or what became of it at once."""
+        try:
+            with jax.default_device(self.devices[0]):
+                return self._dispatch(batch)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            return _failed(batch, error)
+
+    def _collected(self, batch: _Flying | list[Result]) -> list[Result]:
+        if isinstance(batch, list):
+            return batch
+        try:
+            with jax.default_device(self.devices[0]):
+                return list(self._collect(batch))
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            return _failed(batch.tasks, error)
 
     def _batches(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
         """Tasks of one bucket that are together; those with LoRAs at the end, so that each group is merged once."""
@@ -232,8 +266,11 @@ class Engine:
         larger = self._setup.pictures.upscalers.larger_latents(
             np.asarray(latents)[: len(batch)], [task.job for task in batch]
         )
-        padding = [(0, self.images_per_batch - len(batch)), (0, 0), (0, 0), (0, 0)]
-        return jax.device_put(np.pad(larger, padding, mode="edge"), NamedSharding(self._mesh, _EACH))
+        return jax.device_put(self._padded(larger), NamedSharding(self._mesh, _EACH))
+
+    def _padded(self, images: np.ndarray) -> np.ndarray:
+        """As many images as a batch has: the last again."""
+        return np.concatenate([images, np.repeat(images[-1:], self.images_per_batch - len(images), axis=0)])
 
     def _sampled(self, batch: list[Task], begins_with: Any = None) -> tuple[Array, Trail]:
         """Latents of a batch, and those that are kept; `begins_with` is what a second pass begins with."""
@@ -252,8 +289,8 @@ class Engine:
             # What is not finite stays so.
             return self._run(key, program, latents, _EACH, _EACH), np.ones(self.images_per_batch, bool)
         images, finite, _ = self._mended(latents, *self._decoded(latents))
-        made = self._setup.pictures.upscalers.enlarged(images, method, bucket.height, bucket.width)
-        return made.images, made.finite & finite
+        made = self._setup.pictures.upscalers.enlarged(images[: len(larger)], method, bucket.height, bucket.width)
+        return self._padded(made.images), self._padded(made.finite) & finite
 
     def _compiled(self, key: Any, program: Callable[..., Any], params: Params, given: Any) -> Callable[..., Any]:
         if key not in self._programs:
@@ -385,7 +422,8 @@ class Engine:
         if batch[0].together.masked:
             left = self._encoded(seen(batch, drawn, hide=True), bucket, for_mask=True)
             return np.concatenate([(latent_masks(batch) >= HALF).astype(np.float32), np.asarray(left)], axis=-1)
-        program = functools.partial(masked_whole, self.model, shape)
+        tile = tile_of(bucket.height, bucket.width, self._setup.vae_tile)
+        program = functools.partial(masked_whole, self.model, shape, tile)
         return self._run(("masked", shape, drawn.ndim), program, drawn, _EACH, _EACH)
 
     def _program(self, bucket: Bucket) -> Callable[..., Any]:

@@ -4,11 +4,13 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
 from sdjax.diffusion.samplers import SAMPLERS, Options, names
@@ -23,12 +25,16 @@ MAX_SIDE = 8192
 MAX_GUIDANCE = 1000.0
 # Letters of a prompt: far beyond any that a text encoder reads, little enough to keep in memory by the million.
 MAX_PROMPT = 100_000
+# ControlNets of a job: each is in its program.
+MAX_CONTROLS = 8
 # What weights in A1111's syntax do: as there; without restoring means; nothing.
 EMPHASES = ("original", "no_norm", "ignore")
 # Ways to enlarge finished pictures that need no weights.
 PIXEL_UPSCALERS = ("lanczos", "bicubic", "nearest")
 # Of a run with an estimator of depth, besides those that need no weights.
 DEPTH_PREPROCESSOR = "depth"
+# Letters of a value that errors show.
+_SHOWN = 300
 # A seed that stands for one drawn at random.
 RANDOM_SEED = -1
 
@@ -38,17 +44,28 @@ _SEED_BYTES = 6
 
 # What A1111's settings and command lines call the sources of noise.
 _SOURCE_NAMES = {"cpu": "torch", "nv": "philox", "gpu": "philox", "cuda": "philox"}
+# Other names of what fields can be, as `_plain` leaves them: A1111's.
+_OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
+    "noise_source": _SOURCE_NAMES,
+    "resize_mode": {"just_resize": "stretch", "crop_and_resize": "crop", "resize_and_fill": "pad"},
+    "inpaint_fill": {"latent_noise": "noise", "latent_nothing": "blank"},
+}
 # Fields that want another beside them.
 NEEDS: Mapping[str, str] = {
     "variation_strength": "variation_seed",
     "seed_resize_from_width": "seed_resize_from_height",
     "seed_resize_from_height": "seed_resize_from_width",
     "classifier_scale": "classifier_label",
+    "only_masked_padding": "only_masked",
     **dict.fromkeys(("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked"), "mask_image"),
     "mask_image": "image",
     "strength": "image",
+    "resize_mode": "image",
+    **dict.fromkeys(("control_image", "control_preprocessor", "guess_mode"), "controlnets"),
     "controlnets": "control_image",
+    **dict.fromkeys(("hires_upscaler", "hires_steps", "hires_strength"), "hires_scale"),
     **dict.fromkeys(("upscale_by", "upscaler_steps", "upscaler_guidance_scale", "upscaler_noise_level"), "upscaler"),
+    "upscaler": "upscale_by",
 }
 
 
@@ -191,6 +208,9 @@ class Job:
     preview_every: int | None = None
 
     def __post_init__(self) -> None:
+        for name in PICTURES:
+            if isinstance(getattr(self, name), os.PathLike | str):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)).strip() or None)
         for name in FIELDS:
             check_type(name, getattr(self, name))
             # 7 and 7.0 are the same job, and so are 0 and -0.
@@ -215,13 +235,20 @@ class Job:
         except controls.ControlError as error:
             raise JobError(f"controlnets: {error}") from error
         object.__setattr__(self, "controlnets", controls.to_text(named))
-        for name, count in (("control_image", None), ("control_preprocessor", PREPROCESSORS)):
-            self._check_each(name, len(named), count)
+        require(len(named) <= MAX_CONTROLS, "controlnets", self.controlnets, f"up to {MAX_CONTROLS} of them")
+        for name, kinds in (("control_image", None), ("control_preprocessor", PREPROCESSORS)):
+            self._check_each(name, len(named), kinds)
         self._name_sampler()
+        for name in ("hires_upscaler", "upscaler"):
+            plain = re.sub(r"[()]", "", _plain(getattr(self, name) or ""))
+            if plain in (*PIXEL_UPSCALERS, *(LATENT_UPSCALERS if name == "hires_upscaler" else ())):
+                object.__setattr__(self, name, plain)
         for name in _CHOICES:
             if getattr(self, name) is not None:  # "No norm" is no_norm
                 plain = _plain(getattr(self, name))
-                object.__setattr__(self, name, _SOURCE_NAMES.get(plain, plain) if name == "noise_source" else plain)
+                plain = _OTHER_NAMES.get(name, {}).get(plain, plain)
+                if plain in _CHOICES[name]:
+                    object.__setattr__(self, name, plain)
         for name, known in _CHOICES.items():
             _one_of(name, getattr(self, name), known)
         require(
@@ -244,7 +271,24 @@ class Job:
         )
         for name in _ONLY_WITH:
             value, partner = getattr(self, name), NEEDS[name]
-            require(value == _DEFAULTS[name] or getattr(self, partner) is not None, name, value, f"{partner} with it")
+            said = value == _DEFAULTS[name] or getattr(self, partner) != _DEFAULTS[partner]
+            hint = "; hires_strength is that of the second time" if name == "strength" and self.hires_scale else ""
+            require(said, name, value, f"{partner} with it{hint}")
+        pictures = (self.image, self.control_image, self.depth_image)
+        require(
+            self.resize_mode == _DEFAULTS["resize_mode"] or any(each is not None for each in pictures),
+            "resize_mode",
+            self.resize_mode,
+            "a picture with it",
+        )
+        require(
+            self.upscaler not in PIXEL_UPSCALERS or self.upscale_by is not None,
+            "upscaler",
+            self.upscaler,
+            "upscale_by with it",
+        )
+        if self.upscaler in PIXEL_UPSCALERS:
+            check_upscaler_options(self)
         require(
             not self.controlnets or self.control_image is not None or self.image is not None,
             "controlnets",
@@ -298,8 +342,7 @@ class Job:
             getattr(self, name),
             f"one for all, or one for each of the {nets} controlnets",
         )
-        if parts:
-            object.__setattr__(self, name, "; ".join(parts))
+        object.__setattr__(self, name, "; ".join(parts) or _DEFAULTS[name])
 
     @property
     def controls(self) -> tuple[controls.Control, ...]:
@@ -331,8 +374,13 @@ class Job:
 
 FIELDS: Mapping[str, Any] = typing.get_type_hints(Job)
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Job)}
-# Fields that say nothing without another, which is a path or a name.
-_ONLY_WITH = tuple(name for name, partner in NEEDS.items() if partner in ("image", "mask_image", "upscaler"))
+# Fields that say nothing where another is at its default.
+_ONLY_WITH = tuple(
+    name
+    for name, partner in NEEDS.items()
+    if partner in ("image", "mask_image", "only_masked", "controlnets", "hires_scale", "upscaler")
+    and name != "resize_mode"
+)
 _RANGES: Mapping[str, tuple[float, float]] = {
     "clip_skip": (0, 11),
     "seed": (RANDOM_SEED, MAX_SEED),
@@ -404,7 +452,8 @@ def split(text: str | None) -> tuple[str, ...]:
 def require(condition: bool, name: str, found: object, expected: str) -> None:
     """Raises the `JobError` of a field unless a condition holds."""
     if not condition:
-        raise JobError(f"{name} = {found!r}: expected {expected}")
+        shown = repr(found)
+        raise JobError(f"{name} = {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}: expected {expected}")
 
 
 def allowed_types(name: str) -> tuple[type, ...]:
@@ -419,7 +468,20 @@ def check_type(name: str, value: Any) -> None:
     right = isinstance(value, allowed) and isinstance(value, bool) <= (bool in allowed)
     fits = (float in allowed and number) or right
     kinds = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
+    if name in PICTURES and not fits:
+        raise JobError(
+            f"{name} is a {type(value).__name__}: expected a path; of other pictures see sdjax.Pictures(read=)"
+        )
     require(fits, name, value, f"a value of type {kinds}")
+
+
+def check_upscaler_options(job: "Job") -> None:
+    """Raises `JobError` if something is said of an upscaler that is no diffusion model, which those alone heed."""
+    for name in ("upscaler_steps", "upscaler_guidance_scale", "upscaler_noise_level"):
+        value = getattr(job, name)
+        require(
+            value == _DEFAULTS[name], name, value, f"an upscaler with it that is a diffusion model, not {job.upscaler}"
+        )
 
 
 def _within(name: str, value: float | None, least: float, most: float) -> None:

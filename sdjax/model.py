@@ -136,7 +136,8 @@ class Model:
             **_without_effect(job),
         )
         if resolved.strength == 1 and not resolved.mask_image and not self._sees_picture(resolved):
-            resolved = dataclasses.replace(resolved, image=None, strength=None)
+            mode = resolved.resize_mode if resolved.control_image or resolved.depth_image else Job.resize_mode
+            resolved = dataclasses.replace(resolved, image=None, strength=None, resize_mode=mode)
         self.table(resolved)
         return resolved
 
@@ -197,14 +198,10 @@ def _without_effect(job: Job) -> dict[str, Any]:
         changes |= {"s_tmin": Job.s_tmin, "s_tmax": Job.s_tmax}
     if job.classifier_scale == 0:
         changes["classifier_label"] = None
-    if job.mask_image is None or not job.only_masked:
-        changes["only_masked_padding"] = Job.only_masked_padding
     if job.only_masked:
         changes["keep_unmasked"] = False  # so it is anyway
-    if job.hires_scale is None:
-        changes |= {name: getattr(Job, name) for name in ("hires_upscaler", "hires_steps", "hires_strength")}
-    if not job.controls:
-        changes |= {name: getattr(Job, name) for name in ("control_image", "control_preprocessor", "guess_mode")}
+    if _strength(job) == 1:
+        changes["inpaint_fill"] = Job.inpaint_fill  # nothing of it is left under the noise
     return changes
 
 

@@ -13,10 +13,10 @@ from sdjax.checkpoints.controlnet_file import ControlConfig, find_controlnet, lo
 from sdjax.checkpoints.depth_file import find_depth
 from sdjax.checkpoints.named import check_folder, find_named
 from sdjax.checkpoints.tensors import CheckpointError, Params
-from sdjax.depth import DepthModel, depth_of, load_depth
+from sdjax.depth import DepthModel, depth_of, depth_place, load_depth
 from sdjax.job import JobError
 from sdjax.model import DTYPES
-from sdjax.models import ConfigError, UNetConfig
+from sdjax.models import ConfigError, UNetConfig, VAEConfig
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.pictures import Read, read_file
 from sdjax.text.controls import Control
@@ -61,7 +61,7 @@ def check_files(pictures: Pictures) -> None:
         if named is not None:
             check_folder(named, setting)
     if pictures.depth_model is not None:
-        find_depth(bundled(pictures.depth_model) or Path(pictures.depth_model), pictures.pickled)
+        find_depth(depth_place(pictures.depth_model), pictures.pickled)
 
 
 def _controls_of(folder: str | Path | None) -> str | Path | None:
@@ -94,22 +94,24 @@ class PictureLibrary:
       upscalers: those that jobs name.
     """
 
-    def __init__(self, pictures: Pictures, unet: UNetConfig, factor: int, dtype: str, vae_tile: int) -> None:
+    def __init__(self, pictures: Pictures, unet: UNetConfig, vae: VAEConfig, dtype: str, vae_tile: int) -> None:
         """Reads nothing yet.
 
         Args:
           pictures: where all is.
           unet: of the model.
-          factor: pixels to a latent of its VAE.
+          vae: likewise.
           dtype: of the parameters of ControlNets, and of upscalers that are diffusion models.
           vae_tile: as of the engine.
         """
         self._pictures = pictures
         self._unet = unet
-        self._factor = factor
+        self._factor = vae.factor
         self._dtype = dtype
         self._control = functools.lru_cache(_MOST_CONTROLS)(self._load_control)
-        self.upscalers = Upscalers(pictures.upscaler_folder, pickled=pictures.pickled, dtype=dtype, vae_tile=vae_tile)
+        self.upscalers = Upscalers(
+            pictures.upscaler_folder, pickled=pictures.pickled, vae=vae, dtype=dtype, vae_tile=vae_tile
+        )
 
     @property
     def read(self) -> Read:
@@ -126,11 +128,14 @@ class PictureLibrary:
         """How near each place of a picture is, on no scale.
 
         Raises:
-          JobError: if nothing estimates it.
+          JobError: if nothing estimates it, or not with finite numbers.
         """
         if self.depth is None:
             raise JobError("depth is to be estimated: set depth_model, or give a depth_image")
-        return depth_of(self.depth, pixels)
+        found = depth_of(self.depth, pixels)
+        if not np.isfinite(found).all():
+            raise JobError("the estimator of depth gave NaN or infinity for a picture")
+        return found
 
     def controls(self, named: Sequence[Control]) -> tuple[LoadedControl, ...]:
         """The ControlNets that a job names.

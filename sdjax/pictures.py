@@ -17,7 +17,7 @@ from sdjax.images.encode import PictureError
 from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
 from sdjax.images.preprocess import PREPROCESSORS
 from sdjax.images.read import Picture, read_grey, read_picture
-from sdjax.job import DEPTH_PREPROCESSOR, MAX_SIDE, PICTURES, Job, JobError, split
+from sdjax.job import DEPTH_PREPROCESSOR, PICTURES, Job, JobError, split
 
 # A path -> the bytes of the file.
 Read = Callable[[str], bytes]
@@ -26,6 +26,8 @@ Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
 
 # No picture that fits into a job takes more.
 MAX_BYTES = 1 << 28
+# Pixels along each side of a square, of which a picture may have as many to give an image its size.
+MAX_UNASKED = 2048
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
@@ -103,7 +105,7 @@ def read_file(path: str) -> bytes:
     except IsADirectoryError:
         raise JobError(f"{path} is a folder, not a picture") from None
     except FileNotFoundError:
-        raise JobError(f"{path}: there is no such file; paths are relative to the prompt file") from None
+        raise JobError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
         if isinstance(error, JobError):
             raise
@@ -131,6 +133,10 @@ def open_pictures(job: Job, read: Read) -> Opened:
                 found.append((path, read(path)))
             except (OSError, ValueError) as error:
                 raise JobError(f"{field}: {error}") from error
+            except LookupError as error:
+                raise JobError(f"{field}: there is no {path}") from error
+            if not isinstance(found[-1][1], bytes | bytearray | memoryview):
+                raise JobError(f"{field}: {path} was read as {type(found[-1][1]).__name__}; expected its bytes")
         if found:
             digests[field] = tuple(hashlib.sha256(each).hexdigest() for _, each in found)
         return found
@@ -145,9 +151,11 @@ def open_pictures(job: Job, read: Read) -> Opened:
 
     def grey(field: str) -> Float32[np.ndarray, "h w"] | None:
         try:
-            return next((read_grey(each, path) for path, each in data(field)), None)
+            found = [read_grey(each, path) for path, each in data(field)]
         except PictureError as error:
             raise JobError(f"{field}: {error}") from error
+        notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
+        return found[0].values if found else None
 
     image = next(iter(pictures("image")), None)
     mask = grey("mask_image")
@@ -155,7 +163,8 @@ def open_pictures(job: Job, read: Read) -> Opened:
         try:
             mask = masks.fitted_to(mask, *image.pixels.shape[:2])
         except PictureError as error:
-            raise JobError(f"mask_image: {job.mask_image}: {error}") from error
+            turned = f" ({', '.join(image.notes)})" if image.notes else ""
+            raise JobError(f"mask_image: {job.mask_image}: {error}{turned}") from error
     nets = len(job.controls)
     controls = pictures("control_image") if nets else ()
     if nets and not controls:
@@ -170,15 +179,21 @@ def with_size(job: Job, opened: Opened, factor: int) -> Job:
     """The job with the size of its picture, where it says none: rounded down to multiples of `factor`.
 
     Raises:
-      JobError: if that is larger than an image can be.
+      JobError: if that is larger than is sensible without being asked for.
     """
     picture = opened.image or next(iter(opened.controls), None)
-    if picture is None or (job.height and job.width):
+    if picture is None or (job.height and job.width) or job.only_masked:
         return job
     rows, columns = picture.pixels.shape[:2]
-    height, width = snapped(rows, columns, factor)
-    if max(height, width) > MAX_SIDE:
-        raise JobError(f"the picture has {width}x{height} pixels; say width and height, up to {MAX_SIDE}")
+    field = "image" if opened.image else "control_image"
+    if not job.height and not job.width and rows * columns > MAX_UNASKED**2:
+        raise JobError(
+            f"{field}: {getattr(job, field)} has {columns}x{rows} pixels, and the row does not say how large the image "
+            f"is to be: more than {MAX_UNASKED}x{MAX_UNASKED} are not drawn unless width and height say so"
+        )
+    # Of the picture's proportions, where one side is said.
+    scale = job.height / rows if job.height else job.width / columns if job.width else 1
+    height, width = snapped(max(1, round(rows * scale)), max(1, round(columns * scale)), factor)
     return dataclasses.replace(job, height=job.height or height, width=job.width or width)
 
 
@@ -214,18 +229,21 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
     image = opened.image.pixels if opened.image else None
     if image is not None and opened.mask is not None:
         mask = masks.inverted(opened.mask) if job.invert_mask else opened.mask
+        kind = "black" if job.invert_mask else "white"
         if not mask.any():
-            raise JobError(f"mask_image: {job.mask_image}: nothing of it is {'black' if job.invert_mask else 'white'}")
+            raise JobError(f"mask_image: {job.mask_image}: nothing of it is {kind}")
         if job.only_masked:
-            region = Region(*masks.crop_region(mask, job.only_masked_padding, size))
-            part = slice(region.top, region.bottom), slice(region.left, region.right)
             whole, whole_mask = image, masks.blurred(mask, job.mask_blur)
-            image, mask = image[part], mask[part]
-            image, mask = fitted(image, *size, "stretch"), fitted_mask(mask, *size, "stretch")
+            region = Region(*masks.crop_region(whole_mask, job.only_masked_padding, size))
+            part = slice(region.top, region.bottom), slice(region.left, region.right)
+            image = fitted(image[part], *size, "stretch")
+            mask = fitted_mask(whole_mask[part], *size, "stretch")
         else:
             image, mask = fitted(image, *size, job.resize_mode), fitted_mask(mask, *size, job.resize_mode)
-        mask = masks.blurred(mask, job.mask_blur)
+            mask = masks.blurred(mask, job.mask_blur)
         latent_mask = masks.latent_mask(mask, size[0] // factor, size[1] // factor)
+        if not latent_mask.any():
+            raise JobError(f"mask_image: {job.mask_image}: at {size[1]}x{size[0]} pixels no latent of it is {kind}")
         if job.keep_unmasked and whole is None:
             whole, whole_mask = image, mask
     elif image is not None:

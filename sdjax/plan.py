@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL
 
 from sdjax import conditions, pictures
 from sdjax.adapters import per_image
@@ -14,7 +15,7 @@ from sdjax.adapters.library import Adapters, Found
 from sdjax.classifier import Classifier
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.tableau import Table
-from sdjax.job import DEPTH_PREPROCESSOR, MAX_STEPS, Job, JobError, image_id, split
+from sdjax.job import DEPTH_PREPROCESSOR, MAX_SIDE, MAX_STEPS, Job, JobError, image_id, split
 from sdjax.job import told as job_told
 from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
@@ -29,7 +30,7 @@ _FRAMES = (0, 8, 16, 32, 64)
 # Weights of a prompt's parts that add up to less have no mean.
 _LEAST_SUM = 1e-3
 # Stands for the path of the picture with which a second pass begins: no file has this name.
-_OWN_IMAGE = ""
+_OWN_IMAGE = "\0"
 # How LoRAs act: merged into the weights, for a batch that has the same; or for each image of a batch beside them, where
 # all are of plain low rank.
 LORA_MODES = ("merged", "batched")
@@ -170,6 +171,8 @@ def second_pass(job: Job, model: Model) -> Job | None:
     factor = model.vae.config.factor
     assert job.height is not None and job.width is not None, "the job is not resolved"
     height, width = (int(side * job.hires_scale) // factor * factor for side in (job.height, job.width))
+    if max(height, width) > MAX_SIDE:
+        raise JobError(f"hires_scale = {job.hires_scale}: gives {width}x{height} pixels; expected up to {MAX_SIDE}")
     return dataclasses.replace(
         job,
         height=height,
@@ -178,6 +181,9 @@ def second_pass(job: Job, model: Model) -> Job | None:
         image=_OWN_IMAGE,
         strength=job.hires_strength,
         hires_scale=None,
+        hires_upscaler=Job.hires_upscaler,
+        hires_steps=None,
+        hires_strength=Job.hires_strength,
     )
 
 
@@ -203,6 +209,9 @@ def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
         )
     prompts, guided = _branches(job, read, table)
     controls = setup.pictures.controls(job.controls)
+    for control in job.controls:
+        if job.strength != 0 and not any(control.acts_in(step, steps) for step in range(steps)):
+            raise JobError(f"controlnets = {job.controlnets!r}: {control.name} acts in none of {steps} steps")
     adapters = setup.adapters.find((*job.adapters, *read.tags), prompts.embeddings)
     low_rank = setup.adapters.low_rank(adapters.loras) if setup.lora_mode == "batched" else None
     bucket = Bucket(
@@ -248,6 +257,8 @@ def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
     if tile := max(tile_of(*size, setup.vae_tile) for size in sizes):
         fingerprint["vae_tile"] = tile
     fingerprint |= _digests_of_pictures(setup, task)
+    if opened.digests:
+        fingerprint["pillow"] = PIL.__version__  # it decodes and resizes
     decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
     metadata = {
         **job_told(job),
@@ -260,7 +271,7 @@ def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
         "vae_dtype": model.vae_dtype,
         **fingerprint,
         "adapters_applied": adapters.told(),
-        "steps_taken": int(task.table.step[-1]) + 1,
+        "steps_taken": task.table.steps,
         "evaluations": task.table.evaluations + (task.second.table.evaluations if task.second else 0),
         "prompt_tokens": read.tokens,
         "prompt_chunks": read.chunks,
@@ -282,6 +293,7 @@ def _digests_of_pictures(setup: Setup, task: Task) -> dict[str, str]:
     own_depth = setup.model.takes_depth and job.depth_image is None and job.image is not None
     if (own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor)) and library.depth is not None:
         found["depth_digest"] = library.depth.digest
+    library.upscalers.check(job, *(task.second or task).size)
     return found | library.upscalers.digests(job)
 
 

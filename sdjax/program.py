@@ -379,7 +379,7 @@ def latents_of_pictures(
     return _posterior(model, params["vae"], pixels, tile).sample(drawn) * model.vae.config.scaling_factor
 
 
-def _posterior(model: Model, vae: Any, pixels: Float[Array, "b h w 3"], tile: int = 0) -> Gaussian:
+def _posterior(model: Model, vae: Any, pixels: Float[Array, "b h w 3"], tile: int) -> Gaussian:
     """What the encoder gives, in float32."""
     pixels = pixels.astype(jax.tree.leaves(vae)[0].dtype)
     with _precision(model):
@@ -401,19 +401,26 @@ def begun_with(shape: tuple[int, int, int], params: Any, picture: Picture) -> La
 
 
 def masked_whole(
-    model: Model, shape: tuple[int, int, int], params: Any, drawn: Float[Array, "b h w c"] | UInt32[Array, "b 2"]
+    model: Model,
+    shape: tuple[int, int, int],
+    tile: int,
+    params: Any,
+    drawn: Float[Array, "b h w c"] | UInt32[Array, "b 2"],
 ) -> Float[Array, "b h w d"]:
     """What an inpainting UNet is given to draw a whole picture: a mask that covers all, and the latents of nothing.
 
     Args:
       model: with an inpainting UNet.
       shape: (height, width, channels) of the latents.
+      tile: side, in pixels, of the tiles in which nothing is encoded; 0 is at once.
       params: of the model.
       drawn: noise with which latents are drawn from what the encoder gives; or seeds of it.
     """
     drawn = noise.masked_noise(drawn, shape) if drawn.ndim == 2 else drawn
     nothing = jnp.zeros((1, shape[0] * model.vae.config.factor, shape[1] * model.vae.config.factor, 3))
-    posterior = Gaussian(*(jnp.broadcast_to(each, drawn.shape) for each in _posterior(model, params["vae"], nothing)))
+    posterior = Gaussian(
+        *(jnp.broadcast_to(each, drawn.shape) for each in _posterior(model, params["vae"], nothing, tile))
+    )
     latents = posterior.sample(drawn) * model.vae.config.scaling_factor
     return jnp.concatenate([jnp.ones((*drawn.shape[:3], 1)), latents], axis=-1)
 

@@ -1,5 +1,6 @@
 """What makes images larger, by name: interpolations, Real-ESRGAN's networks, and diffusion models."""
 
+import difflib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from sdjax.checkpoints.named import find_named
 from sdjax.checkpoints.tensors import CheckpointError, list_file
 from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
-from sdjax.diffusion_upscale import check, upscale_latent_x2, upscale_x4
-from sdjax.job import PIXEL_UPSCALERS, Job, JobError
-from sdjax.models import ConfigError
+from sdjax.diffusion_upscale import check, check_latents, upscale_latent_x2, upscale_x4
+from sdjax.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
+from sdjax.models import ConfigError, VAEConfig
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text import tags
 from sdjax.upscale import upscaled
@@ -52,19 +53,27 @@ def _prompts(job: Job) -> tuple[str, str]:
     return tags.cut(job.prompt).text, tags.cut(job.negative_prompt).text
 
 
+def _factor(upscaler: Upscaler | DiffusionUpscaler | None) -> float:
+    if isinstance(upscaler, DiffusionUpscaler):
+        return float(upscaler.factor)
+    return float(upscaler.scale) if upscaler else 1.0
+
+
 class Upscalers:
     """Upscalers of one folder; a file is read when it is first needed."""
 
-    def __init__(self, folder: str | Path | None, *, pickled: bool, dtype: str, vae_tile: int) -> None:
+    def __init__(self, folder: str | Path | None, *, pickled: bool, vae: VAEConfig, dtype: str, vae_tile: int) -> None:
         """Reads nothing yet.
 
         Args:
           folder: of the files; None has none.
           pickled: whether pickled ones may be read.
+          vae: of the model whose images are enlarged.
           dtype: of the parameters of diffusion models.
           vae_tile: as of the engine.
         """
-        self._folder, self._pickled, self._dtype, self._vae_tile = folder, pickled, dtype, vae_tile
+        self._folder, self._pickled, self._vae = folder, pickled, vae
+        self._dtype, self._vae_tile = dtype, vae_tile
         self._found = functools.lru_cache(_MOST)(self._load)
 
     def named(self, name: str) -> Upscaler | DiffusionUpscaler | None:
@@ -82,36 +91,59 @@ class Upscalers:
                 return load_upscaler_pipeline(path, dtype=self._dtype, pickled=self._pickled)
             return read_upscaler(path, pickled=self._pickled)
         except (CheckpointError, ConfigError) as error:
-            raise JobError(str(error)) from error
+            known = (*PIXEL_UPSCALERS, *LATENT_UPSCALERS)
+            near = difflib.get_close_matches(name.lower(), known, 1, 0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise JobError(f"upscaler = {name!r}: {error}{hint}") from error
 
     def digests(self, job: Job) -> dict[str, str]:
-        """Of the files of the upscalers that a job names, by what metadata call them.
+        """Of the files of the upscalers that a job names, by what metadata call them."""
+        hires = None if job.hires_scale is None or job.hires_upscaler in LATENT_UPSCALERS else job.hires_upscaler
+        found = {"hires_upscaler_digest": hires, "upscaler_digest": job.upscaler}
+        named = {key: self.named(name) for key, name in found.items() if name is not None}
+        return {key: upscaler.digest for key, upscaler in named.items() if upscaler is not None}
+
+    def check(self, job: Job, height: int, width: int) -> None:
+        """Finds out whether the upscalers that a job names can do what it asks.
+
+        Args:
+          job: with its size.
+          height: of its image before the last upscaler.
+          width: likewise.
 
         Raises:
-          JobError: if one can't do what the job asks.
+          JobError: if not, or the image would be too large.
         """
-        found = {}
         if job.hires_scale is not None and job.hires_upscaler not in LATENT_UPSCALERS:
-            upscaler = self.named(job.hires_upscaler)
+            try:
+                upscaler = self.named(job.hires_upscaler)
+            except JobError as error:
+                raise JobError(f"hires_{error}") from error
             if isinstance(upscaler, DiffusionUpscaler):
                 raise JobError(f"hires_upscaler = {job.hires_upscaler!r} is a diffusion model; name it as upscaler")
-            if upscaler is not None:
-                found["hires_upscaler_digest"] = upscaler.digest
         upscaler = self._finishing(job)
         if isinstance(upscaler, DiffusionUpscaler):
-            self._check(upscaler, job)
-        if upscaler is not None:
-            found["upscaler_digest"] = upscaler.digest
-        return found
+            self._check_diffusion(upscaler, job, height, width)
+        elif upscaler is not None:
+            check_upscaler_options(job)
+        if job.upscaler is not None:
+            by = job.upscale_by or _factor(upscaler)
+            height, width = round(height * by), round(width * by)
+            if max(height, width) > MAX_SIDE:
+                raise JobError(f"{job.upscaler}: gives {width}x{height} pixels; expected up to {MAX_SIDE}")
 
     def _finishing(self, job: Job) -> Upscaler | DiffusionUpscaler | None:
         return None if job.upscaler is None else self.named(job.upscaler)
 
-    def _check(self, upscaler: DiffusionUpscaler, job: Job) -> None:
+    def _check_diffusion(self, upscaler: DiffusionUpscaler, job: Job, height: int, width: int) -> None:
         prompt, negative = _prompts(job)
         options = {**self._options(job), "noise_level": job.upscaler_noise_level}
         check(upscaler, prompt, negative, prompt_syntax=job.prompt_syntax, **options)
-        for field in ("mask_image", "preview_every") if upscaler.factor == _OF_LATENTS else ():
+        if upscaler.factor != _OF_LATENTS:
+            return
+        vae = self._vae
+        check_latents(upscaler, height // vae.factor, width // vae.factor, vae.latent_channels)
+        for field in ("mask_image", "preview_every"):
             if getattr(job, field) is not None:
                 said = f"{field} = {getattr(job, field)!r}"
                 raise JobError(f"{said}: not with {job.upscaler}, which makes latents larger")
@@ -126,10 +158,11 @@ class Upscalers:
         return upscaler.digest if upscaler is not None and is_one else None
 
     def decoded_size(self, job: Job, height: int, width: int) -> tuple[int, int]:
-        """Of what a job's upscaler decodes for an image of this size; 0 and 0 if it decodes nothing."""
+        """Of what is decoded after a job's upscaler, for an image of this size; 0 and 0 if nothing is."""
         upscaler = self._finishing(job)
-        decodes = isinstance(upscaler, DiffusionUpscaler) and upscaler.factor == _OF_PICTURES
-        return (height * _OF_PICTURES, width * _OF_PICTURES) if decodes else (0, 0)
+        return (
+            (height * upscaler.factor, width * upscaler.factor) if isinstance(upscaler, DiffusionUpscaler) else (0, 0)
+        )
 
     def larger_latents(
         self, latents: Float32[np.ndarray, "b h w c"], jobs: Sequence[Job]
@@ -153,8 +186,7 @@ class Upscalers:
         if job.upscaler is None:
             return Enlarged(image[None], np.array([True]))
         upscaler = self.named(job.upscaler)
-        factor = {Upscaler: "scale", DiffusionUpscaler: "factor"}.get(type(upscaler))
-        by = job.upscale_by or float(getattr(upscaler, factor) if factor else 1)
+        by = job.upscale_by or _factor(upscaler)
         if self.of_latents(job) is not None:
             by /= _OF_LATENTS  # so much larger it is already
         height, width = (round(side * by) for side in image.shape[:2])
@@ -193,8 +225,10 @@ class Upscalers:
         for index, image in enumerate(images):
             if isinstance(upscaler, Upscaler):
                 try:
-                    while upscaler.scale > 1 and (image.shape[0] < height or image.shape[1] < width):
-                        image = upscaled(upscaler, image[None])[0]
+                    # One that does not enlarge is run once.
+                    once = upscaler.scale == 1
+                    while once or (upscaler.scale > 1 and (image.shape[0] < height or image.shape[1] < width)):
+                        image, once = upscaled(upscaler, image[None])[0], False
                 except ArithmeticError:
                     finite[index] = False
             made.append(np.asarray(Image.fromarray(image).resize((width, height), kind)))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -62,7 +63,7 @@ OTHER = {
     "hires_upscaler": "latent_bicubic",
     "hires_steps": 9,
     "hires_strength": 0.5,
-    "upscaler": "lanczos",
+    "upscaler": "x4",
     "upscale_by": 2.0,
     "upscaler_steps": 5,
     "upscaler_guidance_scale": 3.0,
@@ -84,9 +85,16 @@ TOGETHER = {
         name: {"image": "e.png", "mask_image": "f.png"}
         for name in ("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked")
     },
+    "only_masked_padding": {"image": "e.png", "mask_image": "f.png", "only_masked": True},
+    "resize_mode": {"image": "e.png"},
     "controlnets": {"control_image": "e.png"},
     **{
-        name: {"upscaler": "nearest"}
+        name: {"image": "e.png", "controlnets": "edges"}
+        for name in ("control_image", "control_preprocessor", "guess_mode")
+    },
+    **{name: {"hires_scale": 1.5} for name in ("hires_upscaler", "hires_steps", "hires_strength")},
+    **{
+        name: {"upscaler": "4x"}
         for name in ("upscale_by", "upscaler_steps", "upscaler_guidance_scale", "upscaler_noise_level")
     },
 }
@@ -271,3 +279,37 @@ def test_two_jobs_have_one_id_only_if_they_are_the_same(prompt, seed, steps, gui
     other = dataclasses.replace(job, prompt=prompt + " ")
     assert image_id(job, "abc", FINGERPRINT) == image_id(dataclasses.replace(job), "abc", FINGERPRINT)
     assert image_id(job, "abc", FINGERPRINT) != image_id(other, "abc", FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+    "field, value, partner",
+    [
+        ("control_image", "a.png", "controlnets"), ("control_preprocessor", "canny", "controlnets"),
+        ("guess_mode", True, "controlnets"), ("hires_steps", 3, "hires_scale"), ("hires_strength", 0.3, "hires_scale"),
+        ("hires_upscaler", "lanczos", "hires_scale"), ("only_masked_padding", 5, "only_masked"),
+        ("resize_mode", "crop", "a picture"), ("upscaler", "lanczos", "upscale_by"), ("upscale_by", 2.0, "upscaler"),
+    ],
+)  # fmt: skip
+def test_a_field_that_would_do_nothing_alone_is_an_error(field, value, partner):
+    with pytest.raises(JobError, match=f"^{field} = .*: expected {partner} with it"):
+        Job(prompt="a", **{field: value})
+
+
+def test_what_another_tool_calls_a_choice_is_taken():
+    job = Job(prompt="a", image=Path("a.png"), resize_mode="Crop and resize", upscaler="Lanczos", upscale_by=2)
+    assert (job.image, job.resize_mode, job.upscaler) == ("a.png", "crop", "lanczos")
+    hires = Job(prompt="a", hires_scale=2, hires_upscaler="Latent (bicubic antialiased)")
+    assert hires.hires_upscaler == "latent_bicubic_antialiased"
+    masked = Job(prompt="a", image="a.png", mask_image="b.png", inpaint_fill="latent nothing")
+    assert masked.inpaint_fill == "blank"
+
+
+def test_blank_paths_are_none_and_pixels_are_told_where_to_go():
+    assert Job(prompt="a", image="  ", control_image=" ; ") == Job(prompt="a")
+    with pytest.raises(JobError, match="image is a bytes: expected a path"):
+        Job(prompt="a", image=b"x" * 10_000)
+
+
+def test_so_many_controlnets_are_too_many():
+    with pytest.raises(JobError, match="up to 8 of them"):
+        Job(prompt="a", image="a.png", controlnets="; ".join(["edges"] * 9))

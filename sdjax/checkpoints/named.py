@@ -32,6 +32,13 @@ def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kin
     root = check_folder(folder, setting)
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise CheckpointError(f"{kind} {name!r}: expected a name of what is in {root}")
+    try:
+        return _found(root, name, endings, kind)
+    except OSError as error:
+        raise CheckpointError(f"{kind} {name!r} of {root}: {error.strerror}") from error
+
+
+def _found(root: Path, name: str, endings: Sequence[str], kind: str) -> Path:
     whole = root / name
     for path in (whole, *(whole.with_name(whole.name + ending) for ending in endings)):
         if path.is_dir() or (path.is_file() and path.suffix in endings):

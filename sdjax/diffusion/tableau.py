@@ -48,6 +48,11 @@ class Table(NamedTuple):
         """How often the network is asked."""
         return len(self.sigma)
 
+    @property
+    def steps(self) -> int:
+        """How many steps are taken: none where nothing that the network says is used."""
+        return int(self.step[-1]) + 1 if self.weights[:, :, REGISTERS:].any() else 0
+
 
 def still(sigma: float) -> Table:
     """The table of no step: latents stay as they are, and what the network says of them, at `sigma`, is left out."""

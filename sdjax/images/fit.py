@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from sdjax.images.encode import MAX_PIXELS, PictureError
+
 RESIZE_MODES = ("stretch", "crop", "pad")
 
 
@@ -57,6 +59,11 @@ def _resized(picture: Image.Image, height: int, width: int, mode: str, filter_: 
         size = picture.width * height // picture.height, height
     else:
         size = width, picture.height * width // picture.width
+    # Of a picture that is long and narrow the one that covers the image may be as large as no other.
+    if size[0] * size[1] > MAX_PIXELS:
+        raise PictureError(
+            f"{picture.width}x{picture.height} pixels are too narrow for resize_mode = crop to {width}x{height}"
+        )
     resized = picture.resize((max(1, size[0]), max(1, size[1])), filter_)
     left, top = width // 2 - resized.width // 2, height // 2 - resized.height // 2
     whole = Image.new(picture.mode, (width, height))

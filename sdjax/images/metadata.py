@@ -22,6 +22,8 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 A1111_RNGS = {"torch": "CPU", "philox": "NV", "threefry": "threefry"}
 # The digits of a model's digest that A1111 shows.
 _HASH_DIGITS = 10
+# Likewise of a ControlNet's.
+_CONTROL_DIGITS = 8
 
 # EXIF 2.32, section 4.6.5: the first 8 bytes of a UserComment name its character code.
 _UNICODE, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
@@ -53,6 +55,10 @@ A1111_UPSCALERS: Mapping[str, str] = {
     "lanczos": "Lanczos",
     "nearest": "Nearest",
 }
+
+
+# A1111's "fill" is another filling than any of ours, and its "original" is not written.
+_MASKED_CONTENT = {"noise": "latent noise", "blank": "latent nothing"}
 
 
 def to_json(metadata: Mapping[str, Any]) -> str:
@@ -104,6 +110,37 @@ def a1111_text(metadata: Mapping[str, Any]) -> str:
     return NO_TEXT.sub("\ufffd", f"{prompt}{negative}\n{last}".strip())
 
 
+def _of_masks(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if metadata["invert_mask"]:
+        settings["Mask mode"] = "Inpaint not masked"
+    if metadata["mask_blur"]:
+        settings["Mask blur"] = _plain_number(metadata["mask_blur"])
+    if metadata["only_masked"]:
+        settings |= {"Inpaint area": "Only masked", "Masked area padding": metadata["only_masked_padding"]}
+    if metadata["inpaint_fill"] in _MASKED_CONTENT:
+        settings["Masked content"] = _MASKED_CONTENT[metadata["inpaint_fill"]]
+    return settings
+
+
+def _of_controls(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """As the extension sd-webui-controlnet writes them."""
+    if not metadata["controlnets"]:
+        return {}
+    settings: dict[str, Any] = {}
+    named, made = metadata["controlnets"].split("; "), metadata["control_preprocessor"].split("; ")
+    mode = "My prompt is more important" if metadata["guess_mode"] else "Balanced"
+    for index, (control, digest) in enumerate(zip(named, metadata["control_digests"].split("; "), strict=True)):
+        module = made[index if len(made) == len(named) else 0]
+        name, *numbers = control.split(":")  # what is left out is as usual
+        weight, start, end = numbers + ["1", "0", "1"][len(numbers) :]
+        settings[f"ControlNet {index}"] = (
+            f"Module: {module}, Model: {name} [{digest[:_CONTROL_DIGITS]}], Weight: {weight}, "
+            f"Guidance Start: {start}, Guidance End: {end}, Control Mode: {mode}"
+        )
+    return settings
+
+
 def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What A1111 writes only where it is not as usual."""
     settings: dict[str, Any] = {}
@@ -111,14 +148,18 @@ def _unusual(metadata: Mapping[str, Any]) -> dict[str, Any]:
         settings["Clip skip"] = metadata["clip_skip"] + 1
     if metadata["strength"] is not None:
         settings["Denoising strength"] = _plain_number(metadata["strength"])
-    if metadata["mask_blur"]:
-        settings["Mask blur"] = _plain_number(metadata["mask_blur"])
+    settings |= _of_masks(metadata)
     if metadata["hires_scale"]:
         settings["Denoising strength"] = _plain_number(metadata["hires_strength"])
         settings["Hires upscale"] = _plain_number(metadata["hires_scale"])
         if metadata["hires_steps"]:
             settings["Hires steps"] = metadata["hires_steps"]
         settings["Hires upscaler"] = A1111_UPSCALERS.get(metadata["hires_upscaler"], metadata["hires_upscaler"])
+    settings |= _of_controls(metadata)
+    if metadata["upscaler"]:
+        if metadata["upscale_by"]:
+            settings["Postprocess upscale by"] = _plain_number(metadata["upscale_by"])
+        settings["Postprocess upscaler"] = A1111_UPSCALERS.get(metadata["upscaler"], metadata["upscaler"])
     if metadata["variation_strength"]:
         settings["Variation seed"] = metadata["variation_seed"]
         settings["Variation seed strength"] = _plain_number(metadata["variation_strength"])

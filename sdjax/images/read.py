@@ -59,6 +59,17 @@ class Picture(NamedTuple):
     notes: tuple[str, ...]
 
 
+class Grey(NamedTuple):
+    """A mask or a depth map that was read.
+
+    values: from 0 to 1.
+    notes: as of a picture.
+    """
+
+    values: Float32[np.ndarray, "h w"]
+    notes: tuple[str, ...]
+
+
 def read_picture(data: bytes, name: str) -> Picture:
     """The pixels of a picture file, as a viewer would show it on white paper.
 
@@ -96,7 +107,7 @@ def read_picture(data: bytes, name: str) -> Picture:
     return Picture(np.array(colours), alpha, tuple(notes))
 
 
-def read_grey(data: bytes, name: str) -> Float32[np.ndarray, "h w"]:
+def read_grey(data: bytes, name: str) -> Grey:
     """The numbers of a mask or a depth map, from 0 to 1, at the file's own depth.
 
     Colours count by their luma (ITU-R 601), as in diffusers' `convert("L")`, and transparency doesn't, save where the
@@ -108,15 +119,16 @@ def read_grey(data: bytes, name: str) -> Float32[np.ndarray, "h w"]:
     Raises:
       PictureError: also for floating-point values which are not from 0 to 1.
     """
-    picture, _ = _loaded(data, name)
+    picture, notes = _loaded(data, name)
     if picture.mode in _DEEP:
-        return _deep_grey(picture, name).astype(np.float32)
+        return Grey(_deep_grey(picture, name).astype(np.float32), tuple(notes))
     colours, opacity = _parted(picture)
     grey = _in_srgb(colours, None, []) if colours.mode in ("CMYK", "LAB") else colours
     values = np.asarray(grey.convert("L"))
     if opacity is not None and values.min() == values.max():
         values = np.asarray(opacity)
-    return values.astype(np.float32) / np.float32(255)
+        notes.append("its opacity is taken, for it has one colour")
+    return Grey(values.astype(np.float32) / np.float32(255), tuple(notes))
 
 
 # --- From a file to one frame in memory ---

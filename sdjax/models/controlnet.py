@@ -62,6 +62,13 @@ class ControlNetConfig:
                 ours == theirs,
                 f"the ControlNet's {name} is {ours}, but the UNet's is {theirs}: it was made for another model",
             )
+        # Of a UNet that sees more than latents, it is given these alone.
+        for name, wanted in (("in_channels", other.out_channels), ("has_class_embedding", other.has_class_embedding)):
+            found = getattr(self.unet, name)
+            require(
+                found == wanted,
+                f"the ControlNet's {name} is {found}, but the UNet's is {wanted}: it was made for another model",
+            )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "config.json") -> "ControlNetConfig":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAX_WEIGHT = 10.0
 
@@ -18,6 +18,10 @@ class Control(NamedTuple):
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
+
+    def acts_in(self, step: Any, steps: int) -> Any:
+        """Whether it acts in a step, or in each of some: as in diffusers, if that lies within as a whole."""
+        return (step / steps >= self.start) & ((step + 1) / steps <= self.end)
 
 
 def read_controls(text: str) -> tuple[Control, ...]:

@@ -2,8 +2,8 @@
 
     python -m sdjax.training.control [--font FILE] [--state DIR] [--out DIR] [STAGE ...]
 
-The stages: `scenes` encodes scenes and finds their edges, `train` trains the network (an hour on two cores; it goes
-on from what DIR holds), `export` writes the folder that `controlnets` names.
+The stages: `scenes` encodes scenes and finds their edges, `train` trains the network (half an hour on two cores; it
+goes on from what DIR holds), `export` writes the folder that `controlnets` names.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from sdjax.training.emoji import BATCH, FONT
 from sdjax.training.latent_diffusion import diffusion_loss
 from sdjax.training.stages import parse_stages
 
-RECIPE = state.Recipe(steps=4000, learning_rate=8e-4, warmup=100, average=0.995)
+RECIPE = state.Recipe(steps=2500, learning_rate=8e-4, warmup=100, average=0.995)
 # Channels of the layers that look at the control picture; each after the first halves its sides.
 CHANNELS = (16, 32, 64, 96)
 # Seeds of its scenes, of its first numbers and of its training, as no other training has them.

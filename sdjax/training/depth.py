@@ -44,9 +44,9 @@ ESTIMATOR = DepthConfig(
     fusion_hidden_size=32,
 )
 PROCESSOR = DepthProcessor(size=(scenes.SIZE, scenes.SIZE))
-ESTIMATOR_RECIPE = state.Recipe(steps=1500, learning_rate=1e-3, warmup=100, average=0.995)
+ESTIMATOR_RECIPE = state.Recipe(steps=1000, learning_rate=1e-3, warmup=100, average=0.995)
 ESTIMATOR_BATCH = 16
-UNET_RECIPE = state.Recipe(steps=1500, learning_rate=5e-4, warmup=100, average=0.995)
+UNET_RECIPE = state.Recipe(steps=1200, learning_rate=5e-4, warmup=100, average=0.995)
 ESTIMATOR_FILE, UNET_FILE, SCENES_FILE = "depth_estimator.msgpack", "depth_unet.msgpack", "depth.npz"
 # Seeds of its scenes, of its first numbers and of its training, as no other training has them.
 _SCENE_SEED, _INIT_SEED, _ESTIMATOR_SEED, _UNET_SEED = 60, 61, 62, 63

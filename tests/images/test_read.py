@@ -105,7 +105,7 @@ def test_16_bit_greys_become_8_rounded_and_are_never_clipped():
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_greys_keep_their_depth_where_numbers_are_asked_for(kind):
-    np.testing.assert_allclose(read_grey(saved(RAMP, kind), "x"), RAMP / 65535, rtol=1e-7)
+    np.testing.assert_allclose(read_grey(saved(RAMP, kind), "x").values, RAMP / 65535, rtol=1e-7)
 
 
 def test_16_bit_colours_keep_their_upper_8():
@@ -117,9 +117,11 @@ def test_16_bit_colours_keep_their_upper_8():
 
 def test_32_bit_and_floating_point_tiffs():
     whole = (RAMP.astype(np.int32) << 15) + 7
-    np.testing.assert_allclose(read_grey(saved(Image.fromarray(whole), "TIFF"), "x"), whole / (2**31 - 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        read_grey(saved(Image.fromarray(whole), "TIFF"), "x").values, whole / (2**31 - 1), rtol=1e-6
+    )
     real = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(read_grey(saved(real, "TIFF"), "x"), real)
+    np.testing.assert_array_equal(read_grey(saved(real, "TIFF"), "x").values, real)
     read = read_picture(saved(real, "TIFF"), "x")
     np.testing.assert_array_equal(read.pixels[..., 2], np.round(real * 255))
     assert read.notes == ("float to 8 bits",)
@@ -137,7 +139,7 @@ def test_a_tiff_whose_white_is_0_is_not_shown_as_its_negative():
     data = bytearray(saved(RAMP, "TIFF"))
     tag = data.index(struct.pack("<HHIH", 262, 3, 1, 1))
     data[tag + 8] = 0
-    np.testing.assert_allclose(read_grey(bytes(data), "x"), 1 - RAMP / 65535, atol=1e-7)
+    np.testing.assert_allclose(read_grey(bytes(data), "x").values, 1 - RAMP / 65535, atol=1e-7)
 
 
 # --- Transparency ---
@@ -184,14 +186,14 @@ def test_a_clear_colour_in_16_bits_is_refused_rather_than_missed():
 
 def test_the_colours_of_a_mask_count_and_its_opacity_only_where_they_say_nothing():
     luma = np.asarray(Image.fromarray(PIXELS).convert("L")) / np.float32(255)
-    np.testing.assert_array_equal(read_grey(saved(PIXELS, "PNG"), "x"), luma)
+    np.testing.assert_array_equal(read_grey(saved(PIXELS, "PNG"), "x").values, luma)
     opacity = Image.fromarray(PIXELS[..., 0])
     picture = Image.fromarray(PIXELS)
     picture.putalpha(opacity)
-    np.testing.assert_array_equal(read_grey(saved(picture, "PNG"), "x"), luma)
+    np.testing.assert_array_equal(read_grey(saved(picture, "PNG"), "x").values, luma)
     painted = Image.new("RGB", opacity.size)
     painted.putalpha(opacity)
-    np.testing.assert_array_equal(read_grey(saved(painted, "PNG"), "x"), PIXELS[..., 0] / np.float32(255))
+    np.testing.assert_array_equal(read_grey(saved(painted, "PNG"), "x").values, PIXELS[..., 0] / np.float32(255))
 
 
 # --- Colours of other kinds ---
@@ -264,7 +266,7 @@ def test_pictures_are_turned_by_their_exif_orientation(kind, orientation):
     read = read_picture(data, "x")
     np.testing.assert_array_equal(read.pixels, wanted)
     assert read.notes == ("turned by its EXIF orientation",) * (orientation > 1)
-    np.testing.assert_array_equal(read_grey(data, "x").shape, wanted.shape[:2])
+    np.testing.assert_array_equal(read_grey(data, "x").values.shape, wanted.shape[:2])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
