@@ -54,6 +54,8 @@ emoji: install ## trains the embedded model from nothing (hours) and measures it
 	$(TRAIN) sdjax.training.emoji
 	$(TRAIN) sdjax.training.noise_classifier
 	$(TRAIN) sdjax.training.recognition
+	$(TRAIN) sdjax.training.control
+	$(TRAIN) sdjax.training.depth
 
 benchmark: $(PARITY_VENV)/.installed ## Stable Diffusion 1.5 at full size, random weights: memory and times (minutes, 4 GB of disk)
 	$(PARITY_VENV)/bin/python benchmarks/full_size.py build/sd15

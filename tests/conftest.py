@@ -1,4 +1,4 @@
-"""Strict modes for all tests, four devices on one CPU, and the small models that tests share."""
+"""Strict modes for all tests, four devices on one CPU, compiled programs and the small models that tests share."""
 
 import os
 
@@ -18,16 +18,31 @@ _CHECKED = (
 )  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
 import sdjax
+from pipelines import compiled
 from tests import toys
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where all processes of these tests find each other's compiled programs: compiling is most of what tests do."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDJAX_CACHE", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        compiled.use_cache()
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -426,11 +426,30 @@ ARCHIVE: tuple[Change, ...] = (
 OLDER: tuple[Change, ...] = (*ANY, *(edited_older,) * 12)
 
 
+def other_words(rng: Random, content: bytes) -> bytes:
+    """ncnn's text with some of its words replaced by numbers, and lines left out or twice."""
+    lines = content.decode().split("\n")
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        place = rng.randrange(len(lines))
+        words = lines[place].split(" ")
+        words[rng.randrange(len(words))] = rng.choice(
+            (str(rng.choice(NUMBERS)), rng.choice(TEXTS), "0=1e9", "-23300=9,1")
+        )
+        lines[place : place + 1] = rng.choice(
+            ([" ".join(words)], [" ".join(words)], [" ".join(words)], [], lines[place : place + 1] * 2)
+        )
+    return "\n".join(lines).encode()
+
+
 def changes_for(content: bytes) -> tuple[Change, ...]:
     """The ways to damage a file, some more often than others."""
     if content.startswith(b"PK"):
         return ARCHIVE
-    return OLDER if content.startswith(b"\x80") else SAFETENSORS
+    if content.startswith(b"\x80"):
+        return OLDER
+    if content.startswith(b"7767517"):
+        return (cut, flipped, other_words, other_words)
+    return SAFETENSORS if content[8:9] == b"{" else (cut, flipped)
 
 
 class Index(NamedTuple):

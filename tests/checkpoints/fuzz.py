@@ -10,6 +10,8 @@ what they are for.
 import contextlib
 import dataclasses
 import functools
+import gzip
+import itertools
 import json
 import random
 import shutil
@@ -17,7 +19,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from sdjax.adapters.embedding import read_embedding
 from sdjax.adapters.files import AdapterError
 from sdjax.adapters.hypernetwork import read_hypernetwork
 from sdjax.adapters.lora import read_lora
+from sdjax.checkpoints.controlnet_file import find_controlnet, load_control
+from sdjax.checkpoints.depth_file import depth_shapes, find_depth
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.pickled import read_pickle
 from sdjax.checkpoints.single_file import read_file
@@ -38,18 +42,22 @@ from sdjax.checkpoints.stored import MOST_AXES
 from sdjax.checkpoints.tensors import (
     CheckpointError,
     Chosen,
+    Part,
     Tensor,
     list_file,
     list_tensors,
     load_chosen,
+    load_parts,
     read_tensor,
     weight_files,
 )
+from sdjax.checkpoints.upscaler_file import read_upscaler
 from sdjax.checkpoints.vae_file import find_vae
 from sdjax.models import ConfigError
+from sdjax.models.upscaler import CompactConfig, RRDBNetConfig
 from tests import toys
 from tests.checkpoints import damage
-from tests.golden import adapters, checkpoints, hypernetworks
+from tests.golden import adapters, checkpoints, controlnet, depth, hypernetworks, upscalers
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 REFUSALS = (CheckpointError, AdapterError, ConfigError)
@@ -73,10 +81,18 @@ class Watch:
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.seen: list[str] = []
+        self.making_class = False
         sys.addaudithook(self.hear)
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.folder is None:
+            return
+        # Flax makes classes of modules while it works out a network's shapes, by Python's dataclasses.
+        if self.making_class and event == "exec":
+            self.making_class = False
+            return
+        self.making_class = event == "compile" and str(arguments[0]).startswith("b'def __create_fn__(")
+        if self.making_class:
             return
         if event == "open":
             path, mode, flags = arguments
@@ -198,6 +214,15 @@ def lora(file: Path) -> object:
     return read_lora(file, toys.SD1.text_encoder, toys.SD1.unet, pickled=True)
 
 
+def controlnet_of(file: Path) -> object:
+    return load_control(find_controlnet(file, pickled=True), np.float16)
+
+
+def depth_of(file: Path) -> object:
+    found = find_depth(file, pickled=True)
+    return load_parts({"depth": Part(found.chosen, depth_shapes(found.config), np.float16)})
+
+
 GENERAL: tuple[Reader, ...] = (read_tensors, load_tensors)
 READERS: dict[str, tuple[Reader, ...]] = {
     "safetensors": (*GENERAL, as_safetensors_does, functools.partial(find_vae, pickled=True)),
@@ -206,6 +231,9 @@ READERS: dict[str, tuple[Reader, ...]] = {
     "embedding": (*GENERAL, functools.partial(read_embedding, pickled=True)),
     "hypernetwork": (walk, functools.partial(read_hypernetwork, pickled=True)),
     "checkpoint": (functools.partial(read_file, pickled=True, prediction_type="epsilon"),),
+    "controlnet": (controlnet_of,),
+    "depth": (depth_of,),
+    "upscaler": (functools.partial(read_upscaler, pickled=True),),
 }
 
 
@@ -216,6 +244,13 @@ class Sound:
     kind: str
     name: str
     content: bytes
+    beside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def written(self, folder: Path, content: bytes) -> Path:
+        """Writes it, with other content, and what lies beside it."""
+        for name, each in {**self.beside, self.name: content}.items():
+            (folder / name).write_bytes(each)
+        return folder / self.name
 
 
 @functools.cache
@@ -238,6 +273,26 @@ def sound_files() -> list[Sound]:
         found += [Sound("lora", name, content) for name, content in case.files.items() if not name.endswith(".json")]
     with np.load(hypernetworks.FILE) as stored:
         found += [Sound("hypernetwork", "h.pt", stored[key].tobytes()) for key in stored if key.startswith("file ")]
+    return found + conditions()
+
+
+def conditions() -> list[Sound]:
+    """ControlNets, estimators of depth and upscalers."""
+    originals = json.loads(gzip.decompress(depth.SHAPES.read_bytes()))["original_plain"]
+    weights = depth.original_weights({name: tuple(shape) for name, shape in originals.items()})
+    compact = CompactConfig(convolutions=2, features=6, shuffle=2, scale=2)
+    old = RRDBNetConfig(blocks=1, features=6, growth=4)
+    found = [
+        *(Sound("controlnet", f"{name}.safetensors", save(controlnet.original_toy(name))) for name in ("sd1", "light")),
+        Sound("depth", "dpt.safetensors", save(weights)),
+        Sound("upscaler", "video.safetensors", save(upscalers.state(compact))),
+        Sound("upscaler", "x4.safetensors", save(upscalers.state(old))),
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        text = upscalers.write_ncnn(Path(folder) / "video.param", compact)
+        both = {file.name: file.read_bytes() for file in (text, text.with_suffix(".bin"))}
+    for damaged, sound in itertools.permutations(both):
+        found.append(Sound("upscaler", damaged, both[damaged], {sound: both[sound]}))
     return found
 
 
@@ -250,9 +305,8 @@ def survives(number: int, sound: Sound, folder: Path) -> bool:
     """Damages a file and has it read; gives whether any reader refused it."""
     rng = random.Random(number)
     folder.mkdir()
-    file = folder / sound.name
     change = rng.choice(damage.changes_for(sound.content))
-    file.write_bytes(change(rng, sound.content))
+    file = sound.written(folder, change(rng, sound.content))
     return any([refused(reader, file, folder) for reader in READERS[sound.kind]])
 
 
@@ -293,9 +347,9 @@ def run(numbers: range, folder: Path) -> dict[str, list[int]]:
 def warm(folder: Path) -> None:
     """Reads the sound files once, so that all that reading imports and compiles is there before anyone listens."""
     for place, sound in enumerate([*sound_files(), sound_checkpoint()]):
-        file = folder / f"sound{place}" / sound.name
-        file.parent.mkdir()
-        file.write_bytes(sound.content)
+        inside = folder / f"sound{place}"
+        inside.mkdir()
+        file = sound.written(inside, sound.content)
         for reader in READERS[sound.kind]:
             with contextlib.suppress(*REFUSALS):  # a LoRA of the other toy, and what is no VAE
                 reader(file)

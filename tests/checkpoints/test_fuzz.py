@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-KINDS = {"safetensors", "pickled", "lora", "embedding", "hypernetwork", "checkpoint", "index"}
+KINDS = {
+    "safetensors",
+    "pickled",
+    "lora",
+    "embedding",
+    "hypernetwork",
+    "checkpoint",
+    "controlnet",
+    "depth",
+    "upscaler",
+    "index",
+}
 
 
 def fuzz(first: int, last: int) -> dict[str, list[int]]:

@@ -1,28 +1,17 @@
-"""What the tests of whole runs share: a cache of compiled programs, and one model that stays loaded."""
+"""What the tests of whole runs share: one model that stays loaded, and commands of their own."""
 
 import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines import compiled, config, generate
+from pipelines import config, generate
 from pipelines.generate import Counts
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where this process and those that it starts find each other's compiled programs."""
-    folder = tmp_path_factory.mktemp("compiled", numbered=False)
-    folder.chmod(0o700)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SDJAX_CACHE", str(folder))
-        compiled.use_cache()
-        yield folder
 
 
 @pytest.fixture(scope="session")
