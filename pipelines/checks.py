@@ -11,9 +11,10 @@ from pipelines.equipment import equipment, library_of, load_model, pictures_of
 from pipelines.fields import with_partners
 from sdjax.adapters.library import Adapters
 from sdjax.classifier import load_classifier
+from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
-from sdjax.job import Job, JobError
+from sdjax.job import PIXEL_UPSCALERS, Job, JobError
 from sdjax.picture_library import check_files
 
 # Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
@@ -38,7 +39,6 @@ def check_model(config: RunConfig) -> RunConfig:
     given = equipment(config)
     model = load_model(given, weights=False)
     Adapters(library_of(given), model.text_encoder.config, model.unet.config, model.params)
-    check_files(pictures_of(given))
     # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
     asked = with_partners({**dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None})
     if "sampler" not in asked or "sampler" in dict(config.sweeps):
@@ -47,9 +47,14 @@ def check_model(config: RunConfig) -> RunConfig:
     # Sizes of a picture whose composition is kept are partners here, and of no account.
     asked |= {name: None for name in _SIZES if name not in dict(config.job)}
     try:
-        model.resolve(Job(**asked))
+        job = Job(**asked)
+        model.resolve(job)
     except JobError as error:
         raise RunConfigError(f"{config.model}: {error}") from error
+    said = dict(config.job)
+    controls = [control.name for control in job.controls] if "controlnets" in said else []
+    named = {getattr(job, name) for name in ("hires_upscaler", "upscaler") if name in said}
+    check_files(pictures_of(given), controls, sorted(named - {*PIXEL_UPSCALERS, *LATENT_UPSCALERS}))
     if config.classifier:
         load_classifier(config.classifier)
     if config.wildcards and next(storage.list_files(config.wildcards), None) is None:

@@ -20,7 +20,7 @@ from sdjax.models import ConfigError, UNetConfig, VAEConfig
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.pictures import Read, read_file
 from sdjax.text.controls import Control
-from sdjax.upscalers import Upscalers
+from sdjax.upscalers import ENDINGS, Upscalers
 
 _TENSORS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 # ControlNets that are kept in memory; of Stable Diffusion 1, each takes 1.4 GB in float32.
@@ -47,8 +47,13 @@ class Pictures(NamedTuple):
     pickled: bool = False
 
 
-def check_files(pictures: Pictures) -> None:
-    """Finds out, reading no weights, whether folders are there, and the estimator of depth.
+def check_files(pictures: Pictures, controls: Sequence[str] = (), upscalers: Sequence[str] = ()) -> None:
+    """Finds out, reading no weights, whether folders are there, the estimator of depth, and files by their names.
+
+    Args:
+      pictures: where they are.
+      controls: names of ControlNets and T2I adapters.
+      upscalers: names of upscalers with weights.
 
     Raises:
       CheckpointError: if one is not, or not whole.
@@ -62,6 +67,10 @@ def check_files(pictures: Pictures) -> None:
             check_folder(named, setting)
     if pictures.depth_model is not None:
         find_depth(depth_place(pictures.depth_model), pictures.pickled)
+    for name in controls:
+        find_named(_controls_of(pictures.controlnet_folder), name, _TENSORS, "ControlNet", "controlnet_folder")
+    for name in upscalers:
+        find_named(pictures.upscaler_folder, name, ENDINGS, "upscaler", "upscaler_folder")
 
 
 def _controls_of(folder: str | Path | None) -> str | Path | None:

@@ -23,7 +23,8 @@ from sdjax.upscale import upscaled
 from sdjax.upscaler_model import Upscaler as DiffusionUpscaler
 from sdjax.upscaler_model import load_upscaler_pipeline
 
-_ENDINGS = (".safetensors", ".pth", ".pt", ".param")
+# Of files of upscalers.
+ENDINGS = (".safetensors", ".pth", ".pt", ".param")
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -86,7 +87,7 @@ class Upscalers:
 
     def _load(self, name: str) -> Upscaler | DiffusionUpscaler:
         try:
-            path = find_named(self._folder, name, _ENDINGS, "upscaler", "upscaler_folder")
+            path = find_named(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
             if path.is_dir() or (path.suffix != ".param" and _is_diffusion(path, self._pickled)):
                 return load_upscaler_pipeline(path, dtype=self._dtype, pickled=self._pickled)
             return read_upscaler(path, pickled=self._pickled)
