@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from PIL import Image
 
 from pipelines import checks, pictures, storage
 from pipelines.config import RunConfig, RunConfigError
@@ -248,12 +250,15 @@ def _write(result: Result, run: Run) -> str | None:
 
 def _write_previews(result: Result, run: Run) -> None:
     """Writes the kept steps of a picture, as a strip and as an animation."""
-    told = result.metadata
+    told, image = result.metadata, result.image
+    last = result.previews[-1].clean
+    if image.shape != last.shape:  # it was made larger, or put back into its picture
+        image = last if told["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
     title = f"{told['prompt']} ({told['sampler']}, {told['steps_taken']} steps, seed {told['seed']})"
     kind = run.config.animation
     for extension, data in (
-        ("png", strip(result.previews, result.image, title)),
-        (kind, animation(result.previews, result.image, kind)),
+        ("png", strip(result.previews, image, title)),
+        (kind, animation(result.previews, image, kind)),
     ):
         storage.write_whole(storage.steps_path(run.out, told["id"], extension), data)
 

@@ -75,7 +75,9 @@ def _by_settings(
         # One that says nothing of these was made without, whatever the engine is set to.
         if modes:
             settings.setdefault("lora_mode", modes[0])
-        whole = (tile for tile in tiles if not tile_of(metadata["height"], metadata["width"], tile))
+        sides = (max(metadata[side], metadata.get(f"image_{side}", 0)) for side in ("height", "width"))
+        height, width = sides  # an upscaler may have decoded all of it
+        whole = (tile for tile in tiles if not tile_of(height, width, tile))
         settings["vae_tile"] = metadata.get("vae_tile") or next(whole, 0)
         groups.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append((path, metadata))
     yield from (groups[key] for key in sorted(groups))

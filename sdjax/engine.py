@@ -6,7 +6,7 @@ So the bits of an image depend on neither its neighbours nor the number of devic
 
 import functools
 import re
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +66,9 @@ _AHEAD = 2
 
 # How the runtimes say so, and letters of it that are told.
 _OUT_OF_MEMORY, _SHOWN = re.compile("out of memory|resource_exhausted", re.IGNORECASE), 200
+
+# Programs that are kept: pictures may be of as many sizes.
+_MOST_PROGRAMS = 512
 
 _EVERY, _EACH = PartitionSpec(), PartitionSpec("data")
 
@@ -193,7 +196,7 @@ class Engine:
         self._merged: tuple[Any, Params] = ((), self._params)
         # Parameters of ControlNets that are on the devices, by digest.
         self._held: dict[str, Any] = {}
-        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._programs: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
     def prepare(self, job: Job, notes: Mapping[str, Any] | None = None) -> Task:
         """Works out what a job takes.
@@ -298,6 +301,9 @@ class Engine:
                 self._on_compile(key)
             options = dict(COMPILER_OPTIONS.get(self.devices[0].platform, {}))
             self._programs[key] = jax.jit(program).lower(params, given).compile(options)
+            while len(self._programs) > _MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
         return self._programs[key]
 
     def _run(self, key: Any, program: Callable[..., Any], given: Any, over: PartitionSpec, outputs: Any) -> Any:
@@ -355,7 +361,11 @@ class Engine:
                 if frames
             ]
             # An image in the picture of which it is a part, and as large as it was to be.
-            made = self._setup.pictures.upscalers.finished(put_back(images[index], task.shown), task.job)
+            try:
+                made = self._setup.pictures.upscalers.finished(put_back(images[index], task.shown), task.job)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                yield from _failed([task], error)
+                continue
             [image], [whole] = made
             size = {"image_height": image.shape[0], "image_width": image.shape[1]}
             metadata = {**task.metadata, "decoded_again": bool(again[index]), **size}

@@ -16,7 +16,7 @@ from sdjax.diffusion.noise import MAX_SEED, SOURCES
 from sdjax.diffusion.samplers import SAMPLERS, Options, names
 from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
 from sdjax.images.fit import RESIZE_MODES
-from sdjax.images.preprocess import PREPROCESSORS
+from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
 from sdjax.text import controls, tags
 from sdjax.text.conditioning import SYNTAXES
 
@@ -125,7 +125,8 @@ class Job:
       controlnets: of these by name, each with a weight, and the shares of the steps at which it begins and ends:
         "canny:0.8; depth:1:0:0.5".
       control_image: paths of what they see, "; " between; one for each, or one for all; None is `image`.
-      control_preprocessor: one of `PREPROCESSORS` for each, or one for all: what is made of `control_image` first.
+      control_preprocessor: one of `PREPROCESSORS` for each, or one for all: what is made of `control_image` first; with
+        its numbers: "canny:50:150; tile:4".
       guess_mode: lets them act on the prompt's side alone, weaker at high resolutions.
       hires_scale: draws it again as many times as large, from itself; None does not.
       hires_upscaler: by which it is enlarged for that: one of `LATENT_UPSCALERS`, of `PIXEL_UPSCALERS`, or the name of
@@ -333,9 +334,13 @@ class Job:
         """A field that says something for each ControlNet, or one thing for all."""
         parts = split(getattr(self, name))
         if known is not None:
-            parts = tuple(_plain(part) for part in parts)
-            for part in parts:
-                _one_of(name, part, (*known, DEPTH_PREPROCESSOR))
+            try:
+                read = [read_preprocessor(part) for part in parts]
+            except PreprocessorError as error:
+                raise JobError(f"{name}: {error}") from error
+            for kind, _ in read:
+                _one_of(name, kind, (*known, DEPTH_PREPROCESSOR))
+            parts = tuple(":".join([kind, *(f"{number:g}" for number in numbers)]) for kind, numbers in read)
         require(
             len(parts) in (0, 1, nets),
             name,

@@ -199,7 +199,7 @@ def _without_effect(job: Job) -> dict[str, Any]:
     if job.classifier_scale == 0:
         changes["classifier_label"] = None
     if job.only_masked:
-        changes["keep_unmasked"] = False  # so it is anyway
+        changes |= {"keep_unmasked": False, "resize_mode": Job.resize_mode}  # so it is anyway
     if _strength(job) == 1:
         changes["inpaint_fill"] = Job.inpaint_fill  # nothing of it is left under the noise
     return changes

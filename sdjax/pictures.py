@@ -15,9 +15,9 @@ from jaxtyping import Float32, UInt8
 from sdjax.images import masks
 from sdjax.images.encode import PictureError
 from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
-from sdjax.images.preprocess import PREPROCESSORS
+from sdjax.images.preprocess import PREPROCESSORS, read_preprocessor
 from sdjax.images.read import Picture, read_grey, read_picture
-from sdjax.job import DEPTH_PREPROCESSOR, PICTURES, Job, JobError, split
+from sdjax.job import DEPTH_PREPROCESSOR, MAX_SIDE, PICTURES, Job, JobError, split
 
 # A path -> the bytes of the file.
 Read = Callable[[str], bytes]
@@ -194,6 +194,8 @@ def with_size(job: Job, opened: Opened, factor: int) -> Job:
     # Of the picture's proportions, where one side is said.
     scale = job.height / rows if job.height else job.width / columns if job.width else 1
     height, width = snapped(max(1, round(rows * scale)), max(1, round(columns * scale)), factor)
+    if max(height, width) > MAX_SIDE:
+        raise JobError(f"{field}: {getattr(job, field)} has {columns}x{rows} pixels: say both width and height")
     return dataclasses.replace(job, height=job.height or height, width=job.width or width)
 
 
@@ -234,7 +236,10 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
             raise JobError(f"mask_image: {job.mask_image}: nothing of it is {kind}")
         if job.only_masked:
             whole, whole_mask = image, masks.blurred(mask, job.mask_blur)
-            region = Region(*masks.crop_region(whole_mask, job.only_masked_padding, size))
+            try:
+                region = Region(*masks.crop_region(whole_mask, job.only_masked_padding, size))
+            except PictureError as error:
+                raise JobError(f"mask_image: {job.mask_image}: {error}") from error
             part = slice(region.top, region.bottom), slice(region.left, region.right)
             image = fitted(image[part], *size, "stretch")
             mask = fitted_mask(whole_mask[part], *size, "stretch")
@@ -289,8 +294,9 @@ def _preprocessors(job: Job) -> tuple[str, ...]:
 
 
 def _control(pixels: UInt8[np.ndarray, "h w 3"], name: str, estimate: Depth) -> UInt8[np.ndarray, "h w 3"]:
-    if name != DEPTH_PREPROCESSOR:
-        return PREPROCESSORS[name](pixels)
+    kind, numbers = read_preprocessor(name)
+    if kind != DEPTH_PREPROCESSOR:
+        return PREPROCESSORS[kind](pixels, *numbers)
     height, width = pixels.shape[:2]
     near = fitted_grey(estimate(pixels), height, width, "stretch")
     low, high = near.min(), near.max()

@@ -141,7 +141,9 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
     _check_label(job, model)
     _check_pictures(job, model)
     # A picture that has no say is not in the job any more.
-    opened = opened if job.image else opened._replace(image=None)
+    named = {name: found for name, found in opened.digests.items() if getattr(job, name)}
+    told_of = tuple(note for note in opened.notes if note.partition(":")[0] in named)
+    opened = opened._replace(image=opened.image if job.image else None, digests=named, notes=told_of)
     task = _task(setup, job, opened)
     again = second_pass(job, model)
     if again is not None:
@@ -152,7 +154,6 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
         together = task.together._replace(second=(second.bucket, second.together), enlarged_by=job.hires_upscaler)
         task = task._replace(second=second, together=together)
     told = _told(setup, task, opened)
-    named = {name: found for name, found in opened.digests.items() if getattr(job, name)}
     identity = image_id(pictures.by_content(job, named), model.digest, told.decided)
     metadata = {"id": identity, **told.metadata, "pictures": pictures.told(named, opened.notes), **notes}
     return task._replace(id=identity, metadata=metadata)
@@ -210,7 +211,8 @@ def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
     prompts, guided = _branches(job, read, table)
     controls = setup.pictures.controls(job.controls)
     for control in job.controls:
-        if job.strength != 0 and not any(control.acts_in(step, steps) for step in range(steps)):
+        acts = job.image == _OWN_IMAGE or any(control.acts_in(step, steps) for step in range(steps))
+        if table.steps and not acts:
             raise JobError(f"controlnets = {job.controlnets!r}: {control.name} acts in none of {steps} steps")
     adapters = setup.adapters.find((*job.adapters, *read.tags), prompts.embeddings)
     low_rank = setup.adapters.low_rank(adapters.loras) if setup.lora_mode == "batched" else None
@@ -257,7 +259,7 @@ def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
     if tile := max(tile_of(*size, setup.vae_tile) for size in sizes):
         fingerprint["vae_tile"] = tile
     fingerprint |= _digests_of_pictures(setup, task)
-    if opened.digests:
+    if opened.digests or job.upscaler or (job.hires_scale and job.hires_upscaler not in LATENT_UPSCALERS):
         fingerprint["pillow"] = PIL.__version__  # it decodes and resizes
     decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
     metadata = {
@@ -272,7 +274,7 @@ def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
         **fingerprint,
         "adapters_applied": adapters.told(),
         "steps_taken": task.table.steps,
-        "evaluations": task.table.evaluations + (task.second.table.evaluations if task.second else 0),
+        "evaluations": sum(each.table.evaluations for each in (task, task.second) if each and each.table.steps),
         "prompt_tokens": read.tokens,
         "prompt_chunks": read.chunks,
         "prompt_cut": read.cut,
@@ -337,7 +339,9 @@ def _branches(job: Job, read: Conditioning, table: Table) -> tuple[conditions.Us
     # Rounded down, but for what decimals lose: 0.29 of 100 is 29.
     begin, end = (math.floor(round(share * steps, 9)) for share in (job.guidance_start, job.guidance_end))
     whole = begin == 0 and end == steps
-    if begin >= end:
+    if not table.steps:
+        whole = True
+    elif begin >= end:
         raise JobError(
             f"guidance_start = {job.guidance_start}, guidance_end = {job.guidance_end}: of {steps} steps none is "
             "within; guidance_scale = 1 is without guidance"

@@ -54,6 +54,11 @@ def _prompts(job: Job) -> tuple[str, str]:
     return tags.cut(job.prompt).text, tags.cut(job.negative_prompt).text
 
 
+def _goes_on(scale: int, shape: tuple[int, ...], height: int, width: int) -> bool:
+    """Whether an upscaler is run again: while the image is too small, and the next would not be far too large."""
+    return scale > 1 and (shape[0] < height or shape[1] < width) and max(shape[:2]) * scale <= MAX_SIDE
+
+
 def _factor(upscaler: Upscaler | DiffusionUpscaler | None) -> float:
     if isinstance(upscaler, DiffusionUpscaler):
         return float(upscaler.factor)
@@ -127,6 +132,10 @@ class Upscalers:
             self._check_diffusion(upscaler, job, height, width)
         elif upscaler is not None:
             check_upscaler_options(job)
+        if max(self.decoded_size(job, height, width)) > MAX_SIDE:
+            raise JobError(
+                f"{job.upscaler}: {width}x{height} pixels are too large for it, which gives more than {MAX_SIDE}"
+            )
         if job.upscaler is not None:
             by = job.upscale_by or _factor(upscaler)
             height, width = round(height * by), round(width * by)
@@ -228,7 +237,7 @@ class Upscalers:
                 try:
                     # One that does not enlarge is run once.
                     once = upscaler.scale == 1
-                    while once or (upscaler.scale > 1 and (image.shape[0] < height or image.shape[1] < width)):
+                    while once or _goes_on(upscaler.scale, image.shape, height, width):
                         image, once = upscaled(upscaler, image[None])[0], False
                 except ArithmeticError:
                     finite[index] = False

@@ -2,8 +2,10 @@
 
 import os
 
-# Before JAX starts. What a run gives must not depend on how many of these it uses.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+# Before JAX starts. What a run gives must not depend on how many devices it uses. And as tests run side by side, to
+# compile a program in parts, in parallel, costs them more.
+_FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from jaxtyping import install_import_hook

@@ -277,7 +277,7 @@ def test_the_instruction_set_of_a_cpu_is_part_of_the_id(engine, monkeypatch):
     assert device_kind(jax.devices()[0]) == f"{kind} SSE4_2"
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_draws_nearly_the_same(sd1_folder, pictures, dtype):
     model = sdjax.load(sd1_folder, dtype=dtype)
     with jax.numpy_dtype_promotion("standard"):  # Flax' own norms promote

@@ -25,7 +25,6 @@ AND_ALONE = step(CAT, DOG, weights=(1.0, 0.5), guided=False)
 CASES = {
     "guided": ({}, [BOTH] * 6),
     "without_guidance": ({"guidance_scale": 1.0}, [ALONE] * 6),
-    "in_the_beginning": ({"guidance_end": 0.5}, [BOTH] * 3 + [ALONE] * 3),
     "in_the_middle": ({"guidance_start": 0.34, "guidance_end": 0.7}, [ALONE] * 2 + [BOTH] * 2 + [ALONE] * 2),
     "two_parts": ({"prompt": f"{CAT} AND {DOG} :0.5"}, [AND] * 6),
     "two_parts_for_a_while": ({"prompt": f"{CAT} AND {DOG} :0.5", "guidance_end": 0.5}, [AND] * 3 + [AND_ALONE] * 3),

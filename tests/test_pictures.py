@@ -1,6 +1,7 @@
 """Pictures as conditions: what they do to an image, and that neighbours change no bit of it."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
@@ -77,6 +78,13 @@ def test_images_depend_on_neither_order_nor_neighbours_nor_devices(tiny, picture
     assert all(result.finite for result in results)
     assert same(make(engine, JOBS[::-1]), results[::-1])
     assert same(make(engine, JOBS[1::3]), results[1::3])
+    alone = engine_of(tiny, pictures, devices=1)
+    for index in (1, 5, 10, 12):  # of each kind of program; all of them in the next
+        assert same(make(alone, [JOBS[index]]), [results[index]])
+
+
+@pytest.mark.slow
+def test_no_image_depends_on_the_number_of_devices(tiny, pictures, results):
     assert same(make(engine_of(tiny, pictures, devices=1), JOBS), results)
 
 
@@ -236,6 +244,54 @@ def test_of_depth_maps_and_control_pictures_the_part_around_the_mask_is_shown():
     assert shown.region == (20, 40, 36, 56)
     assert np.array_equal(shown.image, whole[20:36, 40:56]) and np.array_equal(shown.controls[0], shown.image)
     assert np.array_equal(shown.depth, depth[10:18, 20:28])
+
+
+def test_a_job_as_it_was_planned_is_the_same_job(engine):
+    more = [
+        job(1, **from_cat, strength=1.0),
+        job(2, **from_cat, strength=1.0, hires_scale=2.0),
+        job(3, **in_mask, strength=1),
+    ]
+    for each in (*JOBS, *more):
+        task = engine.prepare(each)
+        again = engine.prepare(task.job)
+        assert (again.id, again.metadata) == (task.id, task.metadata)
+
+
+def test_of_strength_0_guidance_and_controls_have_no_say(engine):
+    task = engine.prepare(job(1, **from_cat, strength=0.1, guidance_end=0.5, controlnets="tiny:1:0:0.1"))
+    assert (task.metadata["steps_taken"], task.metadata["evaluations"]) == (0, 0)
+    with pytest.raises(sdjax.JobError, match="tiny acts in none of 4 steps"):
+        engine.prepare(job(1, **from_cat, strength=1.0, controlnets="tiny:1:0.1:0.2"))
+
+
+def test_what_takes_too_much_memory_costs_its_own_image_alone(engine, monkeypatch):
+    finished = upscalers.Upscalers.finished
+
+    def narrow(self: upscalers.Upscalers, image: np.ndarray, asked: sdjax.Job) -> upscalers.Enlarged:
+        if asked.upscaler:
+            raise MemoryError("Unable to allocate 1 TiB")
+        return finished(self, image, asked)
+
+    monkeypatch.setattr(upscalers.Upscalers, "finished", narrow)
+    large, plain = make(engine, [job(1, upscaler="lanczos", upscale_by=4), job(0)])
+    assert "out of memory" in large.problem and not large.finite
+    assert plain.problem is None and plain.finite
+
+
+def test_an_image_has_no_size_that_nobody_asked_for(engine, tiny, pictures):
+    def asked(rows: int, columns: int, **fields: object) -> sdjax.Job:
+        written = io.BytesIO()
+        PIL.Image.new("L", (columns, rows), 120).save(written, "PNG")
+        reads = pictures._replace(read={"big.png": written.getvalue()}.__getitem__)
+        return engine_of(tiny, reads, devices=1).prepare(sdjax.Job(prompt="a", seed=1, image="big.png", **fields)).job
+
+    with pytest.raises(sdjax.JobError, match=r"image: big.png has 3000x2000 pixels, and the row does not say"):
+        asked(2000, 3000)
+    assert (asked(20, 60, height=32).width, asked(64, 96).width) == (96, 96)
+    for fields in ({"hires_scale": 8.0}, {"upscaler": "lanczos", "upscale_by": 8}):
+        with pytest.raises(sdjax.JobError, match="16384x16384 pixels; expected up to 8192"):
+            engine.prepare(sdjax.Job(prompt="a", seed=1, width=2048, height=2048, **fields))
 
 
 def test_an_upscaler_that_gives_no_numbers_costs_its_own_image_alone(tiny, pictures, tmp_path, monkeypatch):

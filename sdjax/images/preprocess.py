@@ -5,6 +5,7 @@ pixels on the shorter side first; here they have the image's size already). Inte
 """
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -113,6 +114,29 @@ PREPROCESSORS: dict[str, Callable[..., UInt8[np.ndarray, "h w 3"]]] = {
     "tile": tile,
     "colour_grid": colour_grid,
 }
+
+
+class PreprocessorError(ValueError):
+    """A preprocessor is named in a way that can't be read."""
+
+
+def read_preprocessor(text: str) -> tuple[str, tuple[float, ...]]:
+    """`name:number:number`: a key of `PREPROCESSORS`, and its numbers in their order, as far as they are said.
+
+    Raises:
+      PreprocessorError: for numbers that it does not take.
+    """
+    name, *said = (part.strip() for part in text.split(":"))
+    name = re.sub(r"[\s-]+", "_", name.lower())
+    try:
+        numbers = tuple(int(part) if part.isdecimal() else float(part) for part in said)
+        if name in PREPROCESSORS:
+            PREPROCESSORS[name](np.zeros((1, 1, 3), np.uint8), *numbers)
+        elif numbers:
+            raise PreprocessorError(f"{text!r}: it takes no numbers")
+    except (ValueError, TypeError) as error:
+        raise PreprocessorError(f"{text!r}: {error}") from error
+    return name, numbers
 
 
 # --- Canny's parts ---

@@ -7,6 +7,7 @@ goes on from what DIR holds), `export` writes the folder that `controlnets` name
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 import jax
@@ -45,7 +46,8 @@ def beginning(model: sdjax.Model) -> state.Params:
     width = model.unet.config.per_level("cross_attention_dim")[0]
     picture, sample = jnp.zeros((1, factor, factor, 3)), jnp.zeros((1, 1, 1, cfg.unet.in_channels))
     key, context = jax.random.key(_INIT_SEED), jnp.zeros((1, 1, width))
-    params = network.init(key, picture, sample, jnp.zeros(1), context, method="everything")["params"]
+    init = jax.jit(functools.partial(network.init, method="everything"))
+    params = init(key, picture, sample, jnp.zeros(1), context)["params"]
     own = {name: tree for name, tree in params.items() if name not in model.params["unet"]}
     for name, tree in own.items():
         if name != "controlnet_cond_embedding":

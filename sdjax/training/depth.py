@@ -73,7 +73,7 @@ def train_estimator(
 ) -> state.Params:
     """Trains the estimator to its last step; gives its averaged parameters."""
     pixels = jnp.zeros((1, scenes.SIZE, scenes.SIZE, 3))
-    params = DepthEstimator(ESTIMATOR).init(jax.random.key(_INIT_SEED), pixels)["params"]
+    params = jax.jit(DepthEstimator(ESTIMATOR).init)(jax.random.key(_INIT_SEED), pixels)["params"]
     params["head"]["conv3"]["bias"] = jnp.full_like(params["head"]["conv3"]["bias"], 1.5)
 
     def drawn(first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -35,4 +35,4 @@ VARIANTS: dict[str, tuple[toys.Toy, dict[str, Picture]]] = {
     "sd_turbo": (toys.SD_TURBO, _TURBO),
 }
 # Made in every run of the tests; the others live.
-QUICK = ("sd1_inpaint", "sd2_depth", "sd1_timed_classes")
+QUICK = ("sd2_depth", "sd1_timed_classes")

@@ -49,6 +49,18 @@ def rows() -> list[dict[str, object]]:
     return found
 
 
+def buckets(asked: list[dict[str, object]]) -> set[tuple[object, ...]]:
+    """What rows need programs for: sizes, masks and ControlNets, and the sizes of second passes; nothing else."""
+    found: set[tuple[object, ...]] = set()
+    for row in asked:
+        if row.get("image") != "in/gone.png":
+            size = int(str(row["height"])), int(str(row["width"]))
+            found.add((*size, "mask_image" in row, str(row.get("controlnets", "")).count("canny")))
+            if "hires_scale" in row:
+                found.add((2 * size[0], 2 * size[1], False, 0))
+    return found
+
+
 @pytest.mark.slow
 def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_buckets(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
@@ -99,5 +111,5 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     assert sorted([row["seed"] for row in made] + [asked[reject["line"] - 1]["seed"] for reject in rejects]) == list(
         range(ROWS)
     )
-    assert len(compiled) == len(set(compiled))
+    assert len(compiled) <= len(buckets(asked))
     print(f"\n{len(made)} pictures, {len(rejects)} rejects, {len(compiled)} programs;", Counter(map(type, compiled)))

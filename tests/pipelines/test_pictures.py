@@ -3,6 +3,7 @@
 import io
 import json
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.equipment import make_engine
 from pipelines.storage import read_jsonl
 from sdjax.images.encode import read_parameters
 from sdjax.job import Job, JobError
+from sdjax.pictures import read_file
 from tests import toys
 from tests.checkpoints.test_depth_file import write_folder as write_depth
 from tests.golden import conditioned
@@ -32,6 +34,8 @@ ROWS = [
     {"prompt": "a cat", "seed": 9, "image": "https://example.org/cat.png"},
     {"prompt": "a cat", "seed": 10, "image": "in/cat.png", "mask_image": "in/wide.png"},
     {"prompt": "a cat", "seed": 11, "image": "in/broken.png"},
+    {"prompt": "a cat", "seed": 12, "image": "in/a, b.png", "strength": 1.0},
+    {"prompt": "a cat", "seed": 13, "preview_every": 1, "upscaler": "nearest", "upscale_by": 2},
 ]
 REASONS = {
     7: "gone.png: there is no such file",
@@ -47,6 +51,7 @@ def write_files(folder: Path) -> None:
     folder.mkdir()
     for name, data in conditioned.FILES.items():
         (folder / name).write_bytes(data)
+    (folder / "a, b.png").write_bytes(conditioned.FILES["cat.png"])
     (folder / "broken.png").write_bytes(conditioned.FILES["cat.png"][:-100])
     (folder / "wide.png").write_bytes(conditioned.png(np.full((16, 64), 255, np.uint8)))
     huge = bytearray(conditioned.FILES["cat.png"])
@@ -71,7 +76,7 @@ def made(run_here, tmp_path_factory) -> Path:
         root / "rows.jsonl", root / "out", model=str(root / "tiny"), controlnet_folder=str(root / "controls"),
         width=32, height=32,
     )  # fmt: skip
-    assert (counts.rows, counts.rejected_rows, counts.made, counts.duplicates, counts.problems()) == (12, 6, 5, 1, [])
+    assert (counts.rows, counts.rejected_rows, counts.made, counts.duplicates, counts.problems()) == (14, 6, 7, 1, [])
     return root
 
 
@@ -88,13 +93,37 @@ def test_pictures_are_found_beside_the_prompt_file_and_bad_ones_rejected_with_th
         assert expected in rejects[line] and rejects[line].startswith(("image: ", "mask_image: "))
 
 
+def test_a_picture_that_is_gone_or_another_when_it_is_needed_costs_its_own_image_alone(
+    run_here, made, tmp_path, monkeypatch
+):
+    reads: Counter[str] = Counter()
+
+    def changing(path: str) -> bytes:
+        reads[path] += 1
+        if reads[path] > 1 and path.endswith("edges.png"):
+            raise JobError(f"{path}: there is no such file")
+        other = reads[path] > 1 and path.endswith("pose.png")
+        return read_file(str(made / "in" / "cat.png") if other else path)
+
+    monkeypatch.setattr(pictures, "read", changing)
+    rows = [{"prompt": "a", "seed": 1, "image": f"{made}/in/{name}.png"} for name in ("cat", "edges", "pose")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Of another tile, so that an engine is made that reads so.
+    counts = run_here(
+        tmp_path / "rows.jsonl", tmp_path / "out", model=str(made / "tiny"), vae_tile=256, width=32, height=32
+    )
+    assert (counts.made, counts.failed, counts.problems()) == (1, 2, [])
+    reasons = {reject["line"]: reject["reason"] for reject in read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))}
+    assert "there is no such file" in reasons[2] and "has changed since" in reasons[3]
+
+
 def test_all_is_made_again_and_a_picture_that_changed_since_is_named(made):
     def remake() -> verify.Report:
         given = verify.made_with(str(made / "out"))
         return verify.remake(str(made / "out"), lambda settings: make_engine(given._replace(**settings)), 1.0)
 
     report = remake()
-    assert (report.remade, report.exact, report.findings) == (5, 5, ())
+    assert (report.remade, report.exact, report.findings) == (7, 7, ())
     (made / "in" / "edges.png").write_bytes(conditioned.FILES["pose.png"])
     [finding] = remake().findings
     assert "control_image" in finding.problem and "is another file now" in finding.problem

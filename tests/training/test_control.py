@@ -24,6 +24,7 @@ def params(emoji):
     return control.beginning(emoji)
 
 
+@pytest.mark.slow
 def test_before_training_it_gives_nothing(emoji, params):
     network = ControlNet(control.config(emoji))
     latents, context = RNG.standard_normal((1, 8, 8, 12)), RNG.standard_normal((1, 32, 160))

@@ -30,6 +30,7 @@ def test_an_emoji_rises_from_its_border_to_its_middle_and_the_background_is_flat
     assert (np.diff(inside[side // 2, : side // 2].astype(int)) >= 0).all() and inside[side // 2, side // 2] == 255
 
 
+@pytest.mark.slow
 def test_before_training_depth_says_nothing(emoji):
     params = depth.beginning(emoji)
     latents, context = RNG.standard_normal((1, 8, 8, 12)), RNG.standard_normal((1, 32, 160))
