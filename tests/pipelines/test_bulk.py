@@ -35,7 +35,6 @@ def rows() -> list[dict[str, object]]:
         {"hires_scale": 2.0, "hires_steps": 2},
         {"image": "in/apple.png", "strength": 0.4, "upscaler": "lanczos", "upscale_by": 2},
         {"upscaler": "x4", "upscaler_steps": 2},
-        {"upscaler": "x2", "upscaler_steps": 2},
         {"upscaler": "video"},
         {"image": "in/gone.png"},
     )
@@ -72,7 +71,6 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     emoji = sdjax.load("emoji")
     depth.write_model(emoji, depth.beginning(emoji), tmp_path / "model")
     sd_upscalers.write(tmp_path / "upscalers" / "x4", sd_upscalers.X4_TOY)
-    sd_upscalers.write(tmp_path / "upscalers" / "x2", sd_upscalers.X2_TOY)
     video = CompactConfig(convolutions=2, features=8, shuffle=2, scale=2)
     save_file(upscalers.state(video), tmp_path / "upscalers" / "video.safetensors")
     asked = rows()
