@@ -58,8 +58,6 @@ PARTNERS: Mapping[str, Any] = {
     "seed_resize_from_height": 1,
     "classifier_label": 0,
 }
-
-
 # Words of tables for yes and no.
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
 

@@ -75,8 +75,8 @@ def _by_settings(
         # One that says nothing of these was made without, whatever the engine is set to.
         if modes:
             settings.setdefault("lora_mode", modes[0])
-        sides = (max(metadata[side], metadata.get(f"image_{side}", 0)) for side in ("height", "width"))
-        height, width = sides  # an upscaler may have decoded all of it
+        # An upscaler may have decoded all of what the picture is in the end.
+        height, width = (max(metadata[side], metadata.get(f"image_{side}", 0)) for side in ("height", "width"))
         whole = (tile for tile in tiles if not tile_of(height, width, tile))
         settings["vae_tile"] = metadata.get("vae_tile") or next(whole, 0)
         groups.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append((path, metadata))

@@ -153,6 +153,7 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
         second = second._replace(together=second.together._replace(begins_with_picture=encodes))
         together = task.together._replace(second=(second.bucket, second.together), enlarged_by=job.hires_upscaler)
         task = task._replace(second=second, together=together)
+    setup.pictures.upscalers.check(job, *(task.second or task).size)
     told = _told(setup, task, opened)
     identity = image_id(pictures.by_content(job, named), model.digest, told.decided)
     metadata = {"id": identity, **told.metadata, "pictures": pictures.told(named, opened.notes), **notes}
@@ -295,7 +296,6 @@ def _digests_of_pictures(setup: Setup, task: Task) -> dict[str, str]:
     own_depth = setup.model.takes_depth and job.depth_image is None and job.image is not None
     if (own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor)) and library.depth is not None:
         found["depth_digest"] = library.depth.digest
-    library.upscalers.check(job, *(task.second or task).size)
     return found | library.upscalers.digests(job)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 import sdjax
-from sdjax.training import scenes
+from sdjax.training import scenes, state
 
 # Scenes, and how many are encoded at once.
 SCENES, _AT_ONCE = 12_000, 100
@@ -93,3 +93,40 @@ def batches(
         ids = np.where(rng.random(size)[:, None] < _WITHOUT_CAPTION, empty, data.ids[rows])
         yield data.latents[rows], data.seen[rows], ids.astype(np.int32)
         step += 1
+
+
+def trained(
+    loss: Callable[[state.Params, Any, Array], tuple[Array, dict[str, Array]]],
+    params: state.Params,
+    data: SceneSet,
+    model: sdjax.Model,
+    recipe: state.Recipe,
+    *,
+    batch: int,
+    seed: int,
+    path: Path,
+) -> state.Params:
+    """Trains parameters to the last step of a recipe on batches of scenes; gives the averaged ones.
+
+    Args:
+      loss: as `state.make_update` takes it, of batches as `batches` gives them.
+      params: before the first step; a run that was saved goes on from where it was.
+      data: the scenes.
+      model: whose tokenizer is used.
+      recipe: how long and how fast.
+      batch: scenes in each.
+      seed: of batches and noise.
+      path: where the run is kept.
+    """
+    init, update = state.make_update(loss, recipe, seed=seed)
+    empty = np.array(model.tokenizer("").ids)
+    ended = state.run(
+        update,
+        state.restore(path, init(params)),
+        lambda first: batches(data, empty, batch, seed, first),
+        steps=recipe.steps,
+        path=path,
+        title=path.stem,
+        save_every=300,
+    )
+    return jax.device_get(ended.average)

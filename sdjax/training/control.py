@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
@@ -21,7 +20,7 @@ from sdjax.checkpoints.controlnet_file import write_controlnet
 from sdjax.images.preprocess import canny
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.training import state
-from sdjax.training.conditions import SceneSet, batches, encode_scenes, load_scenes
+from sdjax.training.conditions import SceneSet, encode_scenes, load_scenes, trained
 from sdjax.training.emoji import BATCH, FONT
 from sdjax.training.latent_diffusion import diffusion_loss
 from sdjax.training.stages import parse_stages
@@ -81,18 +80,7 @@ def train(
 
         return diffusion_loss(predict, model.scheduler, latents, key)
 
-    init, update = state.make_update(loss, recipe, seed=_NOISE_SEED)
-    empty = np.array(model.tokenizer("").ids)
-    ended = state.run(
-        update,
-        state.restore(folder / FILE, init(beginning(model))),
-        lambda first: batches(data, empty, batch, _NOISE_SEED, first),
-        steps=recipe.steps,
-        path=folder / FILE,
-        title="control",
-        save_every=300,
-    )
-    return jax.device_get(ended.average)
+    return trained(loss, beginning(model), data, model, recipe, batch=batch, seed=_NOISE_SEED, path=folder / FILE)
 
 
 def export(model: sdjax.Model, folder: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from sdjax.depth import normalised
 from sdjax.models import UNet, UNetConfig
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.training import scenes, state
-from sdjax.training.conditions import SceneSet, batches, encode_scenes, load_scenes
+from sdjax.training.conditions import SceneSet, encode_scenes, load_scenes, trained
 from sdjax.training.emoji import BATCH, FONT, SCHEDULER_CLASS
 from sdjax.training.latent_diffusion import diffusion_loss
 from sdjax.training.stages import parse_stages
@@ -129,18 +129,7 @@ def train_unet(
 
         return diffusion_loss(predict, model.scheduler, latents, key)
 
-    init, update = state.make_update(loss, recipe, seed=_UNET_SEED)
-    empty = np.array(model.tokenizer("").ids)
-    ended = state.run(
-        update,
-        state.restore(folder / UNET_FILE, init(beginning(model))),
-        lambda first: batches(data, empty, batch, _UNET_SEED, first),
-        steps=recipe.steps,
-        path=folder / UNET_FILE,
-        title="depth unet",
-        save_every=300,
-    )
-    return jax.device_get(ended.average)
+    return trained(loss, beginning(model), data, model, recipe, batch=batch, seed=_UNET_SEED, path=folder / UNET_FILE)
 
 
 def export_estimator(folder: Path, target: Path) -> None:
