@@ -31,7 +31,7 @@ demo: install ## pictures from configs/emoji_demo.txt and a contact sheet, in de
 	$(VENV)/bin/sdjax sheet demo
 
 test: install ## the tests, without torch
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install ## the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m slow

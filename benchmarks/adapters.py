@@ -35,7 +35,7 @@ from sdjax.adapters.lora_changes import LowRank, Product
 from sdjax.adapters.per_image import Weighted, adding, arrays, low_rank, shape_of
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.checkpoints.names import TEXT_ENCODER, UNET, file_names
-from sdjax.device import COMPILER_OPTIONS
+from sdjax.device import compiler_options
 from sdjax.models import UNet, UNetConfig
 
 CONFIGS = Path(__file__).parent.parent / "tests" / "golden" / "configs"
@@ -167,7 +167,7 @@ def measure_forward(options: argparse.Namespace) -> None:
 
 def compiled(function: Callable[..., Any], *given: Any) -> Callable[..., Any]:
     """A function as the engine compiles it."""
-    options = dict(COMPILER_OPTIONS.get(jax.default_backend(), {}))
+    options = compiler_options(jax.default_backend())
     return jax.jit(function).lower(*given).compile(options)
 
 

@@ -65,17 +65,22 @@ def map_folder(
         else:
             model = model or load()
             try:
-                pixels = read_picture(pictures.read(path), path).pixels
-            except ValueError as error:  # PictureError or JobError, which name it
-                yield Mapped(path, file, str(error), False)
-                continue
-            try:
-                near = sized(depth_of(model, pixels), *pixels.shape[:2])
+                data = _map_of(model, path)
             except ValueError as error:
-                yield Mapped(path, file, f"{path}: {error}", False)
+                yield Mapped(path, file, str(error), False)
             else:
-                written = io.BytesIO()
-                Image.fromarray(grey_png16(near)).save(written, "PNG")
-                storage.write_whole(file, written.getvalue())
+                storage.write_whole(file, data)
                 yield Mapped(path, file, None, False)
         on_done()
+
+
+def _map_of(model: DepthModel, path: str) -> bytes:
+    """The file of a picture's map; raises `ValueError` that names the picture if there can't be one."""
+    pixels = read_picture(pictures.read(path), path).pixels
+    try:
+        near = sized(depth_of(model, pixels), *pixels.shape[:2])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    written = io.BytesIO()
+    Image.fromarray(grey_png16(near)).save(written, "PNG")
+    return written.getvalue()

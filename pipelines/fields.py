@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sdjax.job import FIELDS, NEEDS, Job, JobError, allowed_types, check_type, require
+from sdjax.job import FIELDS, NEEDS, ONLY_WITH, PICTURES, Job, JobError, allowed_types, check_type, require, split
 
 # Up to here a float holds each whole number.
 _EXACT = 2**53
@@ -43,7 +43,7 @@ ALIASES = {
 # A1111's own count of clip skip, in which 1 skips nothing: its setting, and its words in pictures.
 _A1111_CLIP_SKIP = ("clip_stop_at_last_layers", "clip skip")
 # What stands for fields that are missing while others are looked at.
-PARTNERS: Mapping[str, Any] = {
+_PARTNERS: Mapping[str, Any] = {
     "prompt": "any",
     "image": "any",
     "mask_image": "any",
@@ -62,12 +62,33 @@ PARTNERS: Mapping[str, Any] = {
 _TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
 
 
+def partner_of(name: str, values: Mapping[str, Any]) -> Any:
+    """What stands for the field that another wants beside it: of as many parts as that has."""
+    partner = NEEDS[name]
+    parts = len(split(str(values[name]))) if partner == "controlnets" else 1
+    return "; ".join([_PARTNERS[partner]] * parts) if parts > 1 else _PARTNERS[partner]
+
+
+def filled_in(given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says, and what the run says of the rest; but not what would have nothing to act on in this row.
+
+    So one `strength` for a whole run leaves rows without an `image` as they are.
+    """
+    whole = {**run, **given}
+    while idle := [name for name in whole if name in ONLY_WITH and name not in given and NEEDS[name] not in whole]:
+        for name in idle:
+            del whole[name]
+    if "resize_mode" not in given and not any(name in whole for name in PICTURES):
+        whole.pop("resize_mode", None)
+    return whole
+
+
 def with_partners(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields, and what stands for others that they want beside them: to look at some of a job before all are known."""
-    whole = {"prompt": PARTNERS["prompt"], **values}
+    whole = {"prompt": _PARTNERS["prompt"], **values}
     for name, partner in NEEDS.items():
         if whole.get(name) is not None and whole.get(partner) is None:
-            whole[partner] = PARTNERS[partner]
+            whole[partner] = partner_of(name, whole)
     return whole
 
 

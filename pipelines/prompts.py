@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import RunConfig
-from pipelines.fields import PARTNERS, job_from_text, unknown_fields, with_fields_named
+from pipelines.fields import filled_in, job_from_text, partner_of, unknown_fields, with_fields_named
 from pipelines.sweeps import PROMPTS, ROW_KEYS, check_number, drawn_seed, expand, row_key, size, swept
 from sdjax.images.metadata import NO_TEXT
 from sdjax.job import NEEDS, RANDOM_SEED, Job, repeated
@@ -421,11 +421,11 @@ def _asked(
     total = 0
     for number, values in enumerate(expand(given, dict(config.sweeps), config.sweep)):
         filled = {name: value for name, value in values.items() if not _is_blank(value) or name == "prompt"}
-        whole = {**dict(config.job), **filled}
+        whole = filled_in(filled, dict(config.job))
         own = {name: value for name, value in filled.items() if name in given and name not in varied}
         for name, partner in NEEDS.items():  # which the configuration or the sweep gives
             if name in own and partner not in own and partner in whole:
-                own[partner] = PARTNERS[partner]
+                own[partner] = partner_of(name, own)
         templates = {} if mode == "none" else _templates(whole)
         notes = {f"{name}_template": template.text for name, template in templates.items()}
         notes |= {"template_mode": mode} if templates else {}

@@ -34,6 +34,11 @@ _NEEDED = (
     "sdjax",
 )
 
+# Pictures that are prepared at once, each with the pictures that it begins with.
+_AT_ONCE = 64
+# Fields that make another program, or other merged weights.
+_SHARED = ("adapters_applied", "width", "height", "sampler", "controlnets", "input_image", "mask_image", "hires_scale")
+
 
 class Finding(NamedTuple):
     """What is wrong with a file."""
@@ -170,29 +175,41 @@ def _compare(
     engine: Engine, members: Sequence[tuple[str, dict[str, Any]]]
 ) -> Iterator[tuple[str, str | None, bool | None]]:
     """Path, problem and whether the file is the same (None if it could not be made again), for each picture."""
+    # Beside each other what shares programs, so that batches are full.
+    in_order = sorted(members, key=lambda member: [str(member[1].get(name)) for name in _SHARED])
+    for first in range(0, len(in_order), _AT_ONCE):
+        yield from _compare_some(engine, in_order[first : first + _AT_ONCE])
+
+
+def _compare_some(
+    engine: Engine, members: Sequence[tuple[str, dict[str, Any]]]
+) -> Iterator[tuple[str, str | None, bool | None]]:
     tasks: dict[str, Task] = {}
     files: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # several where other versions made the same job
     for path, metadata in members:
         try:
             task = engine.prepare(job_of(metadata))
-        except ValueError as error:  # JobError, or AdapterError
+        except Exception as error:  # what pictures, adapters and networks may raise: it is this picture's
             yield path, f"can't be made again: {error}", None
             continue
         tasks[task.id] = task
         files.setdefault(task.id, []).append((path, metadata))
     for result in engine.run(tasks.values()):
         for path, metadata in files[result.metadata["id"]]:
-            yield path, *_judge(result.image, result.metadata, metadata, path)
+            if result.problem:
+                yield path, f"can't be made again: {result.problem}", None
+            else:
+                yield path, *_judge(result.image, result.metadata, metadata, path)
 
 
 def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> tuple[str | None, bool]:
     stored = storage.read_whole(path)
     kind = next(name for name, known in FORMATS.items() if known.extension == path.rpartition(".")[2])
     if encode(image, theirs, kind) == stored:
-        explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _other_adapters(ours, theirs)
+        explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _others(ours, theirs)
         return (None if explained else "its id is not that of its metadata"), True
     differing = _differing(ours, theirs)
-    if others := [*_other_adapters(ours, theirs), *_other_pictures(ours, theirs)]:
+    if others := _others(ours, theirs):
         return f"{', '.join(others)} is another file now than the picture was made with", False
     if not differing:
         return "made again it is not the same", False
@@ -204,6 +221,11 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
     return None, False
 
 
+def _others(ours: Any, theirs: dict[str, Any]) -> list[str]:
+    """The files that are others now than the picture was made with."""
+    return [*_other_adapters(ours, theirs), *_other_pictures(ours, theirs), *_other_networks(ours, theirs)]
+
+
 def _other_pictures(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """The fields whose pictures have changed."""
     now, then = (json.loads(each.get("pictures") or "{}").get("sha256", {}) for each in (ours, theirs))
@@ -212,9 +234,23 @@ def _other_pictures(ours: Any, theirs: dict[str, Any]) -> list[str]:
     ]
 
 
+def _other_networks(ours: Any, theirs: dict[str, Any]) -> list[str]:
+    """What else pictures are seen and made with, where it has changed."""
+    return [
+        f"{field} ({named})"
+        for field, named, digest in (
+            ("controlnets", theirs.get("controlnets"), "control_digests"),
+            ("depth_model", "of the run", "depth_digest"),
+            ("upscaler", theirs.get("upscaler"), "upscaler_digest"),
+            ("hires_upscaler", theirs.get("hires_upscaler"), "hires_upscaler_digest"),
+        )
+        if ours.get(digest) != theirs.get(digest)
+    ]
+
+
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """What of the fingerprint differs from that of the picture."""
-    return [name for name in ("device_kind", "jaxlib", "sdjax") if ours[name] != theirs[name]]
+    return [name for name in ("device_kind", "jaxlib", "sdjax", "pillow") if ours.get(name) != theirs.get(name)]
 
 
 def _other_adapters(ours: Any, theirs: dict[str, Any]) -> list[str]:

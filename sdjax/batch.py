@@ -13,6 +13,7 @@ from sdjax.diffusion import noise
 from sdjax.diffusion.brownian import TorchBrownianTree
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.sample import stack_tables
+from sdjax.images import masks
 from sdjax.job import Job
 from sdjax.model import DTYPES, Model
 from sdjax.plan import Task, resized_from
@@ -22,7 +23,6 @@ from sdjax.program import Beginning, Bucket, Controlled, Inputs, Picture, Seen
 _WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
 
 # The share from which on a place counts as hidden, where it can only be all or nothing.
-HALF = 0.5
 
 
 def latent_shape(model: Model, bucket: Bucket) -> tuple[int, int, int]:
@@ -111,7 +111,11 @@ def latent_masks(batch: Sequence[Task]) -> Float32[np.ndarray, "b h w 1"]:
 
 
 def controlled(batch: Sequence[Task], params: Sequence[Any]) -> tuple[Controlled, ...]:
-    """What ControlNets do in a batch; `params` are theirs."""
+    """What ControlNets do in a batch; `params` are theirs.
+
+    One that sees the mean of its picture alone (shuffle) acts on the prompt's side only, as in guess mode: so it is in
+    diffusers, and in A1111's extension.
+    """
     rows, jobs = batch[0].bucket.rows, [task.job for task in batch]
     found = []
     for number, each in enumerate(params):
@@ -121,7 +125,8 @@ def controlled(batch: Sequence[Task], params: Sequence[Any]) -> tuple[Controlled
             step = task.table.step
             weights[: len(step), image] = np.where(control.acts_in(step, steps), control.weight, 0.0)
         pictures = np.stack([task.shown.controls[number] for task in batch])
-        found.append(Controlled(each, pictures, weights, np.array([job.guess_mode for job in jobs])))
+        pooled = getattr(batch[0].bucket.controls[number], "global_pool_conditions", False)
+        found.append(Controlled(each, pictures, weights, np.array([job.guess_mode or pooled for job in jobs])))
     return tuple(found)
 
 
@@ -144,7 +149,7 @@ def seen(batch: Sequence[Task], drawn: Any, *, hide: bool = False, pixels: Any =
       pixels: of them all; None takes those of the jobs.
     """
     pixels = _stacked([task.shown.image for task in batch]) if pixels is None else pixels
-    return Seen(pixels, drawn, _stacked([task.shown.mask for task in batch])[..., None] >= HALF if hide else ())
+    return Seen(pixels, drawn, _stacked([task.shown.mask for task in batch])[..., None] >= masks.HALF if hide else ())
 
 
 def _stacked(arrays: Sequence[Shaped[np.ndarray, "..."] | None]) -> Shaped[np.ndarray, "b ..."]:

@@ -3,7 +3,6 @@
 Depth is relative and inverse everywhere: larger is nearer, and neither scale nor offset means anything.
 """
 
-import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from PIL import Image
 from sdjax.assets import bundled
 from sdjax.checkpoints.depth_file import DepthProcessor, depth_shapes, find_depth
 from sdjax.checkpoints.tensors import CheckpointError, Params, Part, load_parts
+from sdjax.device import platform_of, program_for
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.models.interpolation import bicubic
 
@@ -66,14 +66,21 @@ def depth_place(path: str | Path) -> Path:
 
 
 def depth_of(model: DepthModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j"]:
-    """The depth of one picture, at the size at which the network sees it; compiled once for each such size."""
+    """The depth of one picture, at the size at which the network sees it; compiled once for each such size.
+
+    Raises:
+      ValueError: if the picture is too long and narrow, or what the network gives is not finite.
+    """
     seen = processed(model.processor, pixels)
     precision = "highest" if jax.tree.leaves(model.params)[0].dtype == jnp.float32 else "default"
     with jax.default_matmul_precision(precision):
-        return np.asarray(_estimated(model.config, model.params, seen[None])[0])
+        estimated = program_for(platform_of(model.params), _estimated, model.config)
+        found = np.asarray(estimated(model.params, seen[None])[0])
+    if not np.isfinite(found).all():
+        raise ValueError("the estimator of depth gave NaN or infinity for a picture")
+    return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _estimated(
     config: DepthConfig, params: Params, pixels: Float[Array | np.ndarray, "b h w 3"]
 ) -> Float[Array, "b i j"]:

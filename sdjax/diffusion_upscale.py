@@ -13,7 +13,7 @@ clean latents. It sees the latents to be upscaled as they are, each four times, 
 and sines of how noisy they are: not at all) and the text encoder's last state at the end of the prompt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from sdjax import conditions
 from sdjax.checkpoints.sd_upscaler import NOISE_FEATURES
+from sdjax.device import platform_of, program_for
 from sdjax.diffusion import noise
 from sdjax.diffusion.guidance import classifier_free, denoised, network_input
 from sdjax.diffusion.sample import Denoise, Latents, Level, Rows, sample, stack_tables
@@ -175,10 +176,6 @@ def _precision(networks: Networks) -> Any:
 # Tables are filled up to multiples of so many evaluations, so that few programs serve many numbers of steps.
 _ROWS = 64
 
-_x4_latents = jax.jit(x4_latents, static_argnums=0)
-_x2_latents = jax.jit(x2_latents, static_argnums=0)
-_pixels_of = jax.jit(pixels_of, static_argnums=(0, 1))
-
 
 def upscale_x4(
     upscaler: Upscaler,
@@ -192,6 +189,7 @@ def upscale_x4(
     noise_level: int = 20,
     noise_source: str = "threefry",
     prompt_syntax: str = "a1111",
+    prompt_problems: str = "reject",
     batch_size: int = 1,
     vae_tile: int = 0,
 ) -> UInt8[np.ndarray, "b i j 3"]:
@@ -211,6 +209,7 @@ def upscale_x4(
       noise_level: of the noise that is put on the small pictures, from 0 to the checkpoint's `max_noise_level`.
       noise_source: "threefry", or "torch" or "philox" in diffusers' order with a generator for each picture.
       prompt_syntax: how prompts are read; see `sdjax.text.conditioning.condition`.
+      prompt_problems: "reject" or "accept" prompts that can't be read as they stand, as of jobs.
       batch_size: pictures that are made at once.
       vae_tile: side, in pixels, of the tiles in which the VAE decodes; 0 is at once.
 
@@ -224,11 +223,12 @@ def upscale_x4(
     _check_level(upscaler, noise_level)
     table = upscaler.table(steps)
     used = [
-        read_prompt(upscaler, prompt, negative, prompt_syntax, table, guidance_scale)
+        read_prompt(upscaler, prompt, negative, prompt_syntax, prompt_problems, table, guidance_scale)
         for prompt, negative in zip(prompts, negative_prompts or [""] * len(prompts), strict=True)
     ]
     clean = alphas_cumprod(upscaler.low_res)[noise_level]
     shape = (*pixels.shape[1:3], upscaler.networks.vae.config.latent_channels)
+    sampled, decoded = (_program(upscaler, *each) for each in ((x4_latents,), (pixels_of, vae_tile)))
     made = np.zeros((len(pixels), *(4 * side for side in pixels.shape[1:3]), 3), np.uint8)
     for batch, count in _batches([each.shape for each in used], batch_size):
         # In diffusers' order: first for the picture, then for the latents.
@@ -244,8 +244,8 @@ def upscale_x4(
             noise=drawn[1],
             **_shared(table, guidance_scale, batch_size),
         )
-        latents = _x4_latents(upscaler.networks, upscaler.params, inputs)
-        images, finite = _pixels_of(upscaler.networks, vae_tile, upscaler.params, latents)
+        latents = sampled(upscaler.params, inputs)
+        images, finite = decoded(upscaler.params, latents)
         if not np.all(finite[:count]):
             raise ArithmeticError(f"upscaling gives pictures that are not finite: {np.array(batch)[~np.array(finite)]}")
         made[batch[:count]] = np.asarray(images)[:count]
@@ -280,11 +280,12 @@ def upscale_latent_x2(
     height, width, channels = 2 * latents.shape[1], 2 * latents.shape[2], latents.shape[3]
     check_latents(upscaler, *latents.shape[1:])
     table = upscaler.table(steps)
-    asked = [prompts if guidance_scale else [""] * len(prompts)]
-    if guidance_scale > 1:
-        asked.append(negative_prompts or [""] * len(prompts))
-    tokens = np.array([[tokens_of(upscaler, prompt) for prompt in branch] for branch in asked], np.int32)
+    asked = [
+        _asked(*pair, guidance_scale) for pair in zip(prompts, negative_prompts or [""] * len(prompts), strict=True)
+    ]
+    tokens = np.array([[tokens_of(upscaler, text) for text in branch] for branch in zip(*asked, strict=True)], np.int32)
     ends = np.argmax(tokens == upscaler.tokenizer.end, axis=-1).astype(np.int32)
+    sampled = _program(upscaler, x2_latents)
     made = np.zeros((len(latents), height, width, channels), np.float32)
     for batch, count in _batches([None] * len(latents), batch_size):
         [drawn] = _noise(noise_source, [seeds[index] for index in batch], [(height, width, channels)])
@@ -295,7 +296,7 @@ def upscale_latent_x2(
             noise=drawn,
             **_shared(table, guidance_scale, batch_size),
         )
-        made[batch[:count]] = np.asarray(_x2_latents(upscaler.networks, upscaler.params, inputs))[:count]
+        made[batch[:count]] = np.asarray(sampled(upscaler.params, inputs))[:count]
     return made
 
 
@@ -308,14 +309,15 @@ def check(
     guidance_scale: float,
     noise_level: int,
     prompt_syntax: str,
+    prompt_problems: str,
 ) -> None:
     """Raises the `JobError` that upscaling would; arguments are those of `upscale_x4`."""
     table = upscaler.table(steps)
     if upscaler.factor == 4:
         _check_level(upscaler, noise_level)
-        read_prompt(upscaler, prompt, negative_prompt, prompt_syntax, table, guidance_scale)
+        read_prompt(upscaler, prompt, negative_prompt, prompt_syntax, prompt_problems, table, guidance_scale)
     else:
-        for text in (prompt, negative_prompt):
+        for text in _asked(prompt, negative_prompt, guidance_scale):
             tokens_of(upscaler, text)
 
 
@@ -336,6 +338,10 @@ def _check_level(upscaler: Upscaler, noise_level: int) -> None:
         raise JobError(f"noise_level = {noise_level}: expected a number from 0 to {upscaler.max_noise_level}")
 
 
+def _program(upscaler: Upscaler, function: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
+    return program_for(platform_of(upscaler.params), function, upscaler.networks, *settings)
+
+
 def _check(upscaler: Upscaler, factor: int, pictures: Any, prompts: Sequence[str], seeds: Sequence[int]) -> None:
     if upscaler.factor != factor:
         raise JobError(f"{upscaler.name} upscales by {upscaler.factor}; expected an upscaler by {factor}")
@@ -344,20 +350,28 @@ def _check(upscaler: Upscaler, factor: int, pictures: Any, prompts: Sequence[str
 
 
 def read_prompt(
-    upscaler: Upscaler, prompt: str, negative: str, syntax: str, table: Table, guidance_scale: float
+    upscaler: Upscaler, prompt: str, negative: str, syntax: str, problems: str, table: Table, guidance_scale: float
 ) -> conditions.Used:
     """What of prompts the x4 upscaler is asked; raises `JobError` if they can't be read as they were meant."""
     steps = int(table.step[-1]) + 1
     read = condition(upscaler.tokenizer, prompt, negative, syntax=syntax, emphasis="original", steps=steps)
     guided = guidance_scale > 1
     parts = len(read.part_weights)
-    problems = [*read.problems, *(f"<{tag.kind}:{tag.name}> names an adapter" for tag in read.tags)]
-    problems += [f"{cut!r} does not fit" for cut in (read.cut, guided and read.negative_cut) if cut]
+    found = [
+        *(read.problems if problems == "reject" else ()),
+        *(f"<{tag.kind}:{tag.name}> names an adapter" for tag in read.tags),
+    ]
+    found += [f"{cut!r} does not fit" for cut in (read.cut, guided and read.negative_cut) if cut]
     if not guided and read.part_weights != (1.0,):
-        problems.append("it has weighted parts, which need guidance")
-    if problems:
-        raise JobError(f"the prompt {prompt!r} of a picture to be upscaled: {'; '.join(problems)}")
+        found.append("it has weighted parts, which need guidance")
+    if found:
+        raise JobError(f"the prompt {prompt!r} of a picture to be upscaled: {'; '.join(found)}")
     return conditions.used(read, tuple(range(parts + guided)), guided)
+
+
+def _asked(prompt: str, negative_prompt: str, guidance_scale: float) -> list[str]:
+    """What the x2 upscaler is asked: at a scale of 0 no prompt either, as in diffusers."""
+    return [prompt if guidance_scale else "", *([negative_prompt] if guidance_scale > 1 else [])]
 
 
 def tokens_of(upscaler: Upscaler, prompt: str) -> tuple[int, ...]:

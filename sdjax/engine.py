@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, UInt8
 from sdjax.adapters.library import Adapters, Library
 from sdjax.adapters.lora import changed, replaced
 from sdjax.batch import (
-    HALF,
     Given,
     HostNoise,
     beginning,
@@ -36,11 +35,12 @@ from sdjax.batch import (
 from sdjax.checkpoints.diffusers_folder import vae_dtype_of
 from sdjax.checkpoints.tensors import Params
 from sdjax.classifier import Classifier
-from sdjax.device import COMPILER_OPTIONS, device_kind
+from sdjax.device import compiler_options, device_kind
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS, enlarged
 from sdjax.diffusion.sample import Trail
+from sdjax.images import masks
 from sdjax.images.steps import Preview
-from sdjax.job import Job
+from sdjax.job import Job, JobError
 from sdjax.model import DTYPES, Model
 from sdjax.models.vae_tiles import VAE_TILE, tile_of
 from sdjax.picture_library import PictureLibrary, Pictures, check_files
@@ -81,7 +81,8 @@ class Result(NamedTuple):
     metadata: flat and JSON: the job as it was done, the model, the fingerprint, what was cut.
     finite: False if the network gave NaN or infinity, so that the image is worth nothing.
     previews: the steps that were kept.
-    problem: why there is no image, and one of no size stands for it: it takes more memory than there is.
+    problem: why there is no image, and one of no size stands for it: it takes more memory than there is, or a file
+      that it takes is gone.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -102,12 +103,19 @@ class _Flying(NamedTuple):
     sound: Bool[np.ndarray, " b"]  # whether all was finite that was made of each before
 
 
+# What costs a batch or an image, if it is one of the problems that `_failed` tells.
+_FAILURES = (jax.errors.JaxRuntimeError, MemoryError, JobError)
+
+
 def _failed(tasks: list[Task], error: Exception) -> list[Result]:
-    """What becomes of a batch that takes more memory than there is; other errors are raised again."""
-    if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-        raise error
+    """What becomes of tasks that take more memory than there is, or a file that is gone; others are raised again."""
     bucket, nothing = tasks[0].bucket, np.zeros((0, 0, 3), np.uint8)
-    problem = f"out of memory at {bucket.width}x{bucket.height} pixels ({str(error).splitlines()[0][:_SHOWN]})"
+    if isinstance(error, JobError):
+        problem = str(error)
+    elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+        problem = f"out of memory at {bucket.width}x{bucket.height} pixels ({str(error).splitlines()[0][:_SHOWN]})"
+    else:
+        raise error
     return [Result(nothing, task.metadata, False, problem=problem) for task in tasks]
 
 
@@ -227,7 +235,7 @@ class Engine:
         try:
             with jax.default_device(self.devices[0]):
                 return self._dispatch(batch)
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        except _FAILURES as error:
             return _failed(batch, error)
 
     def _collected(self, batch: _Flying | list[Result]) -> list[Result]:
@@ -236,16 +244,16 @@ class Engine:
         try:
             with jax.default_device(self.devices[0]):
                 return list(self._collect(batch))
-        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        except _FAILURES as error:
             return _failed(batch.tasks, error)
 
     def _batches(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
-        """Tasks of one bucket that are together; those with LoRAs at the end, so that each group is merged once."""
+        """Tasks of one bucket that are together; those with LoRAs to be merged at the end, a group at a time."""
         waiting: dict[tuple[Bucket, Together], list[Task]] = {}
         for task in tasks:
             batch = waiting.setdefault((task.bucket, task.together), [])
             batch.append(task)
-            if len(batch) == self.images_per_batch and not task.together.loras:
+            if len(batch) == self.images_per_batch and task.together.loras in ((), self._merged[0]):
                 yield waiting.pop((task.bucket, task.together))
         for batch in (waiting[key] for key in sorted(waiting, key=lambda key: key[1].loras)):
             for first in range(0, len(batch), self.images_per_batch):
@@ -299,7 +307,7 @@ class Engine:
         if key not in self._programs:
             if isinstance(key, Bucket):
                 self._on_compile(key)
-            options = dict(COMPILER_OPTIONS.get(self.devices[0].platform, {}))
+            options = compiler_options(self.devices[0].platform)
             self._programs[key] = jax.jit(program).lower(params, given).compile(options)
             while len(self._programs) > _MOST_PROGRAMS:
                 self._programs.popitem(last=False)
@@ -363,7 +371,7 @@ class Engine:
             # An image in the picture of which it is a part, and as large as it was to be.
             try:
                 made = self._setup.pictures.upscalers.finished(put_back(images[index], task.shown), task.job)
-            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            except _FAILURES as error:
                 yield from _failed([task], error)
                 continue
             [image], [whole] = made
@@ -377,7 +385,8 @@ class Engine:
         held = {digest: self._held[digest] for digest in batch[0].together.controls if digest in self._held}
         for control in controls:
             if control.digest not in held:
-                held[control.digest] = jax.device_put(control.params, NamedSharding(self._mesh, _EVERY))
+                params = self._setup.pictures.control_params(control)
+                held[control.digest] = jax.device_put(params, NamedSharding(self._mesh, _EVERY))
         self._held = held
         return controlled(batch, [held[control.digest] for control in controls])
 
@@ -431,7 +440,7 @@ class Engine:
             return depth_maps(batch, shape)
         if batch[0].together.masked:
             left = self._encoded(seen(batch, drawn, hide=True), bucket, for_mask=True)
-            return np.concatenate([(latent_masks(batch) >= HALF).astype(np.float32), np.asarray(left)], axis=-1)
+            return np.concatenate([(latent_masks(batch) >= masks.HALF).astype(np.float32), np.asarray(left)], axis=-1)
         tile = tile_of(bucket.height, bucket.width, self._setup.vae_tile)
         program = functools.partial(masked_whole, self.model, shape, tile)
         return self._run(("masked", shape, drawn.ndim), program, drawn, _EACH, _EACH)

@@ -270,7 +270,7 @@ class Job:
             self.seed_resize_from_width,
             "seed_resize_from_height with it, and the other way round",
         )
-        for name in _ONLY_WITH:
+        for name in ONLY_WITH:
             value, partner = getattr(self, name), NEEDS[name]
             said = value == _DEFAULTS[name] or getattr(self, partner) != _DEFAULTS[partner]
             hint = "; hires_strength is that of the second time" if name == "strength" and self.hires_scale else ""
@@ -380,7 +380,7 @@ class Job:
 FIELDS: Mapping[str, Any] = typing.get_type_hints(Job)
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Job)}
 # Fields that say nothing where another is at its default.
-_ONLY_WITH = tuple(
+ONLY_WITH = tuple(
     name
     for name, partner in NEEDS.items()
     if partner in ("image", "mask_image", "only_masked", "controlnets", "hires_scale", "upscaler")

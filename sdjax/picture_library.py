@@ -14,7 +14,7 @@ from sdjax.checkpoints.depth_file import find_depth
 from sdjax.checkpoints.named import check_folder, find_named
 from sdjax.checkpoints.tensors import CheckpointError, Params
 from sdjax.depth import DepthModel, depth_of, depth_place, load_depth
-from sdjax.job import JobError
+from sdjax.job import MAX_CONTROLS, JobError
 from sdjax.model import DTYPES
 from sdjax.models import ConfigError, UNetConfig, VAEConfig
 from sdjax.models.t2i_adapter import T2IAdapterConfig
@@ -23,8 +23,6 @@ from sdjax.text.controls import Control
 from sdjax.upscalers import ENDINGS, Upscalers
 
 _TENSORS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-# ControlNets that are kept in memory; of Stable Diffusion 1, each takes 1.4 GB in float32.
-_MOST_CONTROLS = 4
 # Where a bundled model has its own.
 _CONTROLS = "controlnets"
 
@@ -77,16 +75,22 @@ def _controls_of(folder: str | Path | None) -> str | Path | None:
     return folder and (bundled(folder, _CONTROLS) or folder)
 
 
-class LoadedControl(NamedTuple):
-    """A ControlNet or a T2I adapter.
+class KnownControl(NamedTuple):
+    """A ControlNet or a T2I adapter, without its parameters.
 
-    params: arrays of numpy.
     digest: sha256 of its files.
     """
 
+    name: str
     config: ControlConfig
-    params: Params
     digest: str
+
+
+class _Loaded(NamedTuple):
+    """The same, and its parameters, arrays of numpy."""
+
+    known: KnownControl
+    params: Params
 
 
 def _sees(config: ControlConfig) -> tuple[int, int]:
@@ -117,7 +121,8 @@ class PictureLibrary:
         self._unet = unet
         self._factor = vae.factor
         self._dtype = dtype
-        self._control = functools.lru_cache(_MOST_CONTROLS)(self._load_control)
+        self._controls: dict[str, KnownControl] = {}
+        self._loaded = functools.lru_cache(MAX_CONTROLS)(self._load_control)
         self.upscalers = Upscalers(
             pictures.upscaler_folder, pickled=pictures.pickled, vae=vae, dtype=dtype, vae_tile=vae_tile
         )
@@ -137,24 +142,38 @@ class PictureLibrary:
         """How near each place of a picture is, on no scale.
 
         Raises:
-          JobError: if nothing estimates it, or not with finite numbers.
+          JobError: if nothing estimates it, or not of this picture.
         """
         if self.depth is None:
             raise JobError("depth is to be estimated: set depth_model, or give a depth_image")
-        found = depth_of(self.depth, pixels)
-        if not np.isfinite(found).all():
-            raise JobError("the estimator of depth gave NaN or infinity for a picture")
-        return found
+        try:
+            return depth_of(self.depth, pixels)
+        except ValueError as error:
+            raise JobError(str(error)) from error
 
-    def controls(self, named: Sequence[Control]) -> tuple[LoadedControl, ...]:
+    def controls(self, named: Sequence[Control]) -> tuple[KnownControl, ...]:
         """The ControlNets that a job names.
 
         Raises:
           JobError: if one is not there, can't be read, or is for another model.
         """
-        return tuple(self._control(control.name) for control in named)
+        for control in named:
+            if control.name not in self._controls:
+                self._controls[control.name] = self._loaded(control.name).known
+        return tuple(self._controls[control.name] for control in named)
 
-    def _load_control(self, name: str) -> LoadedControl:
+    def control_params(self, control: KnownControl) -> Params:
+        """The parameters of a ControlNet, of which those of as many as a job can name are kept.
+
+        Raises:
+          JobError: if its files are gone, or others by now.
+        """
+        loaded = self._loaded(control.name)
+        if loaded.known.digest != control.digest:
+            raise JobError(f"controlnets: {control.name}: its file has changed since the run began")
+        return loaded.params
+
+    def _load_control(self, name: str) -> _Loaded:
         try:
             folder = _controls_of(self._pictures.controlnet_folder)
             path = find_named(folder, name, _TENSORS, "ControlNet", "controlnet_folder")
@@ -167,6 +186,7 @@ class PictureLibrary:
                 raise CheckpointError(
                     f"{path} has {factor} pixels to a latent, the model's VAE {self._factor}: it is for another model"
                 )
-            return LoadedControl(found.config, *load_control(found, DTYPES[self._dtype]))
+            params, digest = load_control(found, DTYPES[self._dtype])
+            return _Loaded(KnownControl(name, found.config, digest), params)
         except (CheckpointError, ConfigError) as error:
             raise JobError(f"controlnets: {name}: {error}") from error

@@ -65,7 +65,7 @@ class Shown(NamedTuple):
     depth: of which depth maps are made, near is large.
     controls: what ControlNets see, one for each of them.
     whole: the picture into which the image is put back; None if it is not.
-    whole_mask: of `whole`.
+    whole_mask: of `whole`, or of its region.
     region: of `whole` that was drawn.
     """
 
@@ -75,7 +75,7 @@ class Shown(NamedTuple):
     depth: Float32[np.ndarray, "k l"] | None = None
     controls: tuple[UInt8[np.ndarray, "h w 3"], ...] = ()
     whole: UInt8[np.ndarray, "y x 3"] | None = None
-    whole_mask: Float32[np.ndarray, "y x"] | None = None
+    whole_mask: Float32[np.ndarray, "k2 l2"] | None = None
     region: Region | None = None
 
 
@@ -241,24 +241,26 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
             except PictureError as error:
                 raise JobError(f"mask_image: {job.mask_image}: {error}") from error
             part = slice(region.top, region.bottom), slice(region.left, region.right)
-            image = fitted(image[part], *size, "stretch")
-            mask = fitted_mask(whole_mask[part], *size, "stretch")
+            whole_mask = whole_mask[part].copy()
+            image, mask = fitted(image[part], *size, "stretch"), fitted_mask(whole_mask, *size, "stretch")
         else:
-            image, mask = fitted(image, *size, job.resize_mode), fitted_mask(mask, *size, job.resize_mode)
-            mask = masks.blurred(mask, job.mask_blur)
+            image = _sized("image", job, fitted, image)
+            mask = masks.blurred(_sized("mask_image", job, fitted_mask, mask), job.mask_blur)
         latent_mask = masks.latent_mask(mask, size[0] // factor, size[1] // factor)
         if not latent_mask.any():
             raise JobError(f"mask_image: {job.mask_image}: at {size[1]}x{size[0]} pixels no latent of it is {kind}")
         if job.keep_unmasked and whole is None:
             whole, whole_mask = image, mask
     elif image is not None:
-        image = fitted(image, *size, job.resize_mode)
-    depth, seen = opened.depth, [picture.pixels for picture in opened.controls]
+        image = _sized("image", job, fitted, image)
+    depth, controls = opened.depth, [picture.pixels for picture in opened.controls]
     if region is not None and whole is not None:
         depth = None if depth is None else _part(depth, region, whole.shape)
-        seen = [_part(pixels, region, whole.shape) for pixels in seen]
-    elif depth is not None and job.resize_mode != "stretch":
-        depth = fitted_grey(depth, *size, job.resize_mode)
+        controls = [fitted(_part(pixels, region, whole.shape), *size, "stretch") for pixels in controls]
+    else:
+        controls = [_sized("control_image" if job.control_image else "image", job, fitted, each) for each in controls]
+    if region is None and depth is not None and job.resize_mode != "stretch":
+        depth = _sized("depth_image", job, fitted_grey, depth)
     if depth is None and wants_depth and image is not None:
         depth = estimate(image)
     return Shown(
@@ -267,13 +269,20 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
         latent_mask=latent_mask,
         depth=depth,
         controls=tuple(
-            _control(fitted(pixels, *size, job.resize_mode if region is None else "stretch"), name, estimate)
-            for pixels, name in zip(seen, _preprocessors(job), strict=True)
+            _control(pixels, name, estimate) for pixels, name in zip(controls, _preprocessors(job), strict=True)
         ),
         whole=whole,
         whole_mask=whole_mask,
         region=region,
     )
+
+
+def _sized(field: str, job: Job, fit: Callable[..., np.ndarray], values: np.ndarray) -> np.ndarray:
+    """A picture of a job in the image's size; raises the field's `JobError` if that can't be."""
+    try:
+        return fit(values, job.height, job.width, job.resize_mode)
+    except PictureError as error:
+        raise JobError(f"{field}: {getattr(job, field)}: {error}") from error
 
 
 def _part(values: np.ndarray, region: Region, whole: tuple[int, ...]) -> np.ndarray:
@@ -308,11 +317,10 @@ def put_back(image: UInt8[np.ndarray, "h w 3"], shown: Shown) -> UInt8[np.ndarra
     """An image in the picture of which it is a part, if it is; where nothing was drawn anew that is as it came."""
     if shown.whole is None or shown.whole_mask is None:
         return image
-    drawn = shown.whole
     if shown.region is None:
-        drawn = image
-    else:
-        top, left, bottom, right = shown.region
-        drawn = drawn.copy()
-        drawn[top:bottom, left:right] = fitted(image, bottom - top, right - left, "stretch")
-    return masks.pasted(shown.whole, drawn, shown.whole_mask)
+        return masks.pasted(shown.whole, image, shown.whole_mask)
+    top, left, bottom, right = shown.region
+    made = shown.whole.copy()
+    part = made[top:bottom, left:right]
+    part[...] = masks.pasted(part, fitted(image, bottom - top, right - left, "stretch"), shown.whole_mask)
+    return made

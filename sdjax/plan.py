@@ -15,11 +15,12 @@ from sdjax.adapters.library import Adapters, Found
 from sdjax.classifier import Classifier
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.tableau import Table
+from sdjax.images import masks
 from sdjax.job import DEPTH_PREPROCESSOR, MAX_SIDE, MAX_STEPS, Job, JobError, image_id, split
 from sdjax.job import told as job_told
 from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
-from sdjax.picture_library import LoadedControl, PictureLibrary
+from sdjax.picture_library import KnownControl, PictureLibrary
 from sdjax.program import Bucket
 from sdjax.text.conditioning import Conditioning, condition
 
@@ -105,7 +106,7 @@ class Task(NamedTuple):
     adapters: Found
     low_rank: tuple[per_image.Weighted, ...]
     shown: pictures.Shown
-    controls: tuple[LoadedControl, ...]
+    controls: tuple[KnownControl, ...]
     second: "Task | None"
     read: Conditioning
     metadata: Mapping[str, Any]
@@ -201,6 +202,8 @@ def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
     model = setup.model
     shown = pictures.show(job, opened, model.vae.config.factor, setup.pictures.estimate, model.takes_depth)
     assert job.height is not None and job.width is not None
+    if model.extra_channels > 1 and shown.latent_mask is not None and not (shown.latent_mask >= masks.HALF).any():
+        raise JobError(f"mask_image: {job.mask_image}: this checkpoint draws anew what is half white or more: nothing")
     table = model.table(job)
     steps = int(table.step[-1]) + 1
     read = _read(setup, job, steps)

@@ -6,9 +6,7 @@ both have seen as much around it.
 """
 
 import collections
-import functools
 import itertools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
 from sdjax.checkpoints.upscaler_file import Upscaler
-from sdjax.device import COMPILER_OPTIONS
+from sdjax.device import platform_of, program_for
 from sdjax.models.upscaler import UpscalerConfig, network_of
 
 # Batches of tiles on the device: while one is worked on, the next one waits there.
@@ -77,7 +75,7 @@ def upscaled(
     window = [min(tile * step, side) for side in padded.shape[1:3]]
     result = np.empty((count, padded.shape[1] * scale, padded.shape[2] * scale, 3), np.uint8)
     tiles = itertools.starmap(_Tile, itertools.product(range(count), rows, columns))
-    run = _program(upscaler.config, jax.default_backend())
+    run = program_for(platform_of(upscaler.params), _tiles_upscaled, upscaler.config)
     pending: collections.deque[tuple[list[_Tile], Any]] = collections.deque()
 
     def put() -> None:
@@ -113,19 +111,13 @@ def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
     return [_Span(*span) for span in zip(starts, [0, *middles], [*middles, length], strict=True)]
 
 
-@functools.lru_cache(maxsize=8)
-def _program(
-    config: UpscalerConfig, platform: str
-) -> Callable[[Any, UInt8[np.ndarray, "b h w 3"]], tuple[UInt8[Array, "b i j 3"], Bool[Array, " b"]]]:
-    """The program of tiles, compiled for each shape of them; it also tells whether each result is finite."""
-    network = network_of(config)
-
-    def run(params: Any, tiles: UInt8[Array, "b h w 3"]) -> tuple[UInt8[Array, "b i j 3"], Bool[Array, " b"]]:
-        dtype = jax.tree.leaves(params)[0].dtype
-        with jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
-            given = (tiles.astype(jnp.float32) / 255).astype(dtype)
-            values = network.apply({"params": params}, given).astype(jnp.float32)
-        finite = jnp.isfinite(values).all(axis=(1, 2, 3))
-        return jnp.round(jnp.clip(values * 255, 0, 255)).astype(jnp.uint8), finite
-
-    return jax.jit(run, compiler_options=dict(COMPILER_OPTIONS.get(platform, {})))
+def _tiles_upscaled(
+    config: UpscalerConfig, params: Any, tiles: UInt8[Array, "b h w 3"]
+) -> tuple[UInt8[Array, "b i j 3"], Bool[Array, " b"]]:
+    """Tiles as the network enlarges them, and whether each result is finite."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    with jax.default_matmul_precision("highest" if dtype == jnp.float32 else "default"):
+        given = (tiles.astype(jnp.float32) / 255).astype(dtype)
+        values = network_of(config).apply({"params": params}, given).astype(jnp.float32)
+    finite = jnp.isfinite(values).all(axis=(1, 2, 3))
+    return jnp.round(jnp.clip(values * 255, 0, 255)).astype(jnp.uint8), finite

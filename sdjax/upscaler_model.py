@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from sdjax.checkpoints.original import is_open_clip
@@ -131,7 +132,7 @@ def load_upscaler_pipeline(
         sampler=found.sampler,
         low_res=found.low_res,
         max_noise_level=found.max_noise_level,
-        params=found.params,
+        params=jax.device_put(found.params),
     )
     if upscaler.table(10).draws.any():
         raise CheckpointError(

@@ -31,7 +31,9 @@ _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
 }
 # Upscalers that are kept in memory.
-_MOST = 2
+_MOST = 4
+# Of what an upscaler gives on the way to a smaller image.
+_MOST_PIXELS = 2 * MAX_SIDE**2
 # The factors of Stable Diffusion's two upscalers: of latents, and of pictures.
 _OF_LATENTS, _OF_PICTURES = 2, 4
 
@@ -54,9 +56,19 @@ def _prompts(job: Job) -> tuple[str, str]:
     return tags.cut(job.prompt).text, tags.cut(job.negative_prompt).text
 
 
+def _fits(scale: int, height: int, width: int) -> bool:
+    """Whether there is room for what an upscaler gives, before it is made smaller."""
+    return height * width * scale**2 <= _MOST_PIXELS
+
+
 def _goes_on(scale: int, shape: tuple[int, ...], height: int, width: int) -> bool:
-    """Whether an upscaler is run again: while the image is too small, and the next would not be far too large."""
-    return scale > 1 and (shape[0] < height or shape[1] < width) and max(shape[:2]) * scale <= MAX_SIDE
+    """Whether an upscaler that was run is run again: while the image is too small, and there is room for the next."""
+    return scale > 1 and (shape[0] < height or shape[1] < width) and _fits(scale, *shape[:2])
+
+
+def _check_room(upscaler: Upscaler | None, named: str, height: int, width: int) -> None:
+    if upscaler is not None and not _fits(upscaler.scale, height, width):
+        raise JobError(f"{named}: {width}x{height} pixels are too large for it, which enlarges {upscaler.scale} times")
 
 
 def _factor(upscaler: Upscaler | DiffusionUpscaler | None) -> float:
@@ -127,11 +139,14 @@ class Upscalers:
                 raise JobError(f"hires_{error}") from error
             if isinstance(upscaler, DiffusionUpscaler):
                 raise JobError(f"hires_upscaler = {job.hires_upscaler!r} is a diffusion model; name it as upscaler")
+            assert job.height is not None and job.width is not None, "the job is not resolved"
+            _check_room(upscaler, f"hires_upscaler = {job.hires_upscaler!r}", job.height, job.width)
         upscaler = self._finishing(job)
         if isinstance(upscaler, DiffusionUpscaler):
             self._check_diffusion(upscaler, job, height, width)
         elif upscaler is not None:
             check_upscaler_options(job)
+            _check_room(upscaler, f"upscaler = {job.upscaler!r}", height, width)
         if max(self.decoded_size(job, height, width)) > MAX_SIDE:
             raise JobError(
                 f"{job.upscaler}: {width}x{height} pixels are too large for it, which gives more than {MAX_SIDE}"
@@ -147,8 +162,7 @@ class Upscalers:
 
     def _check_diffusion(self, upscaler: DiffusionUpscaler, job: Job, height: int, width: int) -> None:
         prompt, negative = _prompts(job)
-        options = {**self._options(job), "noise_level": job.upscaler_noise_level}
-        check(upscaler, prompt, negative, prompt_syntax=job.prompt_syntax, **options)
+        check(upscaler, prompt, negative, **self._options(job), **self._x4_options(job))
         if upscaler.factor != _OF_LATENTS:
             return
         vae = self._vae
@@ -160,6 +174,13 @@ class Upscalers:
 
     def _options(self, job: Job) -> dict[str, Any]:
         return {"steps": job.upscaler_steps, "guidance_scale": job.upscaler_guidance_scale}
+
+    def _x4_options(self, job: Job) -> dict[str, Any]:
+        return {
+            "noise_level": job.upscaler_noise_level,
+            "prompt_syntax": job.prompt_syntax,
+            "prompt_problems": job.prompt_problems,
+        }
 
     def of_latents(self, job: Job) -> str | None:
         """The digest of a job's upscaler, if that is one of latents."""
@@ -184,11 +205,7 @@ class Upscalers:
         for each, job in zip(latents, jobs, strict=True):
             prompt, negative = _prompts(job)
             more = {"negative_prompts": [negative], "noise_source": job.noise_source, **self._options(job)}
-            try:
-                made.append(upscale_latent_x2(upscaler, each[None], [prompt], [job.seed or 0], **more)[0])
-            except ArithmeticError:
-                height, width, channels = each.shape
-                made.append(np.full((2 * height, 2 * width, channels), np.nan, np.float32))
+            made.append(upscale_latent_x2(upscaler, each[None], [prompt], [job.seed or 0], **more)[0])
         return np.stack(made)
 
     def finished(self, image: UInt8[np.ndarray, "h w 3"], job: Job) -> Enlarged:
@@ -219,11 +236,10 @@ class Upscalers:
             [prompt],
             [job.seed or 0],
             negative_prompts=[negative],
-            noise_level=job.upscaler_noise_level,
             noise_source=job.noise_source,
-            prompt_syntax=job.prompt_syntax,
             vae_tile=tile_of(*self.decoded_size(job, *image.shape[:2]), self._vae_tile),
             **self._options(job),
+            **self._x4_options(job),
         )[0]
 
     def enlarged(self, images: UInt8[np.ndarray, "b h w 3"], name: str, height: int, width: int) -> Enlarged:
@@ -235,10 +251,9 @@ class Upscalers:
         for index, image in enumerate(images):
             if isinstance(upscaler, Upscaler):
                 try:
-                    # One that does not enlarge is run once.
-                    once = upscaler.scale == 1
-                    while once or _goes_on(upscaler.scale, image.shape, height, width):
-                        image, once = upscaled(upscaler, image[None])[0], False
+                    image = upscaled(upscaler, image[None])[0]
+                    while _goes_on(upscaler.scale, image.shape, height, width):
+                        image = upscaled(upscaler, image[None])[0]
                 except ArithmeticError:
                     finite[index] = False
             made.append(np.asarray(Image.fromarray(image).resize((width, height), kind)))

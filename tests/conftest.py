@@ -34,6 +34,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+# Files of which each takes a minute: first, so that two processes end at about the same time.
+_LONG = (
+    "test_engine", "pipelines/test_pictures", "test_pictures", "models/test_pictures", "test_adapted_pictures",
+    "test_bits", "test_conditioned_pictures", "test_classifier", "test_decoding", "test_guided_pictures",
+    "test_diffusion_upscale", "test_cli", "test_kill", "test_fuzz",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders files."""
+
+    def place(item: pytest.Item) -> int:
+        file = str(item.path.with_suffix(""))
+        return next((place for place, name in enumerate(_LONG) if file.endswith("/" + name)), len(_LONG))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where all processes of these tests find each other's compiled programs: compiling is most of what tests do."""
@@ -72,6 +90,12 @@ def sd2(sd2_folder: Path) -> sdjax.Model:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> sdjax.Model:
-    """A toy that is as small as can be, loaded."""
-    return sdjax.load(toys.write_toy(tmp_path_factory.mktemp("tiny"), toys.TINY))
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that is as small as can be."""
+    return toys.write_toy(tmp_path_factory.mktemp("tiny"), toys.TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> sdjax.Model:
+    """The same, loaded."""
+    return sdjax.load(tiny_folder)

@@ -10,27 +10,27 @@ JOB = sdjax.Job(prompt="a red apple", seed=1, steps=2, guidance_scale=7.5, sampl
 
 
 @pytest.fixture(scope="module")
-def results(sd1):
+def results(tiny):
     """Three jobs, of which two are the same."""
-    return sdjax.generate(sd1, [JOB, dataclasses.replace(JOB, seed=2), JOB], batch_size=1, devices=jax.devices()[:1])
+    return sdjax.generate(tiny, [JOB, dataclasses.replace(JOB, seed=2), JOB], batch_size=1, devices=jax.devices()[:1])
 
 
 def test_results_come_in_the_order_of_the_jobs(results):
     assert [result.metadata["seed"] for result in results] == [1, 2, 1]
     assert np.array_equal(results[0].image, results[2].image)
     assert not np.array_equal(results[0].image, results[1].image)
-    assert results[0].image.shape == (32, 32, 3) and results[0].image.dtype == np.uint8
+    assert results[0].image.shape == (16, 16, 3) and results[0].image.dtype == np.uint8
 
 
-def test_no_jobs_give_no_results(sd1):
-    assert sdjax.generate(sd1, []) == []
+def test_no_jobs_give_no_results(tiny):
+    assert sdjax.generate(tiny, []) == []
 
 
-def test_a_job_that_can_not_be_done_is_named_before_anything_is_made(sd1):
-    with pytest.raises(sdjax.JobError, match=r"^job 1: width = 33: expected a multiple of 4"):
-        sdjax.generate(sd1, [JOB, dataclasses.replace(JOB, width=33)])
+def test_a_job_that_can_not_be_done_is_named_before_anything_is_made(tiny):
+    with pytest.raises(sdjax.JobError, match=r"^job 1: width = 33: expected a multiple of 2"):
+        sdjax.generate(tiny, [JOB, dataclasses.replace(JOB, width=33)])
     with pytest.raises(sdjax.JobError, match=r"^job 0: the job has no seed"):
-        sdjax.generate(sd1, [dataclasses.replace(JOB, seed=None)])
+        sdjax.generate(tiny, [dataclasses.replace(JOB, seed=None)])
 
 
 def test_a_model_that_is_not_there_is_an_error_that_says_what_is(tmp_path):
@@ -38,15 +38,15 @@ def test_a_model_that_is_not_there_is_an_error_that_says_what_is(tmp_path):
         sdjax.load("emojy")
 
 
-def test_a_kind_of_number_that_no_model_has_is_an_error(sd1_folder):
+def test_a_kind_of_number_that_no_model_has_is_an_error(tiny_folder):
     for dtype in ("int8", "float33"):
         with pytest.raises(ValueError, match=f"dtype = '{dtype}': expected one of float32, bfloat16, float16"):
-            sdjax.load(sd1_folder, dtype=dtype)
+            sdjax.load(tiny_folder, dtype=dtype)
 
 
-def test_the_next_call_uses_what_the_last_has_compiled(sd1, results, monkeypatch):
+def test_the_next_call_uses_what_the_last_has_compiled(tiny, results, monkeypatch):
     def call() -> np.ndarray:
-        return sdjax.generate(sd1, [JOB], batch_size=1, devices=jax.devices()[:1])[0].image
+        return sdjax.generate(tiny, [JOB], batch_size=1, devices=jax.devices()[:1])[0].image
 
     first = call()
     monkeypatch.setattr("sdjax.api.Engine", None)

@@ -135,8 +135,21 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> sdjax.Classifier:
 
 
 @pytest.fixture(scope="module")
-def engine(sd1: sdjax.Model, classifier: sdjax.Classifier) -> Engine:
-    return Engine(sd1, batch_size=2, classifier=classifier)
+def engine(tiny: sdjax.Model, classifier: sdjax.Classifier) -> Engine:
+    return Engine(tiny, batch_size=2, classifier=classifier)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[Any]:
+    """What `alone` has compiled so far."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: sdjax.Model, classifier: sdjax.Classifier, compiled: list[Any]) -> Engine:
+    """On one device."""
+    devices = jax.local_devices()[:1]
+    return Engine(tiny, batch_size=2, devices=devices, classifier=classifier, on_compile=compiled.append)
 
 
 def variants(count: int) -> list[sdjax.Job]:
@@ -157,33 +170,28 @@ def test_a_guided_picture_depends_on_neither_order_nor_neighbours(engine):
         assert same(make(engine, [jobs[index] for index in chosen]), [whole[index] for index in chosen])
 
 
-def test_a_guided_picture_does_not_depend_on_the_number_of_devices(sd1, engine, classifier):
+def test_a_guided_picture_does_not_depend_on_the_number_of_devices(engine, alone):
     jobs = variants(8)
-    alone = Engine(sd1, batch_size=2, devices=jax.local_devices()[:1], classifier=classifier)
     assert same(make(alone, jobs), make(engine, jobs))
 
 
-def test_scale_and_label_do_not_compile_a_second_program(sd1, classifier):
-    compiled: list[Any] = []
-    engine = Engine(
-        sd1, batch_size=1, devices=jax.local_devices()[:1], classifier=classifier, on_compile=compiled.append
-    )
-    make(engine, variants(4))
+def test_scale_and_label_do_not_compile_a_second_program(alone, compiled):
+    make(alone, variants(4))
     assert len(compiled) == 1 and compiled[0].classifier
 
 
-def test_a_job_of_scale_zero_is_done_as_if_there_were_no_classifier(sd1, engine):
-    assert same(make(engine, [JOB]), make(Engine(sd1, batch_size=2), [JOB]))
+def test_a_job_of_scale_zero_is_done_as_if_there_were_no_classifier(tiny, engine):
+    assert same(make(engine, [JOB]), make(Engine(tiny, batch_size=2), [JOB]))
 
 
-def test_another_classifier_gives_another_id(sd1, engine, classifier):
-    other = Engine(sd1, batch_size=2, classifier=classifier._replace(digest="other"))
+def test_another_classifier_gives_another_id(tiny, engine, classifier):
+    other = Engine(tiny, batch_size=2, classifier=classifier._replace(digest="other"))
     assert engine.prepare(GUIDED).id != other.prepare(GUIDED).id
     assert engine.prepare(JOB).id == other.prepare(JOB).id
     assert engine.prepare(GUIDED).metadata["classifier_digest"] == classifier.digest
 
 
-def test_a_users_own_function_draws_pictures_towards_what_it_finds_likely(sd1):
+def test_a_users_own_function_draws_pictures_towards_what_it_finds_likely(tiny):
     """A normal density about one latent colour for each label: pictures of one label come together."""
     colors = np.array([[2, -2, 2, -2], [-2, 2, -2, 2]], np.float32)
 
@@ -191,7 +199,7 @@ def test_a_users_own_function_draws_pictures_towards_what_it_finds_likely(sd1):
         return -((latents - params[labels][:, None, None]) ** 2).sum(axis=(1, 2, 3))
 
     towards = sdjax.Classifier(log_probability, jnp.asarray(colors), ("one", "other"), digest="two colours")
-    engine = Engine(sd1, batch_size=2, devices=jax.local_devices()[:1], classifier=towards)
+    engine = Engine(tiny, batch_size=2, devices=jax.local_devices()[:1], classifier=towards)
 
     def pictures(scale: float, label: int) -> np.ndarray:
         jobs = [dataclasses.replace(JOB, seed=seed, classifier_scale=scale, classifier_label=label) for seed in (0, 1)]
@@ -217,13 +225,13 @@ def test_a_label_that_is_not_there_is_an_error(engine, change, message):
         engine.prepare(dataclasses.replace(GUIDED, **change))
 
 
-def test_a_job_for_a_classifier_is_an_error_where_there_is_none(sd1):
+def test_a_job_for_a_classifier_is_an_error_where_there_is_none(tiny):
     with pytest.raises(sdjax.JobError, match=re.escape("classifier_scale = 3.0: there is no classifier")):
-        Engine(sd1).prepare(GUIDED)
+        Engine(tiny).prepare(GUIDED)
 
 
-def test_a_classifier_of_other_latents_is_an_error(sd1):
-    engine = Engine(sd1, batch_size=1, devices=jax.local_devices()[:1], classifier=sdjax.load_classifier("emoji"))
+def test_a_classifier_of_other_latents_is_an_error(tiny):
+    engine = Engine(tiny, batch_size=1, devices=jax.local_devices()[:1], classifier=sdjax.load_classifier("emoji"))
     with pytest.raises(ValueError, match="for latents of 12 channels, these have 4: it was made for another model"):
         make(engine, [GUIDED])
 

@@ -106,12 +106,12 @@ def test_pictures_of_each_sampler_depend_on_neither_order_nor_neighbours_nor_dev
     assert same(make(fewer, OF_EACH_SAMPLER), pictures)
 
 
-def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(sd1):
+def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(tiny):
     """XLA may write a formula in another way in another program, and pictures then differ in their last bits."""
 
     def operations(devices: int, **changes: object) -> dict[str, int]:
         classifier = sdjax.Classifier(lambda x, t, labels, p: -((x - 0.3) ** 2).sum((1, 2, 3)), (), ("a",), "")
-        engine = Engine(sd1, batch_size=2, devices=jax.local_devices()[:devices], classifier=classifier)
+        engine = Engine(tiny, batch_size=2, devices=jax.local_devices()[:devices], classifier=classifier)
         job = sdjax.Job(prompt="a", seed=1, sampler="euler", noise_source="torch", **changes)
         task = engine.prepare(job)
         inputs = engine._inputs([task] * engine.images_per_batch)

@@ -36,21 +36,21 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def engine(sd1):
-    return Engine(sd1, batch_size=1, devices=jax.local_devices()[:1])
+def engine(tiny):
+    return Engine(tiny, batch_size=1, devices=jax.local_devices()[:1])
 
 
 @pytest.fixture(scope="module")
-def predict(sd1):
+def predict(tiny):
     """(latents of unit variance, timestep, text) -> the network's output, for one image."""
 
     def ids(text):
-        return jnp.asarray([sd1.tokenizer(text).ids], jnp.int32)
+        return jnp.asarray([tiny.tokenizer(text).ids], jnp.int32)
 
     @jax.jit
     def one(given, timestep, tokens):
-        context = sd1.text_encoder.apply({"params": sd1.params["text_encoder"]}, tokens).last_hidden_state
-        return sd1.unet.apply({"params": sd1.params["unet"]}, given, timestep, context)
+        context = tiny.text_encoder.apply({"params": tiny.params["text_encoder"]}, tokens).last_hidden_state
+        return tiny.unet.apply({"params": tiny.params["unet"]}, given, timestep, context)
 
     def prediction(given, timestep, text):
         given, timestep = jnp.asarray(given, jnp.float32), jnp.asarray([timestep], jnp.float32)

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A part imports itself and what is below it, and nothing beside it.
 LAYERS = (
-    {"sdjax.models", "sdjax.version", "sdjax.assets"},
+    {"sdjax.models", "sdjax.version", "sdjax.assets", "sdjax.device"},
     {"sdjax.diffusion"},
     {"sdjax.text", "sdjax.images", "sdjax.checkpoints"},
-    {"sdjax.adapters", "sdjax.depth", "sdjax.device"},
+    {"sdjax.adapters", "sdjax.depth"},
     {"sdjax.job", "sdjax.upscale"},
     {"sdjax.model", "sdjax.conditions", "sdjax.classifier", "sdjax.pictures"},
     {"sdjax.upscaler_model"},

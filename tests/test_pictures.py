@@ -9,14 +9,20 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 import sdjax
 from sdjax import upscalers
 from sdjax.images.read import Picture
 from sdjax.job import PIXEL_UPSCALERS
+from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.pictures import Opened, read_file, show
 from sdjax.program import Bucket
-from tests.golden import conditioned, sd_upscalers
+from sdjax.upscale import upscaled
+from tests import toys
+from tests.checkpoints.test_depth_file import write_folder as write_depth
+from tests.golden import conditioned, controlnet, sd_upscalers
+from tests.golden import upscalers as upscaler_cases
 from tests.results import make, same
 
 BATCH = 2
@@ -88,6 +94,62 @@ def test_no_image_depends_on_the_number_of_devices(tiny, pictures, results):
     assert same(make(engine_of(tiny, pictures, devices=1), JOBS), results)
 
 
+# With random weights: a UNet that sees depth, an estimator of it, a T2I adapter, an upscaler; and one that sees masks.
+SMALL = upscaler_cases.CASES["rrdb_x4"].config
+OTHER_JOBS = {
+    "tiny_depth": [
+        job(0, **from_cat, strength=0.6),
+        job(1, image="pose.png", depth_image="depth.png", noise_source="torch"),
+        job(2, controlnets="adapter:0.7", control_image="edges.png"),
+        job(3, controlnets="pooled", control_image="cat.png", control_preprocessor="depth"),
+        job(4, **from_cat, strength=0.5, upscaler="small"),
+        job(5, hires_scale=1.5, hires_upscaler="small"),
+        job(6, **in_mask, only_masked=True, only_masked_padding=4),
+    ],
+    "tiny_inpaint": [
+        job(0, **in_mask, strength=0.7),
+        job(1, **in_mask, mask_blur=2.0, keep_unmasked=True, noise_source="torch"),
+        job(2, **in_mask, invert_mask=True, controlnets="tiny", control_image="pose.png"),
+        job(3, **from_cat, strength=0.6),
+        job(4),
+    ],
+}
+
+
+def engine_of_others(name: str, folder: Path, devices: int) -> sdjax.Engine:
+    model = sdjax.load(toys.write_toy(folder / name, conditioned.MODELS[name].toy))
+    controls = conditioned.write_controls(folder / "controls")
+    (controls / "adapter").mkdir(exist_ok=True)
+    adapter = T2IAdapterConfig(channels=model.unet.config.block_out_channels, downscale_factor=2)
+    controlnet.write_folder(controls / "adapter", controlnet.Control(adapter, 21, ()))
+    save_file(upscaler_cases.state(SMALL), folder / "small.safetensors")
+    found = sdjax.Pictures(
+        read=conditioned.FILES.__getitem__,
+        controlnet_folder=controls,
+        depth_model=write_depth(folder / "depth"),
+        upscaler_folder=folder,
+    )
+    return engine_of(model, found, devices)
+
+
+@pytest.mark.parametrize("name", OTHER_JOBS)
+def test_images_of_models_that_see_more_depend_on_neither_order_nor_neighbours(tmp_path, name):
+    jobs, engine = OTHER_JOBS[name], engine_of_others(name, tmp_path, 1)
+    results = make(engine, jobs)
+    assert all(result.finite for result in results)
+    assert len({result.image.tobytes() for result in results}) == len(jobs)
+    assert same(make(engine, jobs[::-1]), results[::-1])
+    for index, each in enumerate(jobs):
+        assert same(make(engine, [each]), results[index : index + 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHER_JOBS)
+def test_no_image_of_models_that_see_more_depends_on_the_number_of_devices(tmp_path, name):
+    alone, together = (engine_of_others(name, tmp_path, devices) for devices in (1, 4))
+    assert same(make(alone, OTHER_JOBS[name]), make(together, OTHER_JOBS[name]))
+
+
 def test_programs_are_compiled_once_for_a_bucket_whatever_the_strength_and_the_filling(engine, results, compiled):
     assert len(compiled) == len(set(compiled))
     before = len(compiled)
@@ -97,10 +159,14 @@ def test_programs_are_compiled_once_for_a_bucket_whatever_the_strength_and_the_f
 
 @pytest.mark.parametrize("noise_source", ["threefry", "torch"])
 def test_of_strength_1_nothing_of_the_picture_is_left(engine, noise_source):
-    asked = [job(30, noise_source=noise_source), job(30, **from_cat, strength=1.0, noise_source=noise_source)]
-    plain, whole = make(engine, asked)
-    assert np.array_equal(plain.image, whole.image) and plain.metadata["id"] == whole.metadata["id"]
-    assert whole.metadata["input_image"] is None  # metadata tell what was done
+    plain = engine.prepare(job(30, noise_source=noise_source))
+    whole = engine.prepare(job(30, **from_cat, strength=1.0, noise_source=noise_source))
+    assert plain.id == whole.id and whole.metadata["input_image"] is None  # metadata tell what was done
+    # Here it is shown to a ControlNet, and so it stays in the job.
+    controlled = job(31, controlnets="tiny", control_image="cat.png", noise_source=noise_source)
+    begun = dataclasses.replace(controlled, **from_cat, control_image=None, strength=1.0)
+    ids = {make(engine, [each])[0].metadata["id"]: make(engine, [each])[0].image for each in (controlled, begun)}
+    assert len(ids) == 2 and np.array_equal(*ids.values())
 
 
 def test_of_strength_0_the_picture_comes_back_but_for_what_the_vae_loses():
@@ -235,7 +301,7 @@ def test_of_depth_maps_and_control_pictures_the_part_around_the_mask_is_shown():
     whole = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
     mask = np.zeros((64, 96), np.float32)
     mask[20:36, 40:56] = 1
-    picture = Picture(whole, None, ())
+    picture = Picture(whole, ())
     # Of half the size, which shows the same.
     depth = columns[::2, ::2].astype(np.float32)
     opened = Opened(picture, mask, depth, (picture,), {}, ())
@@ -265,17 +331,24 @@ def test_of_strength_0_guidance_and_controls_have_no_say(engine):
         engine.prepare(job(1, **from_cat, strength=1.0, controlnets="tiny:1:0.1:0.2"))
 
 
-def test_what_takes_too_much_memory_costs_its_own_image_alone(engine, monkeypatch):
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (MemoryError("Unable to allocate 1 TiB"), "out of memory"),
+        (sdjax.JobError("upscaler = 'x': x.pth is gone"), "x.pth is gone"),
+    ],
+)
+def test_what_can_not_be_finished_costs_its_own_image_alone(engine, monkeypatch, error, told):
     finished = upscalers.Upscalers.finished
 
     def narrow(self: upscalers.Upscalers, image: np.ndarray, asked: sdjax.Job) -> upscalers.Enlarged:
         if asked.upscaler:
-            raise MemoryError("Unable to allocate 1 TiB")
+            raise error
         return finished(self, image, asked)
 
     monkeypatch.setattr(upscalers.Upscalers, "finished", narrow)
     large, plain = make(engine, [job(1, upscaler="lanczos", upscale_by=4), job(0)])
-    assert "out of memory" in large.problem and not large.finite
+    assert told in large.problem and not large.finite
     assert plain.problem is None and plain.finite
 
 
@@ -324,6 +397,43 @@ def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):
     ):
         with pytest.raises(sdjax.JobError, match=expected):
             engine.prepare(dataclasses.replace(jobs[0], **wrong))
+
+
+def test_what_upscalers_are_told_can_be_accepted_as_it_is(tiny, pictures, tmp_path):
+    sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
+    sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
+    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    asked = {"seed": 1, "upscaler_steps": 2, "width": 16, "height": 16}
+    strange = sdjax.Job(prompt="a (cat", prompt_problems="accept", upscaler="x4", **asked)
+    assert engine.prepare(strange).metadata["problems_found"]
+    long = sdjax.Job(prompt="a cat", negative_prompt="a dog " * 60, upscaler="x2", upscaler_guidance_scale=1.0, **asked)
+    assert engine.prepare(long).metadata["upscaler"] == "x2"
+    with pytest.raises(sdjax.JobError, match="does not fit"):
+        engine.prepare(dataclasses.replace(long, upscaler_guidance_scale=2.0))
+
+
+@pytest.mark.parametrize("factor, runs", [(1.0, 1), (1.5, 1), (4.0, 1), (5.0, 2)])
+def test_a_network_enlarges_as_often_as_it_takes_and_once_at_least(tiny, tmp_path, factor, runs):
+    save_file(upscaler_cases.state(SMALL), tmp_path / "small.safetensors")
+    found = upscalers.Upscalers(tmp_path, pickled=False, vae=tiny.vae.config, dtype="float32", vae_tile=0)
+    network = found.named("small")
+    image = conditioned.picture("cat")[:8, :12]
+    [result], _ = found.finished(image, job(1, upscaler="small", upscale_by=factor))
+    for _ in range(runs):
+        image = upscaled(network, image[None])[0]
+    height, width = round(8 * factor), round(12 * factor)
+    expected = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.LANCZOS)
+    assert np.array_equal(result, np.asarray(expected))
+    with pytest.raises(sdjax.JobError, match="8192x8192 pixels are too large for it, which enlarges 4 times"):
+        found.check(job(1, upscaler="small", upscale_by=1.0), 8192, 8192)
+
+
+def test_greys_that_a_checkpoint_of_masks_does_not_see_are_an_error(tmp_path):
+    grey = {**conditioned.FILES, "mask.png": conditioned.png(np.full((32, 32), 100, np.uint8))}
+    model = sdjax.load(toys.write_toy(tmp_path, conditioned.MODELS["tiny_inpaint"].toy))
+    engine = engine_of(model, sdjax.Pictures(read=grey.__getitem__), 1)
+    with pytest.raises(sdjax.JobError, match="half white or more"):
+        engine.prepare(job(1, **in_mask))
 
 
 def test_each_way_of_enlarging_a_finished_image(engine):

@@ -5,10 +5,12 @@ A mask is float32 from 0, which stays, to 1, which is drawn anew.
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
 from sdjax.images.encode import PictureError
 from sdjax.images.fit import fitted_mask
+
+# From here on models that are told of a mask take it for white.
+HALF = 0.5
 
 
 def inverted(mask: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
@@ -26,7 +28,15 @@ def blurred(mask: Float32[np.ndarray, "h w"], radius: float) -> Float32[np.ndarr
     """
     if radius <= 0:
         return mask
-    return np.clip(gaussian(mask, radius, int(2.5 * radius + 0.5)), 0, 1)
+    reach = int(2.5 * radius + 0.5)
+    # Farther away nothing comes of it; and what is mirrored at the edges is there whole.
+    places = np.nonzero(mask)
+    if not len(places[0]):
+        return mask
+    part = tuple(slice(max(each.min() - 2 * reach, 0), each.max() + 2 * reach + 1) for each in places)
+    soft = np.zeros_like(mask)
+    soft[part] = np.clip(gaussian(mask[part], radius, reach), 0, 1)
+    return soft
 
 
 def gaussian(values: Float32[np.ndarray, "h w *c"], sigma: float, reach: int) -> Float32[np.ndarray, "h w *c"]:
@@ -47,19 +57,13 @@ def gaussian(values: Float32[np.ndarray, "h w *c"], sigma: float, reach: int) ->
     return np.ascontiguousarray(values)
 
 
-def latent_mask(
-    mask: Float32[np.ndarray, "h w"], height: int, width: int, soft: bool = False
-) -> Float32[np.ndarray, "y x"]:
-    """The mask in the size of the latents.
+def latent_mask(mask: Float32[np.ndarray, "h w"], height: int, width: int) -> Float32[np.ndarray, "y x"]:
+    """The mask in the size of the latents: each gets the value of one of its pixels, as in diffusers (torch's nearest).
 
     Args:
       mask: in the size of the image.
       height, width: of the latents.
-      soft: whether a latent gets the mean of its pixels (A1111 rounds about this; `np.round` does that) and not the
-        value of one of them, as in diffusers (torch's `interpolate`, nearest).
     """
-    if soft:
-        return np.array(Image.fromarray(np.ascontiguousarray(mask)).resize((width, height), Image.Resampling.BOX))
     return mask[np.ix_(_nearest(mask.shape[0], height), _nearest(mask.shape[1], width))]
 
 

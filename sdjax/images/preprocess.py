@@ -95,11 +95,12 @@ def colour_grid(pixels: UInt8[np.ndarray, "h w 3"], cell: int = 64) -> UInt8[np.
       cell: pixels to a side of a square. Its colour is a cubic interpolation in its middle, no mean.
 
     Raises:
-      ValueError: if the cell is below 1.
+      ValueError: if the cell is no whole number from 1.
     """
-    if cell < 1:
+    if cell < 1 or cell != int(cell):
         raise ValueError(f"colour_grid: cell {cell}; expected a whole number from 1")
     height, width = pixels.shape[:2]
+    cell = int(cell)
     rows, columns = max(1, height // cell), max(1, width // cell)
     values = _cubic(_cubic(pixels.astype(np.float32), columns, 1), rows, 0)
     small = np.clip(np.round(values), 0, 255).astype(np.uint8)

@@ -49,13 +49,11 @@ _TURNS = {
 class Picture(NamedTuple):
     """A picture file that was read.
 
-    pixels: sRGB.
-    alpha: the opacity, from 0 to 255; None if all is opaque. The pixels have been laid on white already.
+    pixels: sRGB; what is transparent is laid on white.
     notes: what was done to get plain pixels from it, such as "turned by its EXIF orientation".
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
-    alpha: UInt8[np.ndarray, "h w"] | None
     notes: tuple[str, ...]
 
 
@@ -103,8 +101,7 @@ def read_picture(data: bytes, name: str) -> Picture:
         paper.paste(colours, mask=opacity)
         colours = paper
         notes.append("transparency laid on white")
-    alpha = None if opacity is None else np.array(opacity)
-    return Picture(np.array(colours), alpha, tuple(notes))
+    return Picture(np.array(colours), tuple(notes))
 
 
 def read_grey(data: bytes, name: str) -> Grey:
@@ -125,7 +122,8 @@ def read_grey(data: bytes, name: str) -> Grey:
     colours, opacity = _parted(picture)
     grey = _in_srgb(colours, None, []) if colours.mode in ("CMYK", "LAB") else colours
     values = np.asarray(grey.convert("L"))
-    if opacity is not None and values.min() == values.max():
+    # Opacity that is whole everywhere says nothing.
+    if opacity is not None and values.min() == values.max() and opacity.getextrema() != (255, 255):
         values = np.asarray(opacity)
         notes.append("its opacity is taken, for it has one colour")
     return Grey(values.astype(np.float32) / np.float32(255), tuple(notes))

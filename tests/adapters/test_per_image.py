@@ -14,7 +14,7 @@ from flax import linen as nn
 from sdjax.adapters.lora_changes import Difference, LowRank, Product
 from sdjax.adapters.per_image import Factors, Layer, Shape, Weighted, adding, arrays, low_rank, shape_of
 from sdjax.checkpoints.diffusers_folder import param_shapes
-from sdjax.device import COMPILER_OPTIONS
+from sdjax.device import compiler_options
 from sdjax.models import TextEncoder, UNet
 from sdjax.models.convolution import Conv
 from tests import toys
@@ -85,7 +85,7 @@ def unet() -> Any:
                     return UNet(SMALL).apply({"params": params}, *given)
 
             lowered = jax.jit(program).lower(PARAMS["unet"], changes, given)
-            programs["program"] = lowered.compile(dict(COMPILER_OPTIONS["cpu"]))
+            programs["program"] = lowered.compile(compiler_options("cpu"))
         return np.asarray(programs["program"](PARAMS["unet"], changes, given))
 
     return apply

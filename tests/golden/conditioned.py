@@ -101,6 +101,7 @@ MODELS = {
             "controlnet": _controlled(),
             "controlnet part": _controlled(controlnets="tiny:1.2:0.2:0.7"),
             "controlnet guess": _controlled(guess_mode=True),
+            "controlnet pooled": _controlled(controlnets="pooled"),
             "controlnet img2img": _controlled(image="cat.png", strength=0.6),
             "hires": _job(hires_scale=2.0, hires_steps=5, hires_strength=0.6),
             "hires bicubic": _job(
@@ -146,7 +147,8 @@ CONTROL = ControlNetConfig(toys.TINY.unet, conditioning_embedding_out_channels=(
 def write_controls(folder: Path) -> Path:
     """Writes the ControlNets that the jobs name as diffusers does; gives the folder."""
     params = toys.random_params(control_shapes(CONTROL), np.random.RandomState(20))
-    write_controlnet(folder / "tiny", CONTROL, params, np.float32)
+    for name, config in (("tiny", CONTROL), ("pooled", dataclasses.replace(CONTROL, global_pool_conditions=True))):
+        write_controlnet(folder / name, config, params, np.float32)
     return folder
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sdjax.checkpoints.depth_file import DEPTH, DepthProcessor, depth_shapes
 from sdjax.checkpoints.names import file_names, shape_in_file
 from sdjax.depth import DepthModel, depth_of, grey_png16, normalised, sized
+from sdjax.device import program_for
 from sdjax.models import ConfigError
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.models.interpolation import bicubic, bilinear
@@ -124,10 +125,12 @@ def test_the_depth_of_a_picture_depends_on_neither_its_neighbours_nor_its_place(
 def test_one_program_serves_all_pictures_of_a_size() -> None:
     from sdjax.depth import _estimated
 
-    depth_of(toy("hybrid"), depth.picture(64, 64))
-    before = _estimated._cache_size()
-    first, second = (depth_of(toy("hybrid"), np.full((64, 64, 3), grey, np.uint8)) for grey in (9, 200))
-    assert _estimated._cache_size() == before
+    model = toy("hybrid")
+    depth_of(model, depth.picture(64, 64))
+    program = program_for("cpu", _estimated, model.config)
+    before = program._cache_size()
+    first, second = (depth_of(model, np.full((64, 64, 3), grey, np.uint8)) for grey in (9, 200))
+    assert program._cache_size() == before > 0
     assert first.dtype == second.dtype == np.float32 and not np.array_equal(first, second)
 
 

@@ -21,11 +21,11 @@ def progress_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_here(sd1_folder: Path, progress_folder: Path) -> Callable[..., Counts]:
+def run_here(tiny_folder: Path, progress_folder: Path) -> Callable[..., Counts]:
     """Runs the pipeline in this process on the toy: prompt file, output, keys of the run, Beam's flags."""
 
     def run(prompts: Path, out: Path, flags: Sequence[str] = (), **keys: Any) -> Counts:
-        run_config = config.make({"model": str(sd1_folder), "batch_size": 1, "steps": 2, "sampler": "euler", **keys})
+        run_config = config.make({"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", **keys})
         return generate.run_pipeline([str(prompts)], str(out), run_config, list(flags), str(progress_folder))
 
     return run

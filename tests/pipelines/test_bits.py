@@ -1,12 +1,15 @@
 """A job gives the same bits however it is run, and the same metadata row."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sdjax
+from pipelines.generate import Counts
 from pipelines.storage import read_jsonl
 from sdjax.images.encode import decode
 from tests.pipelines.conftest import finish, start
@@ -47,6 +50,12 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
+
+
+@pytest.fixture(scope="module")
+def run_here(run_here: Callable[..., Counts], sd1_folder: Path) -> Callable[..., Counts]:
+    """Runs the pipeline on a toy of several levels."""
+    return functools.partial(run_here, model=str(sd1_folder))
 
 
 @pytest.fixture(scope="module")

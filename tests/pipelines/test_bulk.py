@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections import Counter
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 import sdjax
 from pipelines import config, generate
 from pipelines.storage import read_jsonl
+from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.models.upscaler import CompactConfig
 from sdjax.training import depth
-from tests.golden import conditioned, sd_upscalers, upscalers
+from tests.golden import conditioned, controlnet, sd_upscalers, upscalers
 
 SIZES = ((64, 64), (48, 64), (64, 48), (48, 48), (80, 64))
 ROWS = 200
@@ -37,6 +38,18 @@ def rows() -> list[dict[str, object]]:
         {"upscaler": "x4", "upscaler_steps": 2},
         {"upscaler": "video"},
         {"image": "in/gone.png"},
+        {
+            "image": "in/apple.png",
+            "mask_image": "in/mask.png",
+            "keep_unmasked": True,
+            "invert_mask": True,
+            "mask_blur": 2.0,
+            "inpaint_fill": "average",
+        },
+        {"hires_scale": 2.0, "hires_steps": 2, "hires_upscaler": "lanczos"},
+        {"controlnets": "canny:0.7:0:0.5", "control_image": "in/apple.png", "guess_mode": True},
+        {"controlnets": "adapter", "control_image": "in/apple.png", "control_preprocessor": "tile:2"},
+        {"hires_scale": 2.0, "hires_steps": 2, "hires_upscaler": "video", "upscaler": "video", "upscale_by": 1.5},
     )
     found = []
     for number in range(ROWS):
@@ -54,9 +67,10 @@ def buckets(asked: list[dict[str, object]]) -> set[tuple[object, ...]]:
     for row in asked:
         if row.get("image") != "in/gone.png":
             size = int(str(row["height"])), int(str(row["width"]))
-            found.add((*size, "mask_image" in row, str(row.get("controlnets", "")).count("canny")))
+            nets = str(row.get("controlnets", ""))
+            found.add((*size, "mask_image" in row, nets.count("canny"), "adapter" in nets))
             if "hires_scale" in row:
-                found.add((2 * size[0], 2 * size[1], False, 0))
+                found.add((2 * size[0], 2 * size[1], False, 0, False))
     return found
 
 
@@ -73,6 +87,10 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     sd_upscalers.write(tmp_path / "upscalers" / "x4", sd_upscalers.X4_TOY)
     video = CompactConfig(convolutions=2, features=8, shuffle=2, scale=2)
     save_file(upscalers.state(video), tmp_path / "upscalers" / "video.safetensors")
+    controls = Path(shutil.copytree(Path(sdjax.__file__).parent / "assets/emoji/controlnets", tmp_path / "controls"))
+    (controls / "adapter").mkdir()
+    adapter = T2IAdapterConfig(channels=emoji.unet.config.block_out_channels, downscale_factor=emoji.vae.config.factor)
+    controlnet.write_folder(controls / "adapter", controlnet.Control(adapter, 21, ()))
     asked = rows()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     compiled: list[object] = []
@@ -92,7 +110,7 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
         config.make(
             {
                 "model": str(tmp_path / "model"),
-                "controlnet_folder": "emoji",
+                "controlnet_folder": str(controls),
                 "depth_model": "emoji",
                 "upscaler_folder": str(tmp_path / "upscalers"),
                 "batch_size": 4,
@@ -110,4 +128,4 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
         range(ROWS)
     )
     assert len(compiled) <= len(buckets(asked))
-    print(f"\n{len(made)} pictures, {len(rejects)} rejects, {len(compiled)} programs;", Counter(map(type, compiled)))
+    print(f"\n{len(made)} pictures, {len(rejects)} rejects, {len(compiled)} programs")

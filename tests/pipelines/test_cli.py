@@ -43,7 +43,7 @@ def out(made, tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], sd1_folder: Path) -> Callable[..., Finished]:
+def run(capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> Callable[..., Finished]:
     """Runs a command in this process."""
 
     def run(*arguments: object) -> Finished:
@@ -58,11 +58,11 @@ def run(capsys: pytest.CaptureFixture[str], sd1_folder: Path) -> Callable[..., F
 
 
 @pytest.fixture
-def generate(run, sd1_folder) -> Callable[..., Finished]:
+def generate(run, tiny_folder) -> Callable[..., Finished]:
     """Runs `sdjax generate` on the toy, without a bar."""
 
     def generate(prompts: Path, out: Path, *more: object) -> Finished:
-        return run("generate", prompts, out, "--quiet", "--model", sd1_folder, *SETTINGS, *more)
+        return run("generate", prompts, out, "--quiet", "--model", tiny_folder, *SETTINGS, *more)
 
     return generate
 
@@ -76,11 +76,11 @@ def assert_clear(done: Finished, *words: object) -> None:
 # --- generate ---
 
 
-def test_a_run_shows_its_progress_and_its_counts_add_up(prompts, made, sd1_folder, tmp_path):
+def test_a_run_shows_its_progress_and_its_counts_add_up(prompts, made, tiny_folder, tmp_path):
     """As a user runs it: with a config file, what is set before what is in the file, and Beam's flags."""
     (tmp_path / "run.yaml").write_text("batch_size: 1\nsampler: euler\nsteps: 9\nrun_seed: 0\n")
     more = ["--config", tmp_path / "run.yaml", "--set", "steps=2", "--repeat", "2", "--", "--direct_num_workers=1"]
-    done = finish(start(["generate", prompts, tmp_path / "out", "--model", sd1_folder, *more]))
+    done = finish(start(["generate", prompts, tmp_path / "out", "--model", tiny_folder, *more]))
     assert done.status == 0, done.err
     assert [" ".join(line.split()) for line in done.out.splitlines()] == [
         "rows 2 2 good, 0 rejected",
@@ -124,7 +124,7 @@ def test_a_config_that_can_not_be_is_told_with_what_is_near(generate, prompts, t
         ("format=[png]", "format = ['png']: expected one of"),
         ("dtype={a: b}", "expected one of float32"),
         ("shards=0", "shards = 0: expected a whole number from 1 on"),
-        ("height=9", "height = 9: expected a multiple of 4"),
+        ("height=9", "height = 9: expected a multiple of 2"),
         ("width=99999", "width = 99999: expected"),
     ):
         assert_clear(generate(prompts, tmp_path / "out", "--set", setting), words)
@@ -162,10 +162,10 @@ def test_a_run_that_could_make_nothing_or_not_all_has_failed(generate, out, tmp_
     assert f"rejects  {out / 'rejects.jsonl'}" in done.out
 
 
-def test_a_run_stopped_by_the_keyboard_says_so_and_goes_on_later(sd1_folder, tmp_path):
+def test_a_run_stopped_by_the_keyboard_says_so_and_goes_on_later(tiny_folder, tmp_path):
     (tmp_path / "p.txt").write_text("".join(f"a cat {number}\n" for number in range(100)))
     settings = ["--set", "batch_size=1", "--set", "sampler=euler", "--set", "steps=300"]
-    command = ["generate", tmp_path / "p.txt", tmp_path / "out", "--quiet", "--model", sd1_folder, *settings]
+    command = ["generate", tmp_path / "p.txt", tmp_path / "out", "--quiet", "--model", tiny_folder, *settings]
 
     def heed() -> None:
         # What runs in the background is started with the signal ignored.
@@ -200,12 +200,12 @@ def test_damaged_metadata_are_told_and_made_anew_when_deleted(generate, prompts,
     assert manifest.read_bytes() == (made / "metadata.jsonl").read_bytes()
 
 
-def test_a_full_disk_is_told_with_the_file_that_did_not_fit_and_nothing_is_lost(prompts, made, sd1_folder, tmp_path):
+def test_a_full_disk_is_told_with_the_file_that_did_not_fit_and_nothing_is_lost(prompts, made, tiny_folder, tmp_path):
     def small_files_only() -> None:
         # What the kernel does at this limit is what it does on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
 
-    arguments = ["generate", prompts, tmp_path, "--quiet", "--model", sd1_folder, *SETTINGS]
+    arguments = ["generate", prompts, tmp_path, "--quiet", "--model", tiny_folder, *SETTINGS]
     done = finish(start(arguments, preexec_fn=small_files_only))
     assert done.status == 1 and "Traceback" not in done.err, done.err
     [line] = [line for line in done.err.splitlines() if line.startswith("error: ")]
@@ -277,7 +277,7 @@ def test_sweeps_of_the_command_line_end_on_a_comparison_sheet(run, generate, tmp
         tmp_path / "g.png",
     )
     assert done.status == 0 and "4 pictures in" in done.out
-    assert_clear(run("grid", tmp_path / "out", "--x", "steps"), "several pictures", "sampler", "--where")
+    assert_clear(run("grid", tmp_path / "out", "--x", "steps"), "several pictures", "they differ in", "--where")
 
 
 def test_settings_that_rows_or_sweeps_make_whole_are_taken(generate, tmp_path):
@@ -311,13 +311,13 @@ def test_sweeps_and_wildcards_that_can_not_be_are_told(generate, prompts, tmp_pa
     assert not out.exists() or not list(out.glob("images/*/*"))
 
 
-def test_inspect_tells_of_a_picture_and_of_a_model(run, made, sd1_folder, tmp_path):
+def test_inspect_tells_of_a_picture_and_of_a_model(run, made, tiny_folder, tmp_path):
     row = next(read_jsonl(str(made / "metadata.jsonl")))
     done = run("inspect", made / row["file_name"])
     told = dict(line.split(None, 1) for line in done.out.splitlines() if len(line.split(None, 1)) == 2)
     assert (
         done.status == 0
-        and told["picture"] == "32x32 RGB PNG"
+        and told["picture"] == "16x16 RGB PNG"
         and told["prompt"] == row["prompt"]
         and told["id"] == row["id"]
     )
@@ -330,7 +330,7 @@ def test_inspect_tells_of_a_picture_and_of_a_model(run, made, sd1_folder, tmp_pa
     assert "8x9 RGBA PNG" in told and "a cat" in told and "Steps: 20" in told
     (tmp_path / "m.safetensors").write_bytes(b"")
     assert_clear(run("inspect", tmp_path / "m.safetensors"), tmp_path / "m.safetensors", "can't be read as safetensors")
-    done = run("inspect", sd1_folder)
+    done = run("inspect", tiny_folder)
     assert done.status == 0 and "PNDMScheduler" in done.out
     assert_clear(run("inspect", tmp_path / "none"), "there is no model")
 
@@ -346,9 +346,9 @@ def test_bad_usage_has_a_status_of_its_own(run, made):
     assert done.status == 2 and "only generate takes Beam's flags" in done.err
 
 
-def test_the_summary_tells_how_the_run_was_configured(made, sd1_folder):
+def test_the_summary_tells_how_the_run_was_configured(made, tiny_folder):
     summary = json.loads((made / "summary.json").read_text())
-    assert summary["config"]["model"] == str(sd1_folder) and summary["config"]["batch_size"] == 1
+    assert summary["config"]["model"] == str(tiny_folder) and summary["config"]["batch_size"] == 1
     assert summary["counts"] == {
         "rows": 2,
         "rejected_rows": 0,

@@ -88,7 +88,7 @@ def test_hugging_face_datasets_opens_an_output_with_its_metadata(made, tmp_path)
 def test_a_png_tells_its_parameters_in_the_words_of_other_tools(made):
     row = by_prompt(made)["the cat"]
     assert read_parameters(made / row["file_name"], "").startswith(
-        f"the cat\nSteps: 2, Sampler: Euler, Schedule type: Uniform, CFG scale: 7.5, Seed: {row['seed']}, Size: 32x32, "
+        f"the cat\nSteps: 2, Sampler: Euler, Schedule type: Uniform, CFG scale: 7.5, Seed: {row['seed']}, Size: 16x16, "
     )
 
 
@@ -171,7 +171,7 @@ def test_bad_rows_are_rejects_and_their_neighbours_go_on(made, again, run_here, 
         ("a cat", "nan", "", "", "steps = 'nan': expected a value of type int"),
         ("a cat", "-5", "", "", "steps = -5: expected a number from 1 to 1000"),
         ("a cat", "1001", "", "", "steps = 1001: expected a number from 1 to 1000"),
-        ("a cat", "", "33", "", "width = 33: expected a multiple of 4, the VAE's factor; 32 is near"),
+        ("a cat", "", "33", "", "width = 33: expected a multiple of 2, the VAE's factor; 32 is near"),
         ("a cat", "", "", "eular", "(did you mean 'euler'?)"),
         ("the cat", "", "", "", None),
     ]
@@ -285,8 +285,8 @@ def test_a_seed_that_is_derived_does_not_depend_on_what_the_configuration_says(m
     assert len(seeds) == 3
 
 
-def test_a_picture_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(sd1_folder, run_here, tmp_path):
-    broken = shutil.copytree(sd1_folder, tmp_path / "broken")
+def test_a_picture_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(tiny_folder, run_here, tmp_path):
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
     [file] = (broken / "text_encoder").glob("*.safetensors")
     weights = load_file(file)
     words = json.loads((broken / "tokenizer" / "vocab.json").read_text())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pipelines import pictures, verify
 from pipelines.cli import main
@@ -117,16 +118,22 @@ def test_a_picture_that_is_gone_or_another_when_it_is_needed_costs_its_own_image
     assert "there is no such file" in reasons[2] and "has changed since" in reasons[3]
 
 
-def test_all_is_made_again_and_a_picture_that_changed_since_is_named(made):
+def test_all_is_made_again_and_what_changed_since_is_named(made, monkeypatch):
     def remake() -> verify.Report:
         given = verify.made_with(str(made / "out"))
         return verify.remake(str(made / "out"), lambda settings: make_engine(given._replace(**settings)), 1.0)
 
     report = remake()
     assert (report.remade, report.exact, report.findings) == (7, 7, ())
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.__version__", "0.0")
+        report = remake()
+        assert (report.exact, report.findings) == (7, ())
     (made / "in" / "edges.png").write_bytes(conditioned.FILES["pose.png"])
+    weights = made / "controls" / "tiny" / "diffusion_pytorch_model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights)
     [finding] = remake().findings
-    assert "control_image" in finding.problem and "is another file now" in finding.problem
+    assert "control_image" in finding.problem and "controlnets (tiny:0.5) is another file now" in finding.problem
 
 
 def test_paths_are_relative_to_the_prompt_file_wherever_that_is():

@@ -404,6 +404,26 @@ def test_defaults_fill_what_a_row_leaves_open_and_no_more():
     assert jobs(given, defaults) == [Job(prompt="a cat", steps=9, negative_prompt="blurry", seed=2)]
 
 
+def test_what_a_run_says_of_pictures_is_for_rows_that_have_some():
+    run = {"strength": 0.6, "mask_blur": 2.0, "resize_mode": "crop", "upscale_by": 2.0, "steps": 7}
+    [job] = jobs(row(prompt="a"), run)
+    assert job == Job(prompt="a", seed=job.seed, steps=7)
+    [job] = jobs(row(prompt="a", image="b.png", upscaler="lanczos"), run)
+    assert (job.strength, job.resize_mode, job.upscale_by, job.mask_blur) == (0.6, "crop", 2.0, 0.0)
+    [job] = jobs(row(prompt="a", image="b.png", mask_image="c.png"), {**run, "invert_mask": True})
+    assert (job.mask_blur, job.invert_mask) == (2.0, True)
+    # What a row says itself stays an error.
+    assert "expected image with it" in parse(row(prompt="a", strength=0.5)).reason
+
+
+def test_a_row_shows_each_of_a_runs_controlnets_a_picture():
+    [job] = jobs(row(prompt="a", control_image="b.png; c.png"), {"controlnets": "canny; depth"})
+    assert (job.controlnets, job.control_image) == ("canny; depth", "b.png; c.png")
+    run = {"control_preprocessor": "canny; none"}
+    [job] = jobs(row(prompt="a", controlnets="x; y", control_image="b.png"), run)
+    assert job.control_preprocessor == "canny; none"
+
+
 def test_repeats():
     assert [job.seed for job in jobs(row(prompt="a cat", seed="5"), repeats=3)] == [5, 6, 7]
     seeds = [job.seed for job in jobs(row(prompt="a cat"), repeats=3)]

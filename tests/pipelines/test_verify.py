@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from pipelines.equipment import equipment
 from pipelines.generate import file_name
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from pipelines.verify import Report, Settings, made_with, remake, sampled
+from sdjax.engine import Result
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
+from sdjax.plan import Task
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +32,9 @@ def out(made, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def check(sd1):
+def check(tiny):
     """Verifies an output, all of it or a share."""
-    engine = sdjax.Engine(sd1, batch_size=1)
+    engine = sdjax.Engine(tiny, batch_size=1)
 
     def check(out: Path, share: float = 1.0) -> Report:
         def engine_for(settings: Settings) -> sdjax.Engine:
@@ -166,6 +169,17 @@ def test_each_of_several_pictures_of_one_job_is_compared(out, check):
     assert [finding.file for finding in report.findings] == [str(out / bad)]
 
 
+def test_what_can_not_be_made_again_is_told_and_ends_nothing(out, check, monkeypatch):
+    nothing = np.zeros((0, 0, 3), np.uint8)
+
+    def run(self: sdjax.Engine, tasks: Iterable[Task]) -> Iterator[Result]:
+        return (Result(nothing, task.metadata, False, problem="out of memory") for task in tasks)
+
+    monkeypatch.setattr(sdjax.Engine, "run", run)
+    report = check(out)
+    assert report.remade == 0 and problems(report) == ["can't be made again: out of memory"] * 3
+
+
 def test_metadata_that_lack_what_it_takes_are_told(out, check):
     row = rows_of(out)[0]
     metadata = read_metadata(out / row["file_name"], "")
@@ -181,6 +195,6 @@ def test_a_summary_that_is_none_is_named(out, text):
         made_with(str(out))
 
 
-def test_the_model_is_what_the_last_run_was_told(made, sd1_folder):
-    assert made_with(str(made)) == equipment(config.make({"model": str(sd1_folder), "batch_size": 1}))
-    assert json.loads((made / "summary.json").read_text())["config"]["model"] == str(sd1_folder)
+def test_the_model_is_what_the_last_run_was_told(made, tiny_folder):
+    assert made_with(str(made)) == equipment(config.make({"model": str(tiny_folder), "batch_size": 1}))
+    assert json.loads((made / "summary.json").read_text())["config"]["model"] == str(tiny_folder)

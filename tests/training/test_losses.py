@@ -84,6 +84,7 @@ def test_the_vaes_loss_trains_every_part_of_it():
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_the_decoders_loss_is_that_of_the_whole_without_the_pull_and_trains_every_part_of_the_decoder():
     pixels = jnp.asarray(RNG.integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
     vae, params, key = VAE(AUTOENCODER), params_of(AUTOENCODER), jax.random.key(0)
