@@ -380,6 +380,7 @@ def guided_emoji() -> Mapping[float, list[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_label_grows_likelier_with_the_scale(guided_emoji):
     means = [float(np.mean(values)) for _, values in sorted(guided_emoji.items())]
     assert means[0] + 2 < means[1] and means[1] + 0.2 < means[2], means
