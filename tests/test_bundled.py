@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pytest
 
 import sdjax
 from sdjax.assets import bundled
@@ -42,3 +43,20 @@ def test_they_are_small_and_packed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     patterns = settings["tool"]["setuptools"]["package-data"]["*"]
     assert all(any(path.match(pattern) for pattern in patterns) for path in files())
+
+
+def silhouette(pixels: np.ndarray) -> np.ndarray:
+    """Where a picture differs from its corner."""
+    return np.abs(pixels.astype(int) - pixels[0, 0]).sum(axis=-1) > 90
+
+
+@pytest.mark.slow
+def test_images_have_the_shape_that_the_controlnet_is_shown():
+    file = ROOT / "tests" / "golden" / "apple.png"
+    shape = silhouette(np.asarray(PIL.Image.open(file).convert("RGB")))
+    asked = {"prompt": "on a blue background", "steps": 20, "guidance_scale": 3.0}
+    shown = {"controlnets": "canny:1.2", "control_image": str(file), "control_preprocessor": "canny"}
+    jobs = [sdjax.Job(seed=seed, **asked, **more) for more in ({}, shown) for seed in range(4)]
+    results = sdjax.generate(sdjax.load("emoji"), jobs, pictures=sdjax.Pictures(controlnet_folder="emoji"))
+    shares = [(shape & found).sum() / (shape | found).sum() for found in (silhouette(each.image) for each in results)]
+    assert min(shares[4:]) > 0.8 > max(shares[:4]), shares
