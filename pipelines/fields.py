@@ -63,10 +63,12 @@ _TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("fals
 
 
 def partner_of(name: str, values: Mapping[str, Any]) -> Any:
-    """What stands for the field that another wants beside it: of as many parts as that has."""
+    """What stands for the field that another wants beside it: as many ControlNets as something is said of."""
     partner = NEEDS[name]
-    parts = len(split(str(values[name]))) if partner == "controlnets" else 1
-    return "; ".join([_PARTNERS[partner]] * parts) if parts > 1 else _PARTNERS[partner]
+    if partner != "controlnets":
+        return _PARTNERS[partner]
+    parts = (len(split(str(values[each]))) for each in NEEDS if NEEDS[each] == partner and each in values)
+    return "; ".join([_PARTNERS[partner]] * max(1, *parts))
 
 
 def filled_in(given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +77,12 @@ def filled_in(given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any
     So one `strength` for a whole run leaves rows without an `image` as they are.
     """
     whole = {**run, **given}
-    while idle := [name for name in whole if name in ONLY_WITH and name not in given and NEEDS[name] not in whole]:
+
+    def is_idle(name: str) -> bool:
+        partner = whole.get(NEEDS[name]) if name in ONLY_WITH and name not in given else True
+        return partner is None or partner is False or _TRUTHS.get(str(partner).strip().lower()) is False
+
+    while idle := [name for name in whole if is_idle(name)]:
         for name in idle:
             del whole[name]
     if "resize_mode" not in given and not any(name in whole for name in PICTURES):

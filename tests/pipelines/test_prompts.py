@@ -412,6 +412,10 @@ def test_what_a_run_says_of_pictures_is_for_rows_that_have_some():
     assert (job.strength, job.resize_mode, job.upscale_by, job.mask_blur) == (0.6, "crop", 2.0, 0.0)
     [job] = jobs(row(prompt="a", image="b.png", mask_image="c.png"), {**run, "invert_mask": True})
     assert (job.mask_blur, job.invert_mask) == (2.0, True)
+    run = {"only_masked_padding": 8, "only_masked": True}
+    for said, padding in (("", 8), ("no", 32)):
+        [job] = jobs(row(prompt="a", image="b.png", mask_image="c.png", only_masked=said), run)
+        assert job.only_masked_padding == padding
     # What a row says itself stays an error.
     assert "expected image with it" in parse(row(prompt="a", strength=0.5)).reason
 
@@ -422,6 +426,9 @@ def test_a_row_shows_each_of_a_runs_controlnets_a_picture():
     run = {"control_preprocessor": "canny; none"}
     [job] = jobs(row(prompt="a", controlnets="x; y", control_image="b.png"), run)
     assert job.control_preprocessor == "canny; none"
+    run["control_image"] = "b.png"
+    [job] = jobs(row(prompt="a", controlnets="x; y"), run)
+    assert (job.control_image, job.control_preprocessor) == ("b.png", "canny; none")
 
 
 def test_repeats():
