@@ -233,7 +233,7 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str
 def _write(result: Result, run: Run) -> str | None:
     """Writes a picture; says why, if it can't be one."""
     if result.problem:
-        return result.problem
+        return str(result.problem)
     if not result.finite:
         narrow = result.metadata["dtype"] != "float32"
         hint = "; try --set dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"

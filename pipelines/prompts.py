@@ -28,7 +28,7 @@ from pipelines.config import RunConfig
 from pipelines.fields import filled_in, job_from_text, partner_of, unknown_fields, with_fields_named
 from pipelines.sweeps import PROMPTS, ROW_KEYS, check_number, drawn_seed, expand, row_key, size, swept
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import NEEDS, RANDOM_SEED, Job, repeated
+from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, repeated
 from sdjax.text.templates import (
     Template,
     TemplateError,
@@ -426,6 +426,8 @@ def _asked(
         for name, partner in NEEDS.items():  # which the configuration or the sweep gives
             if name in own and partner not in own and partner in whole:
                 own[partner] = partner_of(name, own)
+            elif name in own and partner not in own and not PICTURES.keys().isdisjoint(whole):
+                own.setdefault("image", "any")  # which serves as well
         templates = {} if mode == "none" else _templates(whole)
         notes = {f"{name}_template": template.text for name, template in templates.items()}
         notes |= {"template_mode": mode} if templates else {}

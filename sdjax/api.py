@@ -62,7 +62,8 @@ def generate(
 
     Raises:
       AdapterError: naming the position of a job whose adapters can't be used, before anything is computed.
-      JobError: naming the position of a job that the model can't do, before anything is computed.
+      JobError: naming the position of a job that the model can't do, before anything is computed; or later, if a file
+        that it takes is gone by then.
       FloatingPointError: if an image is not finite.
       MemoryError: if one takes more memory than there is.
     """
@@ -76,8 +77,8 @@ def generate(
     unique = {task.id: task for task in tasks}
     results = {result.metadata["id"]: result for result in engine.run(unique.values())}
     for index, task in enumerate(tasks):
-        if results[task.id].problem:
-            raise MemoryError(results[task.id].problem)
+        if problem := results[task.id].problem:
+            raise type(problem)(f"job {index}: {problem}") from problem
         if not results[task.id].finite:
             raise FloatingPointError(
                 f"job {index} ({task.job.prompt!r}): the network gave NaN or infinity; "

@@ -22,8 +22,6 @@ from sdjax.program import Beginning, Bucket, Controlled, Inputs, Picture, Seen
 # Samplers of which diffusers' class draws white noise where k-diffusion's has a Brownian path.
 _WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
 
-# The share from which on a place counts as hidden, where it can only be all or nothing.
-
 
 def latent_shape(model: Model, bucket: Bucket) -> tuple[int, int, int]:
     """(height, width, channels) of a picture's latents."""

@@ -81,15 +81,15 @@ class Result(NamedTuple):
     metadata: flat and JSON: the job as it was done, the model, the fingerprint, what was cut.
     finite: False if the network gave NaN or infinity, so that the image is worth nothing.
     previews: the steps that were kept.
-    problem: why there is no image, and one of no size stands for it: it takes more memory than there is, or a file
-      that it takes is gone.
+    problem: why there is no image, and one of no size stands for it: it takes more memory than there is
+      (`MemoryError`), or a file that it takes is gone or another by now (`JobError`).
     """
 
     image: UInt8[np.ndarray, "h w 3"]
     metadata: Mapping[str, Any]
     finite: bool
     previews: tuple[Preview, ...] = ()
-    problem: str | None = None
+    problem: MemoryError | JobError | None = None
 
 
 class _Flying(NamedTuple):
@@ -110,10 +110,12 @@ _FAILURES = (jax.errors.JaxRuntimeError, MemoryError, JobError)
 def _failed(tasks: list[Task], error: Exception) -> list[Result]:
     """What becomes of tasks that take more memory than there is, or a file that is gone; others are raised again."""
     bucket, nothing = tasks[0].bucket, np.zeros((0, 0, 3), np.uint8)
+    problem: MemoryError | JobError
     if isinstance(error, JobError):
-        problem = str(error)
+        problem = error
     elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-        problem = f"out of memory at {bucket.width}x{bucket.height} pixels ({str(error).splitlines()[0][:_SHOWN]})"
+        told = str(error).partition("\n")[0][:_SHOWN]
+        problem = MemoryError(f"out of memory at {bucket.width}x{bucket.height} pixels ({told})")
     else:
         raise error
     return [Result(nothing, task.metadata, False, problem=problem) for task in tasks]

@@ -203,7 +203,10 @@ def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
     shown = pictures.show(job, opened, model.vae.config.factor, setup.pictures.estimate, model.takes_depth)
     assert job.height is not None and job.width is not None
     if model.extra_channels > 1 and shown.latent_mask is not None and not (shown.latent_mask >= masks.HALF).any():
-        raise JobError(f"mask_image: {job.mask_image}: this checkpoint draws anew what is half white or more: nothing")
+        kind = "black" if job.invert_mask else "white"
+        raise JobError(
+            f"mask_image: {job.mask_image}: nothing of it is half {kind} or more, as this checkpoint sees masks"
+        )
     table = model.table(job)
     steps = int(table.step[-1]) + 1
     read = _read(setup, job, steps)

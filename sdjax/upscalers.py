@@ -30,8 +30,8 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
-# Upscalers that are kept in memory.
-_MOST = 4
+# Upscalers that are kept in the device's memory: networks of some ten megabytes, and diffusion models of gigabytes.
+_MOST, _MOST_DIFFUSION = 8, 2
 # Of what an upscaler gives on the way to a smaller image.
 _MOST_PIXELS = 2 * MAX_SIDE**2
 # The factors of Stable Diffusion's two upscalers: of latents, and of pictures.
@@ -92,27 +92,42 @@ class Upscalers:
         """
         self._folder, self._pickled, self._vae = folder, pickled, vae
         self._dtype, self._vae_tile = dtype, vae_tile
-        self._found = functools.lru_cache(_MOST)(self._load)
+        self._kinds = functools.cache(self._find)
+        self._networks = functools.lru_cache(_MOST)(self._read)
+        self._diffusion = functools.lru_cache(_MOST_DIFFUSION)(self._load)
+        self._digests: dict[str, str] = {}
 
     def named(self, name: str) -> Upscaler | DiffusionUpscaler | None:
         """The upscaler of that name; None for one without weights.
 
         Raises:
-          JobError: if there is none, or it can't be read.
+          JobError: if there is none, or it can't be read, or it is another than before.
         """
-        return None if name in PIXEL_UPSCALERS else self._found(name)
-
-    def _load(self, name: str) -> Upscaler | DiffusionUpscaler:
+        if name in PIXEL_UPSCALERS:
+            return None
         try:
-            path = find_named(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
-            if path.is_dir() or (path.suffix != ".param" and _is_diffusion(path, self._pickled)):
-                return load_upscaler_pipeline(path, dtype=self._dtype, pickled=self._pickled)
-            return read_upscaler(path, pickled=self._pickled)
+            path, is_diffusion = self._kinds(name)
+            found = self._diffusion(path) if is_diffusion else self._networks(path)
         except (CheckpointError, ConfigError) as error:
             known = (*PIXEL_UPSCALERS, *LATENT_UPSCALERS)
             near = difflib.get_close_matches(name.lower(), known, 1, 0.6)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise JobError(f"upscaler = {name!r}: {error}{hint}") from error
+        if self._digests.setdefault(name, found.digest) != found.digest:
+            del self._digests[name]  # for what comes after this run
+            raise JobError(f"upscaler = {name!r}: its file has changed since the run began")
+        return found
+
+    def _find(self, name: str) -> tuple[Path, bool]:
+        """Where it is, and whether it is a diffusion model."""
+        path = find_named(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
+        return path, path.is_dir() or (path.suffix != ".param" and _is_diffusion(path, self._pickled))
+
+    def _read(self, path: Path) -> Upscaler:
+        return read_upscaler(path, pickled=self._pickled)
+
+    def _load(self, path: Path) -> DiffusionUpscaler:
+        return load_upscaler_pipeline(path, dtype=self._dtype, pickled=self._pickled)
 
     def digests(self, job: Job) -> dict[str, str]:
         """Of the files of the upscalers that a job names, by what metadata call them."""

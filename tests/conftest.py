@@ -36,7 +36,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Files of which each takes a minute: first, so that two processes end at about the same time.
 _LONG = (
-    "test_engine", "pipelines/test_pictures", "test_pictures", "models/test_pictures", "test_adapted_pictures",
+    "test_engine", "pipelines/test_pictures", "models/test_pictures", "test_pictures", "test_adapted_pictures",
     "test_bits", "test_conditioned_pictures", "test_classifier", "test_decoding", "test_guided_pictures",
     "test_diffusion_upscale", "test_cli", "test_kill", "test_fuzz",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.adapters.lora import apply, read_lora
-from sdjax.plan import LORA_MODES
+from sdjax.plan import LORA_MODES, Task
 from sdjax.program import Bucket
 from tests import pickles
 from tests.results import make, same
@@ -136,6 +137,20 @@ def test_pictures_depend_on_neither_order_nor_neighbours_nor_devices(tiny, libra
 @pytest.mark.parametrize("mode", LORA_MODES)
 def test_no_picture_depends_on_the_number_of_devices(tiny, library, mode, pictures_by_mode):
     assert same(make(engine_of(tiny, library, mode, devices=1), BY_MODE[mode]), pictures_by_mode[mode])
+
+
+def test_once_merged_adapters_are_there_no_more_jobs_are_held_than_can_be_worked_on(tiny, library):
+    engine = engine_of(tiny, library, devices=1)
+    make(engine, JOBS[1:2])
+    taken = []
+
+    def tasks() -> Iterator[Task]:
+        for number in range(100):
+            taken.append(number)
+            yield engine.prepare(dataclasses.replace(JOBS[1], seed=number))
+
+    next(engine.run(tasks()))
+    assert len(taken) == 2 * engine.images_per_batch
 
 
 def test_each_adapter_changes_its_picture(engine, pictures):

@@ -3,6 +3,10 @@
 import dataclasses
 import functools
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +59,33 @@ def test_latents_of_the_x2_upscaler_are_those_of_diffusers(upscalers: dict[str, 
     found, reference = sd_upscalers.upscaled(upscalers["x2"], sd_upscalers.CASES["x2"][case]), recorded()[f"x2/{case}"]
     assert found.shape == reference.shape
     assert np.abs(found - reference).max() / np.abs(reference).max() < LATENT_TOLERANCE
+
+
+def upscaled_on(cores: set[int], folder: Path) -> list[str]:
+    """Digests of what the upscalers in a folder give in a process of so many cores, on which threads depend."""
+    lines = f"""
+        import os; os.sched_setaffinity(0, {cores})
+        import hashlib, numpy as np
+        from sdjax.diffusion_upscale import upscale_latent_x2, upscale_x4
+        from sdjax.upscaler_model import load_upscaler_pipeline
+        rng = np.random.RandomState(0)
+        pixels = rng.randint(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+        latents = rng.standard_normal((1, 32, 32, 4)).astype(np.float32)
+        x4, x2 = (load_upscaler_pipeline({str(folder)!r} + "/" + name) for name in ("x4", "x2"))
+        found = upscale_x4(x4, pixels, ["a"], [1], steps=2), upscale_latent_x2(x2, latents, ["a"], [1], steps=2)
+        for each in found:
+            print(hashlib.sha256(each.tobytes()).hexdigest())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(lines)], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_bits_do_not_depend_on_the_number_of_cores(folders: dict[str, Path]) -> None:
+    cores = os.sched_getaffinity(0)
+    one, all_ = (upscaled_on(each, folders["x4"].parent) for each in ({min(cores)}, cores))
+    assert len(one) == 2 and one == all_
 
 
 @pytest.mark.parametrize("name", ["x4", pytest.param("x2", marks=pytest.mark.slow)])

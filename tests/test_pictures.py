@@ -347,7 +347,7 @@ def test_what_can_not_be_finished_costs_its_own_image_alone(engine, monkeypatch,
 
     monkeypatch.setattr(upscalers.Upscalers, "finished", narrow)
     large, plain = make(engine, [job(1, upscaler="lanczos", upscale_by=4), job(0)])
-    assert told in large.problem and not large.finite
+    assert isinstance(large.problem, type(error)) and told in str(large.problem) and not large.finite
     assert plain.problem is None and plain.finite
 
 
@@ -385,7 +385,8 @@ def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):
     sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
     engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
     few = {"upscaler_steps": 2, "height": 16, "width": 16}
-    jobs = [job(70, upscaler="x4", **few), job(71, upscaler="x2", **few), job(72, upscaler="x2", upscale_by=3.0, **few)]
+    strange = dataclasses.replace(job(70, upscaler="x4", **few), prompt="a (cat", prompt_problems="accept")
+    jobs = [strange, job(71, upscaler="x2", **few), job(72, upscaler="x2", upscale_by=3.0, **few)]
     results = make(engine, jobs)
     assert [result.image.shape for result in results] == [(64, 64, 3), (32, 32, 3), (48, 48, 3)]
     assert same(make(engine, jobs[1:2]), results[1:2])
@@ -398,13 +399,10 @@ def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):
             engine.prepare(dataclasses.replace(jobs[0], **wrong))
 
 
-def test_what_upscalers_are_told_can_be_accepted_as_it_is(tiny, pictures, tmp_path):
-    sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
+def test_only_prompts_that_the_x2_upscaler_reads_have_to_fit(tiny, pictures, tmp_path):
     sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
     engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
     asked = {"seed": 1, "upscaler_steps": 2, "width": 16, "height": 16}
-    strange = sdjax.Job(prompt="a (cat", prompt_problems="accept", upscaler="x4", **asked)
-    assert engine.prepare(strange).metadata["problems_found"]
     long = sdjax.Job(prompt="a cat", negative_prompt="a dog " * 60, upscaler="x2", upscaler_guidance_scale=1.0, **asked)
     assert engine.prepare(long).metadata["upscaler"] == "x2"
     with pytest.raises(sdjax.JobError, match="does not fit"):

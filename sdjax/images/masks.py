@@ -30,7 +30,7 @@ def blurred(mask: Float32[np.ndarray, "h w"], radius: float) -> Float32[np.ndarr
         return mask
     reach = int(2.5 * radius + 0.5)
     # Farther away nothing comes of it; and what is mirrored at the edges is there whole.
-    places = np.nonzero(mask)
+    places = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
     if not len(places[0]):
         return mask
     part = tuple(slice(max(each.min() - 2 * reach, 0), each.max() + 2 * reach + 1) for each in places)

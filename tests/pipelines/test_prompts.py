@@ -423,6 +423,10 @@ def test_what_a_run_says_of_pictures_is_for_rows_that_have_some():
 def test_a_row_shows_each_of_a_runs_controlnets_a_picture():
     [job] = jobs(row(prompt="a", control_image="b.png; c.png"), {"controlnets": "canny; depth"})
     assert (job.controlnets, job.control_image) == ("canny; depth", "b.png; c.png")
+    [job] = jobs(row(prompt="a", controlnets="x"), {"image": "b.png"})
+    assert job.image == "b.png"
+    [job] = jobs(row(prompt="a", guess_mode=True, resize_mode="crop"), {"image": "b.png", "controlnets": "x"})
+    assert job.guess_mode
     run = {"control_preprocessor": "canny; none"}
     [job] = jobs(row(prompt="a", controlnets="x; y", control_image="b.png"), run)
     assert job.control_preprocessor == "canny; none"

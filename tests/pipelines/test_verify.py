@@ -173,7 +173,7 @@ def test_what_can_not_be_made_again_is_told_and_ends_nothing(out, check, monkeyp
     nothing = np.zeros((0, 0, 3), np.uint8)
 
     def run(self: sdjax.Engine, tasks: Iterable[Task]) -> Iterator[Result]:
-        return (Result(nothing, task.metadata, False, problem="out of memory") for task in tasks)
+        return (Result(nothing, task.metadata, False, problem=MemoryError("out of memory")) for task in tasks)
 
     monkeypatch.setattr(sdjax.Engine, "run", run)
     report = check(out)
