@@ -79,8 +79,10 @@ def filled_in(given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any
     whole = {**run, **given}
 
     def is_idle(name: str) -> bool:
-        partner = whole.get(NEEDS[name]) if name in ONLY_WITH and name not in given else True
-        return partner is None or partner is False or _TRUTHS.get(str(partner).strip().lower()) is False
+        if name not in ONLY_WITH or name in given:
+            return False
+        partner = whole.get(NEEDS[name])
+        return partner is None or _TRUTHS.get(str(partner).strip().lower()) is False
 
     while idle := [name for name in whole if is_idle(name)]:
         for name in idle:

@@ -228,7 +228,7 @@ def upscale_x4(
     ]
     clean = alphas_cumprod(upscaler.low_res)[noise_level]
     shape = (*pixels.shape[1:3], upscaler.networks.vae.config.latent_channels)
-    sampled, decoded = (_program(upscaler, *each) for each in ((x4_latents,), (pixels_of, vae_tile)))
+    sampled, decoded = _program(upscaler, x4_latents), _program(upscaler, pixels_of, vae_tile)
     made = np.zeros((len(pixels), *(4 * side for side in pixels.shape[1:3]), 3), np.uint8)
     for batch, count in _batches([each.shape for each in used], batch_size):
         # In diffusers' order: first for the picture, then for the latents.

@@ -241,7 +241,7 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
             except PictureError as error:
                 raise JobError(f"mask_image: {job.mask_image}: {error}") from error
             part = slice(region.top, region.bottom), slice(region.left, region.right)
-            whole_mask = whole_mask[part].copy()
+            whole_mask = whole_mask[part].copy()  # without what is around it
             image, mask = fitted(image[part], *size, "stretch"), fitted_mask(whole_mask, *size, "stretch")
         else:
             image = _sized("image", job, fitted, image)

@@ -91,10 +91,12 @@ class Upscalers:
           vae_tile: as of the engine.
         """
         self._folder, self._pickled, self._vae = folder, pickled, vae
-        self._dtype, self._vae_tile = dtype, vae_tile
+        self._vae_tile = vae_tile
         self._kinds = functools.cache(self._find)
-        self._networks = functools.lru_cache(_MOST)(self._read)
-        self._diffusion = functools.lru_cache(_MOST_DIFFUSION)(self._load)
+        self._networks = functools.lru_cache(_MOST)(functools.partial(read_upscaler, pickled=pickled))
+        self._diffusion = functools.lru_cache(_MOST_DIFFUSION)(
+            functools.partial(load_upscaler_pipeline, dtype=dtype, pickled=pickled)
+        )
         self._digests: dict[str, str] = {}
 
     def named(self, name: str) -> Upscaler | DiffusionUpscaler | None:
@@ -122,12 +124,6 @@ class Upscalers:
         """Where it is, and whether it is a diffusion model."""
         path = find_named(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
         return path, path.is_dir() or (path.suffix != ".param" and _is_diffusion(path, self._pickled))
-
-    def _read(self, path: Path) -> Upscaler:
-        return read_upscaler(path, pickled=self._pickled)
-
-    def _load(self, path: Path) -> DiffusionUpscaler:
-        return load_upscaler_pipeline(path, dtype=self._dtype, pickled=self._pickled)
 
     def digests(self, job: Job) -> dict[str, str]:
         """Of the files of the upscalers that a job names, by what metadata call them."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -12,10 +11,10 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.adapters.lora import apply, read_lora
-from sdjax.plan import LORA_MODES, Task
+from sdjax.plan import LORA_MODES
 from sdjax.program import Bucket
 from tests import pickles
-from tests.results import make, same
+from tests.results import make, same, taken_for_the_first
 
 BATCH = 2
 WIDTH = 32  # of the toy's text, and of its UNet's only level
@@ -142,15 +141,8 @@ def test_no_picture_depends_on_the_number_of_devices(tiny, library, mode, pictur
 def test_once_merged_adapters_are_there_no_more_jobs_are_held_than_can_be_worked_on(tiny, library):
     engine = engine_of(tiny, library, devices=1)
     make(engine, JOBS[1:2])
-    taken = []
-
-    def tasks() -> Iterator[Task]:
-        for number in range(100):
-            taken.append(number)
-            yield engine.prepare(dataclasses.replace(JOBS[1], seed=number))
-
-    next(engine.run(tasks()))
-    assert len(taken) == 2 * engine.images_per_batch
+    many = (dataclasses.replace(JOBS[1], seed=seed) for seed in range(100))
+    assert taken_for_the_first(engine, many) == 2 * engine.images_per_batch
 
 
 def test_each_adapter_changes_its_picture(engine, pictures):

@@ -2,7 +2,6 @@ import dataclasses
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -15,9 +14,8 @@ from sdjax.device import device_kind
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.engine import Engine, Result
 from sdjax.job import job_of, told
-from sdjax.plan import Task
 from sdjax.program import Bucket
-from tests.results import make, same
+from tests.results import make, same, taken_for_the_first
 
 BATCH = 2
 # Everything that may be mixed in a batch or keep jobs from sharing one; two programs.
@@ -292,12 +290,5 @@ def test_half_precision_draws_nearly_the_same(tiny_folder, pictures, dtype):
 
 
 def test_jobs_are_taken_only_as_far_as_they_can_be_worked_on(engine, pictures):
-    taken = []
-
-    def jobs() -> Iterator[Task]:
-        for index in range(1000):
-            taken.append(index)
-            yield engine.prepare(dataclasses.replace(DETERMINISTIC[0], seed=index))
-
-    next(engine.run(jobs()))
-    assert len(taken) == 2 * engine.images_per_batch
+    many = (dataclasses.replace(DETERMINISTIC[0], seed=seed) for seed in range(1000))
+    assert taken_for_the_first(engine, many) == 2 * engine.images_per_batch

@@ -22,7 +22,9 @@ def test_pictures_of_the_embedded_model_are_those_of_the_reference() -> None:
     check(model, "emoji")
 
 
-@pytest.mark.parametrize("name", [pytest.param("sd2_depth", marks=pytest.mark.slow), "sd1_timed_classes"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "sd2_depth" else ()) for name in variants.QUICK]
+)
 def test_pictures_of_models_that_are_told_more_are_those_of_the_reference(name: str, tmp_path: Path) -> None:
     toy, cases = variants.VARIANTS[name]
     drawn = pictures.drawn(sdjax.load(toys.write_toy(tmp_path, toy)), cases)
