@@ -54,10 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where all processes of these tests find each other's compiled programs: compiling is most of what tests do."""
+    """Where all processes of these tests find each other's compiled programs: compiling is most of what tests do.
+
+    `SDJAX_TEST_CACHE` names a folder that outlives a run, which `make test` and `make parity` share.
+    """
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    if named := os.environ.get("SDJAX_TEST_CACHE"):
+        folder = Path(named)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDJAX_CACHE", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
