@@ -1,9 +1,6 @@
-"""What is found out before anything is made: whether model, output, flags and runner fit what a run is to do."""
+"""What is found out before anything is made: whether model and output fit what a run is to do."""
 
 import dataclasses
-import os
-
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
@@ -17,9 +14,6 @@ from sdjax.images.encode import FORMATS
 from sdjax.job import PIXEL_UPSCALERS, Job, JobError
 from sdjax.picture_library import check_files
 
-# Runners on this machine, which know how many workers there are; on others work is cut into so many parts.
-_LOCAL_RUNNERS = ("", "direct", "fnapi", "bundlebaseddirect", "switchingdirect", "prism")
-_CLUSTER_SHARDS = 64
 _SIZES = ("seed_resize_from_width", "seed_resize_from_height")
 # Steps that every sampler can take.
 _FEW_STEPS = 4
@@ -70,34 +64,3 @@ def check_format(out: str, format_name: str) -> None:
             f"{done.path} was made by a run in another format than {format_name}: "
             "keep to its format, or choose another output"
         )
-
-
-def checked_options(flags: list[str]) -> PipelineOptions:
-    """Beam's options.
-
-    Raises:
-      RunConfigError: for flags that nobody would read, and for runners that lose data.
-    """
-    options = PipelineOptions(flags)
-    known = options.get_all_options(drop_default=True)
-    runner = _runner(options)
-    if runner == "dask":
-        raise RunConfigError("Beam's DaskRunner loses parts of a run without a word; take another runner")
-    if runner in _LOCAL_RUNNERS:
-        strange = options.get_all_options(drop_default=True, retain_unknown_options=True).keys() - known.keys()
-        if strange:
-            raise RunConfigError(f"Beam knows no flag --{', --'.join(sorted(strange))}")
-    return options
-
-
-def _runner(options: PipelineOptions) -> str:
-    """The runner's name as Beam compares it: "direct" for DirectRunner, in whatever module; "" if none is named."""
-    named = options.view_as(StandardOptions).runner or ""
-    return named.rpartition(".")[2].lower().removesuffix("runner")
-
-
-def workers(options: PipelineOptions) -> int:
-    """Over how many workers the sampling is spread, if the configuration leaves that open."""
-    if _runner(options) not in _LOCAL_RUNNERS:
-        return _CLUSTER_SHARDS
-    return max(1, options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1)

@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _generate(options: argparse.Namespace, flags: list[str], console: Console) -> int:
-    from pipelines import config, generate, progress, storage, sweeps
+    from pipelines import config, generate, manifest, progress, storage, sweeps
 
     keys = config.read_file(options.config) if options.config else {}
     keys |= config.read_settings(options.set)
@@ -190,9 +190,9 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
         f"{counts.duplicates} the same as others, {counts.failed} failed"
     )
-    print(f"written  {storage.join(options.out, generate.METADATA)}")
+    print(f"written  {storage.join(options.out, manifest.METADATA)}")
     if rejected:
-        print(f"rejects  {storage.join(options.out, generate.REJECTS)}")
+        print(f"rejects  {storage.join(options.out, manifest.REJECTS)}")
     if counts.cut_prompts:
         print(f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut")
     if counts.broken_files:

@@ -1,81 +1,48 @@
 """The main pipeline: prompt files -> rows -> jobs -> batches -> pictures -> metadata.
 
 One direction. Each transform wraps a plain function of this module or of its neighbours; pictures are written
-in the stage that makes them, and only metadata goes on.
+in the stage that makes them, and only metadata goes on. The graph is as plain as can be, so that every runner runs it:
+steps that go by element and groups by key, whose elements are cut into batches, and one end.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
+import hashlib
 import os
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import StandardOptions
-from apache_beam.pvalue import TaggedOutput
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from PIL import Image
 
-from pipelines import checks, pictures, storage
+from pipelines import checks, pictures, runners, storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
-from pipelines.progress import Reporter
+from pipelines.manifest import (
+    Counts,
+    counted,
+    files_there,
+    finish,
+    group_path,
+    grouped_row,
+    manifest_row,
+    old_rows,
+    write_group,
+)
 from pipelines.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
+from pipelines.run import Record, Run, reporter_of, reporting_failure, said
 from sdjax.assets import BUNDLED
 from sdjax.engine import Engine, Result
-from sdjax.images.encode import FORMATS, EncodeError, PictureError, encode, read_metadata
+from sdjax.images.encode import FORMATS, EncodeError, encode
 from sdjax.images.steps import animation, strip
 from sdjax.job import Job
 from sdjax.plan import Task, Together
 from sdjax.program import Bucket
 from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
-
-METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
-# Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
-_GROUP_DIGITS = 2
-
-
-class Run(NamedTuple):
-    """What every worker of a run has to know.
-
-    progress: a folder of the machine that started the run.
-    name: of this run, unlike any other's; seeds that are to be drawn at random are drawn from it.
-    shards: into how many parts the sampling is cut.
-    """
-
-    config: RunConfig
-    out: str
-    progress: str
-    name: str
-    shards: int
-
-
-class Counts(NamedTuple):
-    """What became of everything. `problems` says where these don't add up; nowhere, unless there is a bug.
-
-    broken_files: prompt files that break off; their rows up to there are among `rows`.
-    cut_prompts: of the images wanted, those whose prompt or negative prompt was longer than the text encoder reads.
-    """
-
-    rows: int
-    rejected_rows: int
-    broken_files: int
-    cut_prompts: int
-    wanted: int
-    made: int
-    there: int
-    duplicates: int
-    failed: int
-
-    def problems(self) -> list[str]:
-        """The sums that are wrong."""
-        ended = self.made + self.there + self.duplicates + self.failed
-        return [] if self.wanted == ended else [f"{self.wanted} images wanted, but {ended} accounted for"]
 
 
 class Wanted(NamedTuple):
@@ -102,14 +69,9 @@ class Wanted(NamedTuple):
 _lock = threading.Lock()
 
 
-@functools.cache
-def _reporter(folder: str) -> Reporter:
-    return Reporter(folder)
-
-
 @functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
 def _engine(given: Equipment, progress: str) -> Engine:
-    reporter = _reporter(progress)
+    reporter = reporter_of(progress)
 
     def on_compile(bucket: Bucket) -> None:
         reporter.doing(f"compiling {bucket.width}x{bucket.height}")
@@ -123,17 +85,8 @@ def _engine(given: Equipment, progress: str) -> Engine:
 @contextlib.contextmanager
 def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
-    with _lock, _reporting_failure(run):
+    with _lock, reporting_failure(run):
         yield _engine(equipment(run.config), run.progress)
-
-
-@contextlib.contextmanager
-def _reporting_failure(run: Run) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # told in plain words, then raised as it is
-        _reporter(run.progress).failed(_said(error))
-        raise
 
 
 @functools.lru_cache(maxsize=1)
@@ -160,7 +113,7 @@ def rows_of(path: str, run: Run) -> Iterator[Row]:
     """The rows of a prompt file; one that breaks off ends with a row of line 0 that says so."""
     try:
         for row in read_rows(lambda: storage.open_binary(path), path):
-            _reporter(run.progress).add("rows")
+            reporter_of(run.progress).add("rows")
             yield row
     except PromptFileError as error:
         yield Row(path, 0, None, "", str(error))
@@ -175,8 +128,8 @@ def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
         try:
             wanted = [_wanted(engine, asked, row) for asked in jobs]
         except Exception as error:  # no row, whatever is in it, may stop the others
-            return Reject(row.source, row.line, row.text, shortened(_said(error)))
-    _reporter(run.progress).add("wanted", len(wanted))
+            return Reject(row.source, row.line, row.text, shortened(said(error)))
+    reporter_of(run.progress).add("wanted", len(wanted))
     return wanted
 
 
@@ -188,17 +141,13 @@ def _wanted(engine: Engine, asked: Asked, row: Row) -> tuple[str, Wanted]:
     return task.id, Wanted(task.job, together, asked.notes, task.metadata["pictures"], cut, row.source, row.line)
 
 
-def _said(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError | OSError) else repr(error)
-
-
 def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str, Any], str | None]]:
     """Makes pictures and writes each as soon as it is there; gives their metadata, and what went wrong.
 
     Raises:
       RunConfigError: if the ids were worked out on a machine on which they would be others.
     """
-    reporter = _reporter(run.progress)
+    reporter = reporter_of(run.progress)
     failed: list[tuple[str, str]] = []
 
     def tasks(engine: Engine) -> Iterator[Task]:
@@ -206,7 +155,7 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str
             try:
                 task = engine.prepare(each.job, each.notes)
             except Exception as error:  # what could be read when it was planned can be gone
-                failed.append((image_id, _said(error)))
+                failed.append((image_id, said(error)))
                 continue
             if task.id == image_id:
                 yield task
@@ -263,222 +212,124 @@ def _write_previews(result: Result, run: Run) -> None:
         storage.write_whole(storage.steps_path(run.out, told["id"], extension), data)
 
 
-def file_name(image_id: str, extension: str) -> str:
-    """The path of a picture from the output's folder."""
-    return storage.image_path("", image_id, extension)
-
-
-def manifest_row(image_id: str, metadata: Mapping[str, Any], extension: str) -> dict[str, Any]:
-    """A row of `metadata.jsonl` as Hugging Face's ImageFolder reads it, keys sorted as a picture has them."""
-    return {"file_name": file_name(image_id, extension), **dict(sorted(metadata.items()))}
-
-
 # --- The transforms ---
 
 
-class _Plan(beam.DoFn):
-    """Rows -> (id, wanted image); rejects aside."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def process(self, row: Row) -> Iterator[Any]:
-        planned = plan(Row(*row), self._run)
-        if isinstance(planned, Reject):
-            yield TaggedOutput("rejects", planned._asdict())
-            if planned.line == 0:
-                yield TaggedOutput("counts", ("broken_files", 1))
-                return
-            yield TaggedOutput("counts", ("rejected_rows", 1))
-        else:
-            yield TaggedOutput("counts", ("wanted", len(planned)))
-            yield TaggedOutput("counts", ("cut_prompts", sum(wanted.cut for _, wanted in planned)))
-            yield from planned
-        yield TaggedOutput("counts", ("rows", 1))
+def _count(name: str, number: int = 1) -> Record:
+    return "count", (name, number)
 
 
-class _DropDone(beam.DoFn):
-    """(id, images wanted and files there) -> one for each id that has no file; files that are there aside."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def process(self, group: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-        image_id, found = group
-        wanted, files = list(found["wanted"]), list(found["files"])
-        if files:
-            yield TaggedOutput("there", (image_id, files[0]))
-        if not wanted:
+def planned(row: Row, run: Run) -> Iterator[Record]:
+    """A row -> images that it asks for, or a reject; and counts."""
+    wanted = plan(Row(*row), run)
+    if isinstance(wanted, Reject):
+        yield "reject", wanted._asdict()
+        if wanted.line == 0:
+            yield _count("broken_files")
             return
-        yield TaggedOutput("counts", ("duplicates", len(wanted) - 1))
-        if files:
-            yield TaggedOutput("counts", ("there", 1))
-            _reporter(self._run.progress).add("wanted", -len(wanted))
-        else:
-            _reporter(self._run.progress).add("wanted", 1 - len(wanted))
-            # Any of them gives the same picture; the first by its place is told if it fails.
-            yield image_id, min(wanted, key=lambda each: (each.source, each.line))
+        yield _count("rejected_rows")
+    else:
+        yield _count("wanted", len(wanted))
+        yield _count("cut_prompts", sum(each.cut for _, each in wanted))
+        yield from (("image", each) for each in wanted)
+    yield _count("rows")
 
 
-class _Sample(beam.DoFn):
-    """Batches of wanted images -> (id, manifest row); what the network could not make aside."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def process(self, batch: tuple[Any, Iterable[tuple[str, Wanted]]]) -> Iterator[Any]:
-        extension = FORMATS[self._run.config.format].extension
-        wanted = dict(batch[1])
-        for metadata, problem in sample(wanted, self._run):
-            if problem:
-                failed = wanted[metadata["id"]]
-                reject = Reject(failed.source, failed.line, shortened(failed.job.prompt), problem)
-                yield TaggedOutput("counts", ("failed", 1))
-                yield TaggedOutput("rejects", reject._asdict())
-            else:
-                yield TaggedOutput("counts", ("made", 1))
-                yield metadata["id"], manifest_row(metadata["id"], metadata, extension)
+def missing(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iterator[Record]:
+    """Images wanted of an id, and its files -> the image, if there is no file; else the file."""
+    wanted, files = list(found["wanted"]), list(found["files"])
+    if files:
+        yield "file", (image_id, files[0])
+    if not wanted:
+        return
+    yield _count("duplicates", len(wanted) - 1)
+    if files:
+        yield _count("there")
+        reporter_of(run.progress).add("wanted", -len(wanted))
+    else:
+        reporter_of(run.progress).add("wanted", 1 - len(wanted))
+        # Any of them gives the same picture; the first by its place is told if it fails.
+        yield "image", (image_id, min(wanted, key=lambda each: (each.source, each.line)))
 
 
-def _batch_key(image_id: str, wanted: Wanted, shards: int) -> str:
+def batch_key(image: tuple[str, Wanted], shards: int) -> str:
     """Images of one key are batched: they share a compiled program, and a worker."""
-    return f"{wanted.bucket} {int(image_id[:8], 16) % shards}"
+    image_id, wanted = image
+    return hashlib.sha256(f"{wanted.bucket} {int(image_id[:8], 16) % shards}".encode()).hexdigest()[:16]
 
 
-def whole_row(
-    image_id: str, new: Iterable[dict[str, Any]], old: Iterable[dict[str, Any]], files: Iterable[str]
-) -> dict[str, Any] | None:
-    """The manifest row of a picture: of this run, of the old manifest, or else from the picture itself.
-
-    None for an old row whose picture is gone.
-
-    Raises:
-      PictureError: if a picture made earlier is damaged.
-    """
-    for row in new:
-        return row
-    for path in files:
-        extension = path.rpartition(".")[2]
-        name = file_name(image_id, extension)
-        for row in old:
-            if row["file_name"] == name:
-                return row
-        try:
-            return manifest_row(image_id, read_metadata(storage.read_whole(path), path), extension)
-        except PictureError as error:
-            raise PictureError(f"{error}: delete the file, and it is made again") from error
-    return None
+def batches(wanted: Iterable[tuple[str, Wanted]], size: int) -> Iterator[dict[str, Wanted]]:
+    """The images of one key in batches, which are the same in whatever order they come. All of a key are in memory."""
+    by_id = dict(wanted)
+    ids = sorted(by_id)
+    for start in range(0, len(ids), size):
+        yield {image_id: by_id[image_id] for image_id in ids[start : start + size]}
 
 
-def _grouped_row(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _reporting_failure(run):
-        row = whole_row(image_id, **found)
-    if row is not None:
-        yield image_id[:_GROUP_DIGITS], row
+def sampled(wanted: Iterable[tuple[str, Wanted]], run: Run) -> Iterator[Record]:
+    """The images of one key -> manifest rows; a reject of what could not be made."""
+    extension = FORMATS[run.config.format].extension
+    for batch in batches(wanted, run.config.host_batch):
+        for metadata, problem in sample(batch, run):
+            if problem:
+                failed = batch[metadata["id"]]
+                reject = Reject(failed.source, failed.line, shortened(failed.job.prompt), problem)
+                yield "reject", reject._asdict()
+            else:
+                yield "row", (metadata["id"], manifest_row(metadata["id"], metadata, extension))
+            yield _count("failed" if problem else "made")
 
 
-def files_there(out: str, run: Run) -> Iterator[tuple[str, str]]:
-    """Id and path of each picture of an output."""
-    with _reporting_failure(run):
-        for done in storage.list_done(out):
-            yield done.id, done.path
+def _pairs(function: Callable[..., Iterable[tuple[str, Any]]], *arguments: Any) -> Any:
+    """A step that gives pairs whose keys are encoded alike everywhere."""
+    return beam.FlatMap(function, *arguments).with_output_types(tuple[str, Any])
 
 
-def old_rows(out: str, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of the manifest as it was left, by id; none if there is no manifest yet.
-
-    Raises:
-      StorageError: if it is not what a run writes.
-    """
-    path = storage.join(out, METADATA)
-    with _reporting_failure(run):
-        if not storage.exists(path):
-            return
-        try:
-            for number, row in enumerate(storage.read_jsonl(path), 1):
-                if not isinstance(row.get("id"), str) or not isinstance(row.get("file_name"), str):
-                    raise storage.StorageError(f"{path}, line {number}: no id or no file_name")
-                yield row["id"], row
-        except storage.StorageError as error:
-            raise storage.StorageError(f"{error}: delete the file, and it is made anew") from error
-
-
-def group_path(run: Run, digits: str) -> str:
-    """Where a part of the manifest lies until the whole is written."""
-    return storage.join(run.out, f"{storage.TEMPORARY}{run.name}-{digits}")
-
-
-def write_group(group: tuple[str, Iterable[dict[str, Any]]], run: Run) -> str:
-    """Writes rows whose ids begin alike, sorted by id, to a temporary file; gives their first digits."""
-    digits, rows = group
-    by_id = {row["id"]: row for row in rows}
-    with _reporting_failure(run):
-        storage.write_jsonl(group_path(run, digits), (by_id[image_id] for image_id in sorted(by_id)))
-    return digits
-
-
-def write_manifest(groups: Iterable[str], run: Run) -> None:
-    """Joins the groups to `metadata.jsonl`."""
-    rows = (row for digits in sorted(groups) for row in storage.read_jsonl(group_path(run, digits)))
-    with _reporting_failure(run):
-        storage.write_jsonl(storage.join(run.out, METADATA), rows)
-
-
-def write_rejects(rejects: Iterable[dict[str, Any]], run: Run) -> None:
-    """Writes `rejects.jsonl` in the order of the files; an earlier run's goes if there are none."""
-    path = storage.join(run.out, REJECTS)
-    rows = sorted(rejects, key=lambda reject: (reject["source"], reject["line"], reject["text"]))
-    with _reporting_failure(run):
-        if rows:
-            storage.write_jsonl(path, rows)
-        else:
-            storage.delete(path, missing_ok=True)
-
-
-def write_summary(counts: Iterable[tuple[str, int]], run: Run) -> None:
-    """Writes `summary.json`: what became of everything, and how the run was configured."""
-    known = {**dict.fromkeys(Counts._fields, 0), **dict(counts)}
-    config = {**dataclasses.asdict(run.config), "job": dict(run.config.job)}
-    text = json.dumps({"counts": known, "config": config}, indent=2, sort_keys=True)
-    with _reporting_failure(run):
-        storage.write_whole(storage.join(run.out, SUMMARY), text.encode() + b"\n")
-
-
-def _gathered(found: Any, label: str) -> Any:
-    """All elements as one list, empty if there are none."""
-    return found | f"Gather{label}" >> beam.combiners.ToList()
+def _only(kind: str) -> Any:
+    """Of records, what those of one kind hold: pairs."""
+    return _pairs(lambda record: [record[1]] if record[0] == kind else [])
 
 
 def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
-    """Adds the whole pipeline to `root`."""
+    """Adds the whole pipeline to `root`: steps that go by element, groups by key, and one end."""
     rows = root | "Paths" >> beam.Create(sorted(paths)) | "Read" >> beam.FlatMap(rows_of, run)
-    planned = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.ParDo(_Plan(run)).with_outputs(main="wanted")
+    plans = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.FlatMap(planned, run)
     output = root | "Output" >> beam.Create([run.out])
-    files = output | "List" >> beam.FlatMap(files_there, run)
+    files = output | "List" >> _pairs(files_there, run)
     todo = (
-        {"wanted": planned.wanted, "files": files}
+        {"wanted": plans | "Planned" >> _only("image"), "files": files}
         | "Join" >> beam.CoGroupByKey()
-        | "DropDone" >> beam.ParDo(_DropDone(run)).with_outputs(main="wanted")
+        | "Missing" >> beam.FlatMapTuple(lambda image_id, found: missing(image_id, found, run))
     )
     made = (
-        todo.wanted
-        | "Bucket"
-        >> beam.MapTuple(lambda image_id, wanted: (_batch_key(image_id, wanted, run.shards), (image_id, wanted)))
-        | "Batch" >> beam.GroupIntoBatches(run.config.host_batch)
-        | "Sample" >> beam.ParDo(_Sample(run)).with_outputs(main="rows")
+        todo
+        | "Todo" >> _only("image")
+        | "Key" >> _pairs(lambda image: [(batch_key(image, run.shards), image)])
+        | "Batch" >> beam.GroupByKey()
+        | "Sample" >> beam.FlatMapTuple(lambda _, wanted: sampled(wanted, run))
     )
+    old = output | "OldRows" >> _pairs(old_rows, run)
     groups = (
-        {"new": made.rows, "old": output | "OldRows" >> beam.FlatMap(old_rows, run), "files": todo.there}
+        {"new": made | "New" >> _only("row"), "old": old, "files": todo | "There" >> _only("file")}
         | "JoinRows" >> beam.CoGroupByKey()
-        | "WholeRow" >> beam.FlatMapTuple(lambda image_id, found: _grouped_row(image_id, found, run))
+        | "WholeRow" >> _pairs(lambda group: grouped_row(group[0], group[1], run))
         | "Group" >> beam.GroupByKey()
-        | "WriteGroup" >> beam.Map(write_group, run)
+        | "WriteGroup" >> beam.MapTuple(lambda digits, rows: write_group(digits, rows, run))
     )
-    counts = (planned.counts, todo.counts, made.counts) | "Counts" >> beam.Flatten() | beam.CombinePerKey(sum)
-    rejects = (planned.rejects, made.rejects) | "Rejects" >> beam.Flatten()
-    _ = _gathered(groups, "Groups") | "WriteManifest" >> beam.Map(write_manifest, run)
-    _ = _gathered(rejects, "Rejects") | "WriteRejects" >> beam.Map(write_rejects, run)
-    _ = _gathered(counts, "Counts") | "WriteSummary" >> beam.Map(write_summary, run)
+    records = (plans, todo, made) | "Records" >> beam.Flatten()
+    counts = records | "Counts" >> _only("count") | "Sum" >> beam.CombinePerKey(sum)
+    _ = (
+        (
+            groups,
+            counts | "Summed" >> beam.Map(lambda count: ("count", count)),
+            records | "Rejects" >> beam.Filter(lambda record: record[0] == "reject"),
+            output | "Nothing" >> beam.Map(lambda _: _count("rows", 0)),  # where nothing comes there is an end too
+        )
+        | "Ends" >> beam.Flatten()
+        | "Together" >> _pairs(lambda record: [("", record)])
+        | "Gather" >> beam.GroupByKey()
+        | "Finish" >> beam.MapTuple(lambda _, records: finish(records, run))
+    )
 
 
 # Keys whose values are bundled names or paths.
@@ -520,28 +371,27 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
     Raises:
       PromptFileError: if a file can't be used, before anything is made.
       RunConfigError: if the model can't do what the configuration asks of every row, or a flag is not known, likewise.
+      RunnerError: if the runner isn't there, likewise; if it fails or loses something.
       CheckpointError, ConfigError, TokenizerError: if the model is not there or can't be used, likewise.
       StorageError: if the output can't be written, likewise.
     """
     paths = list(paths)
     for path in paths:
         next(read_rows(functools.partial(storage.open_binary, path), path))
-    options = checks.checked_options(flags)
-    named = options.view_as(StandardOptions).runner
+    options = runners.checked_options(flags)
     config = checks.check_model(_with_whole_paths(config))
-    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or checks.workers(options))
+    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or runners.workers(options))
     with storage.only_run(out):
         checks.check_format(out, config.format)
         storage.remove_leftovers(out)
         # A full or read-only output is found now, not after the first hour.
         storage.write_whole(group_path(run, "probe"), b"\n")
         storage.delete(group_path(run, "probe"))
-        pipeline = beam.Pipeline(runner=named or FnApiRunner(), options=options)
         try:
+            pipeline = runners.pipeline(options)
             build(pipeline, paths, run)
-            pipeline.run().wait_until_finish()
+            runners.finish(pipeline, options)
+            return counted(run)
         finally:
             with contextlib.suppress(storage.StorageError):  # what ended the run is told, and the next run cleans up
                 storage.delete_temporaries(out, run.name)
-    summary = json.loads(storage.read_whole(storage.join(out, SUMMARY)))
-    return Counts(**summary["counts"])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.fields import field_from_text, field_named, job_from_text, with_partners
-from pipelines.generate import METADATA
+from pipelines.manifest import METADATA
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode

@@ -5,7 +5,7 @@ import io
 from PIL import Image, ImageDraw
 
 from pipelines import storage
-from pipelines.generate import METADATA
+from pipelines.manifest import METADATA
 from sdjax.images.captions import FAINT, INK, LINE, PAPER, font, wrapped
 from sdjax.images.encode import decode
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines import storage
 from pipelines.equipment import Equipment, equipment
-from pipelines.generate import METADATA, SUMMARY, file_name
+from pipelines.manifest import METADATA, SUMMARY, file_name
 from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.job import TOLD_AS, job_of

@@ -9,7 +9,7 @@ import pytest
 import sdjax
 from pipelines import config
 from pipelines.equipment import equipment
-from pipelines.generate import file_name
+from pipelines.manifest import file_name
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from pipelines.verify import Report, Settings, made_with, remake, sampled
 from sdjax.engine import Result
