@@ -252,7 +252,7 @@ def test_a_folder_of_configs_is_taken_as_it_is(files: Callable[[str], Path], tmp
         (lambda p: p.update(parameterization="w"), "parameterization = 'w'"),
         (lambda p: p.update(linear_start="low"), "linear_start = 'low', expected a number"),
         (lambda p: p.update(linear_end=float("nan")), "linear_end = nan, expected a number"),
-        (lambda p: p.update(scale_factor=10**400), "scale_factor = 10+\\.\\.\\., expected a number"),
+        (lambda p: p.update(scale_factor=10**400), "a number of 401 letters, '10+\\.\\.\\.;"),
         (lambda p: p.update(timesteps=float("inf")), "timesteps = inf, expected a number"),
         (lambda p: p.update(timesteps=float("nan")), "timesteps = nan, expected a number"),
         (lambda p: p.update(timesteps=10_000_000), "timesteps = 10000000, expected a whole number from 1 to 100000"),
@@ -273,7 +273,7 @@ def test_a_config_of_another_model_or_of_what_is_not_known_is_an_error(
     change: Callable[[dict[str, Any]], Any], message: str, linked: Callable[[str], Path], tmp_path: Path
 ) -> None:
     write_yaml(tmp_path / "model.yaml", "sd2", change)
-    with pytest.raises(sdjax.CheckpointError, match=f"model.yaml: .*{message}"):
+    with pytest.raises(sdjax.CheckpointError, match=f"model.yaml.*: .*{message}"):
         outline(linked("sd2"))
 
 
@@ -285,10 +285,10 @@ def test_a_config_of_another_model_or_of_what_is_not_known_is_an_error(
         ("a: b: c", "is not YAML"),
         (
             f"model: {{target: a.LatentDiffusion, params: {{surprise: 0x{'f' * 5000}}}}}",
-            r"model.yaml: unknown key 'surprise' \(value an immense int\)",
+            r"model.yaml is not YAML .*line 1: a number of 5002 letters",
         ),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
-        (" " * (1 << 20) + "a", "more than 1048576 bytes"),
+        (" " * (1 << 20) + "a", "more than 65536 bytes"),
         ("[" * 400, "is not YAML"),
     ],
 )
