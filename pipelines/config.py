@@ -1,19 +1,19 @@
 """What a run is told besides its prompts: from a YAML file and from `--set KEY=VALUE`."""
 
 import dataclasses
-import difflib
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipelines.fields import field_from_text, field_named, with_fields_named, with_partners
-from pipelines.sweeps import ROW_KEYS
+from pipelines.fields import field_from_text, field_named, truth_from_text, with_fields_named, with_partners
+from pipelines.sweeps import MAX_PER_ROW, ROW_KEYS
+from sdjax.checkpoints.plain_yaml import PlainYamlError, parse_plain_yaml, read_plain_yaml
+from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.schedule import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.job import FIELDS, Job, JobError
+from sdjax.job import FIELDS, Job, JobError, near_match, shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import VAE_TILE
 from sdjax.plan import LORA_MODES
@@ -97,19 +97,12 @@ class RunConfig:
     job: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch_size", 1),
-            ("shards", 1),
-            ("host_batch", 1),
-            ("repeat", 1),
-            ("run_seed", 0),
-            ("vae_tile", 0),
-        ):
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if name == "shards" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise RunConfigError(f"{name} = {value!r}: expected a whole number from {least} on")
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+                raise RunConfigError(f"{name} = {shown(value)}: expected a whole number from {least} to {most}")
         for name, known in (
             ("format", FORMATS),
             ("animation", ANIMATIONS),
@@ -120,22 +113,30 @@ class RunConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
-                raise RunConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
+                raise RunConfigError(f"{name} = {shown(value)}: expected one of {', '.join(known)}")
         if self.vae_dtype is not None and (not isinstance(self.vae_dtype, str) or self.vae_dtype not in DTYPES):
-            raise RunConfigError(f"vae_dtype = {self.vae_dtype!r}: expected one of {', '.join(DTYPES)}")
+            raise RunConfigError(f"vae_dtype = {shown(self.vae_dtype)}: expected one of {', '.join(DTYPES)}")
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             raise RunConfigError(
-                f"prediction_type = {self.prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}"
+                f"prediction_type = {shown(self.prediction_type)}: expected one of {', '.join(PREDICTION_TYPES)}"
             )
         for name, (kind, expected) in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
-                raise RunConfigError(f"{name} = {getattr(self, name)!r}: expected {expected}")
+                raise RunConfigError(f"{name} = {shown(getattr(self, name))}: expected {expected}")
         try:  # rows may say what these want beside them
             Job(**with_partners(dict(self.job)))
         except ValueError as error:
             raise RunConfigError(str(error)) from error
 
 
+_RANGES: Mapping[str, tuple[int, int]] = {
+    "batch_size": (1, 1 << 16),
+    "shards": (1, 1 << 20),
+    "host_batch": (1, 1 << 20),
+    "repeat": (1, MAX_PER_ROW),
+    "run_seed": (0, MAX_SEED),
+    "vae_tile": (0, 1 << 16),
+}
 _TEXT = (str | None, "text")
 _KINDS: Mapping[str, tuple[Any, str]] = {
     "model": (str, "text"),
@@ -144,18 +145,22 @@ _KINDS: Mapping[str, tuple[Any, str]] = {
     **dict.fromkeys(("controlnet_folder", "depth_model", "upscaler_folder"), _TEXT),
     **dict.fromkeys(("ema", "pickled"), (bool, "true or false")),
 }
+_TYPES = typing.get_type_hints(RunConfig)
+_NOT_TEXT = (bool, int, int | None)
 _RUN_KEYS = tuple(field.name for field in dataclasses.fields(RunConfig) if field.name not in ("job", "sweeps"))
+# Of a setting, in errors.
+_SHOWN_LETTERS = 200
 # A prompt belongs into the prompt file.
 _JOB_KEYS = tuple(name for name in FIELDS if name != "prompt")
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file; raises `RunConfigError`."""
+    """The keys of a YAML file, whose values are as `parse_plain_yaml` reads them; raises `RunConfigError`."""
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = read_plain_yaml(path)
     except FileNotFoundError:
         raise RunConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, PlainYamlError) as error:
         raise RunConfigError(f"{path}: can't be read as YAML: {error}") from error
     if not isinstance(data, dict):
         raise RunConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
@@ -165,25 +170,31 @@ def read_file(path: Path) -> dict[str, Any]:
 def read_settings(settings: Iterable[str]) -> dict[str, Any]:
     """`KEY=VALUE` texts; nothing or "null" as a value takes back what a config file says. Raises `RunConfigError`.
 
-    Values of jobs are read as in a table of prompts, those of the run as YAML does.
+    Values of jobs are read as in a table of prompts, texts of the run are taken as they stand, its numbers as in YAML.
     """
     found: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise RunConfigError(f"--set {setting}: expected KEY=VALUE")
+            raise RunConfigError(f"--set {_cut(setting)}: expected KEY=VALUE")
         key = field_named(key.strip())
         try:
-            if key not in FIELDS:
-                found[key] = yaml.safe_load(text)
-            else:
-                blank = key != "negative_prompt" and text.strip() in ("", "null")
-                found[key] = None if blank else field_from_text(key, text)
-        except JobError as error:
-            raise RunConfigError(f"--set {setting}: {error}") from error
-        except yaml.YAMLError as error:
-            raise RunConfigError(f"--set {setting}: the value can't be read: {error}") from error
+            found[key] = _setting(key, text)
+        except (JobError, PlainYamlError) as error:
+            raise RunConfigError(f"--set {_cut(setting)}: the value can't be read: {error}") from error
     return found
+
+
+def _setting(key: str, text: str) -> Any:
+    if text.strip() in ("", "null") and key != "negative_prompt":
+        return None
+    if key in FIELDS:
+        return field_from_text(key, text)
+    return parse_plain_yaml(text) if _TYPES.get(key) in _NOT_TEXT else text.strip()
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
 
 
 def make(keys: Mapping[str, Any], sweeps: Mapping[str, Sequence[Any]] | None = None) -> RunConfig:
@@ -203,10 +214,19 @@ def make(keys: Mapping[str, Any], sweeps: Mapping[str, Sequence[Any]] | None = N
         raise RunConfigError(str(error)) from error
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1, 0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise RunConfigError(f"unknown key {key!r}{hint}; known: {', '.join(known)}")
-    run = {key: value for key, value in keys.items() if key in _RUN_KEYS}
-    job = tuple(sorted((key, value) for key, value in keys.items() if key in _JOB_KEYS and value is not None))
+            raise RunConfigError(f"unknown key {shown(key)}{near_match(str(key), known)}; known: {', '.join(known)}")
+    try:
+        read = {key: _from_text(key, value) if isinstance(value, str) else value for key, value in keys.items()}
+    except JobError as error:
+        raise RunConfigError(str(error)) from error
+    run = {key: value for key, value in read.items() if key in _RUN_KEYS}
+    job = tuple(sorted((key, value) for key, value in read.items() if key in _JOB_KEYS and value is not None))
     swept = tuple((key, tuple(values)) for key, values in (sweeps or {}).items())
     return RunConfig(**run, job=job, sweeps=swept)
+
+
+def _from_text(key: str, text: str) -> Any:
+    """What a text means under a key: as in a table of prompts, where `yes` is a truth and "20" is a number."""
+    if key in FIELDS:
+        return field_from_text(key, text)
+    return truth_from_text(key, text) if _TYPES[key] is bool else text

@@ -1,13 +1,28 @@
 """Fields of jobs as files and command lines have them: under the names of other tools too, and with values as text."""
 
 import contextlib
-import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sdjax.job import FIELDS, NEEDS, ONLY_WITH, PICTURES, Job, JobError, allowed_types, check_type, require, split
+from sdjax.job import (
+    FIELDS,
+    NEEDS,
+    ONLY_WITH,
+    PICTURES,
+    Job,
+    JobError,
+    allowed_types,
+    check_type,
+    near_match,
+    require,
+    shown,
+    split,
+)
 
+# Of unknown columns, that an error names.
+_MOST_STRANGE = 5
 # Up to here a float holds each whole number.
 _EXACT = 2**53
 
@@ -121,7 +136,7 @@ def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
         if _is_a1111_clip_skip(name):
             field, value = "clip_skip", _from_a1111_clip_skip(value)
         if field in named:
-            raise JobError(f"{name!r} and another column both mean {field}; keep one")
+            raise JobError(f"{shown(name)} and another column both mean {field}; keep one")
         named[field] = value
     return named
 
@@ -134,7 +149,7 @@ def _from_a1111_clip_skip(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_from_a1111_clip_skip(each) for each in value]
     if isinstance(value, str) and re.search(r",|\.\.", value):
-        raise JobError(f"clip_stop_at_last_layers = {value!r}: give several values in clip_skip, each less by one")
+        raise JobError(f"clip_stop_at_last_layers = {shown(value)}: give several values in clip_skip, each less by one")
     if value is None or (isinstance(value, str) and not value.strip()):
         return value
     try:
@@ -148,14 +163,13 @@ def _from_a1111_clip_skip(value: Any) -> Any:
 def unknown_fields(columns: Iterable[str]) -> str | None:
     """Says which names are no fields of a job, with near matches; None if all are."""
     known = (*FIELDS, *ALIASES, *_A1111_CLIP_SKIP)
-    strange = [name for name in columns if field_named(name) not in FIELDS and not _is_a1111_clip_skip(name)]
-    if not strange:
+    strange = (name for name in columns if field_named(name) not in FIELDS and not _is_a1111_clip_skip(name))
+    hints = [f"{shown(name)}{near_match(str(name), known)}" for name in itertools.islice(strange, _MOST_STRANGE)]
+    if not hints:
         return None
-    hints = []
-    for name in strange:
-        near = difflib.get_close_matches(str(name).lower(), known, 1, 0.5)
-        hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    return f"unknown column {', '.join(hints)}; known: {', '.join(FIELDS)}"
+    more = sum(1 for _ in strange)
+    others = f" and {more} more" if more else ""
+    return f"unknown column {', '.join(hints)}{others}; known: {', '.join(FIELDS)}"
 
 
 def job_from_text(row: Mapping[str, Any]) -> Job:
@@ -186,9 +200,7 @@ def field_from_text(name: str, text: str) -> Any:
     if str in allowed:
         return text
     if bool in allowed:
-        said = _TRUTHS.get(text.strip().lower())
-        require(said is not None, name, text, "true or false")
-        return said
+        return truth_from_text(name, text)
     kind = int if int in allowed else float
     try:
         return kind(text.strip())
@@ -198,7 +210,14 @@ def field_from_text(name: str, text: str) -> Any:
             fraction = float(text)
         if fraction is not None and fraction.is_integer():
             return _integral(name, fraction)
-        raise JobError(f"{name} = {text!r}: expected a value of type {kind.__name__}") from None
+        raise JobError(f"{name} = {shown(text)}: expected a value of type {kind.__name__}") from None
+
+
+def truth_from_text(name: str, text: str) -> bool:
+    """True or false in one of the words of tables; raises `JobError` for another."""
+    said = _TRUTHS.get(text.strip().lower())
+    require(said is not None, name, text, "true or false")
+    return bool(said)
 
 
 def _integral(name: str, value: Any) -> Any:

@@ -1,6 +1,5 @@
 """One row that asks for many pictures: `seed: 1..100`, lists of values, and seeds drawn at random."""
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -17,7 +16,7 @@ from pipelines.fields import (
     with_fields_named,
     with_partners,
 )
-from sdjax.job import PICTURES, allowed_types
+from sdjax.job import PICTURES, allowed_types, near_match, shown
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -36,6 +35,8 @@ _RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}(?:\.\.{_NUMBER})?")
 # Of a seed; nothing else is longer.
 _DIGITS = 20
 _SEED_BYTES = 6
+# Of a sweep, in errors.
+_SHOWN_LETTERS = 200
 
 
 class SweepError(ValueError):
@@ -86,7 +87,9 @@ def _from_text(name: str, text: str) -> Sequence[Any]:
     found: list[Any] = []
     for piece in text.split(","):
         if not piece.strip():
-            raise SweepError(f"{name} = {text!r}: nothing between two commas; expected {_EXAMPLES[_is_number(name)]}")
+            raise SweepError(
+                f"{name} = {shown(text)}: nothing between two commas; expected {_EXAMPLES[_is_number(name)]}"
+            )
         if not _is_number(name):
             found.append(piece.strip())
         elif ".." in piece:
@@ -104,30 +107,30 @@ def _bounded(name: str, values: Sequence[Any]) -> Sequence[Any]:
 
 def _range(name: str, text: str) -> Sequence[int | float]:
     """The numbers of `first..last` or `first..last..step`: exact decimals, from which floats are made last."""
-    shown = f"{name} = {text.strip()[:60]!r}"
+    said = f"{name} = {text.strip()[:60]!r}"
     found = _RANGE.fullmatch(text)
     numbers = [found.groups()[start : start + 3] for start in (0, 3, 6)] if found else []
     given = [(sign, whole, fraction or "") for sign, whole, fraction in numbers if sign is not None]
     if not given or any(len(whole + fraction) > _DIGITS for _, whole, fraction in given):
-        raise SweepError(f"{shown}: expected first..last or first..last..step, such as 1..100 or 4..8..0.5")
+        raise SweepError(f"{said}: expected first..last or first..last..step, such as 1..100 or 4..8..0.5")
     digits = max(len(fraction) for _, _, fraction in given)
     scaled = [int(f"{sign}{whole or 0}{fraction.ljust(digits, '0')}") for sign, whole, fraction in given]
     scale = 10**digits
     first, last = scaled[:2]
     if len(scaled) == 2:
         if first % scale or last % scale:
-            raise SweepError(f"{shown}: expected a step, such as {text.strip()[:60]}..0.1")
+            raise SweepError(f"{said}: expected a step, such as {text.strip()[:60]}..0.1")
         scaled.append(scale)
     step = abs(scaled[2]) if last >= first else -abs(scaled[2])
     if not step:
-        raise SweepError(f"{shown}: the step is 0; expected one above it")
+        raise SweepError(f"{said}: the step is 0; expected one above it")
     count = (last - first) // step + 1
     if count > MAX_PER_ROW:
-        raise SweepError(f"{shown}: {count} values; expected up to {MAX_PER_ROW}")
+        raise SweepError(f"{said}: {count} values; expected up to {MAX_PER_ROW}")
     if not _is_whole(name):
         return [(first + index * step) / scale for index in range(count)]
     if first % scale or step % scale:
-        raise SweepError(f"{shown}: expected whole numbers")
+        raise SweepError(f"{said}: expected whole numbers")
     return [(first + index * step) // scale for index in range(count)]
 
 
@@ -149,9 +152,8 @@ def row_key(values: Mapping[str, Any], key: str, default: str | None = None) -> 
     if value is None or (isinstance(value, str) and not value.strip()):
         return default or known[0]
     if not isinstance(value, str) or value.strip() not in known:
-        near = difflib.get_close_matches(str(value).lower(), known, 1, 0.4)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise SweepError(f"{key} = {value!r}: expected one of {', '.join(known)}{hint}")
+        hint = near_match(value, known, 0.4) if isinstance(value, str) else ""
+        raise SweepError(f"{key} = {shown(value)}: expected one of {', '.join(known)}{hint}")
     return value.strip()
 
 
@@ -231,22 +233,22 @@ def read_sweeps(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """
     found: dict[str, tuple[Any, ...]] = {}
     for text in texts:
-        shown = f"--sweep {text}"
+        said = f"--sweep {text[:_SHOWN_LETTERS]}"
         name, equals, values = (part.strip() for part in text.partition("="))
         key = field_named(name)
         if not equals or not values:
-            raise SweepError(f"{shown}: expected KEY=VALUES, such as steps=10..50..10")
+            raise SweepError(f"{said}: expected KEY=VALUES, such as steps=10..50..10")
         if key in found:
-            raise SweepError(f"{shown}: {key} is swept already; give all its values at once")
+            raise SweepError(f"{said}: {key} is swept already; give all its values at once")
         if key == "prompt":
-            raise SweepError(f"{shown}: prompts belong into the prompt file")
+            raise SweepError(f"{said}: prompts belong into the prompt file")
         try:
             [(key, typed)] = with_fields_named({key: _typed(key, values)}).items()
             found[key] = tuple(values_of(key, typed))
             for value in found[key]:
                 job_from_text(with_partners({key: value}))
         except ValueError as error:  # SweepError, JobError, or one of Python's own about numbers of too many digits
-            raise SweepError(f"{shown}: {error}") from None
+            raise SweepError(f"{said}: {error}") from None
     return found
 
 

@@ -35,6 +35,8 @@ PIXEL_UPSCALERS = ("lanczos", "bicubic", "nearest")
 DEPTH_PREPROCESSOR = "depth"
 # Letters of a value that errors show.
 _SHOWN = 300
+# Beyond the length of any name, for whose near matches it is worth to look.
+_LONGEST_NAME = 100
 # A seed that stands for one drawn at random.
 RANDOM_SEED = -1
 
@@ -454,11 +456,30 @@ def split(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(";") if part.strip())
 
 
+def shown(value: object) -> str:
+    """A value as errors have it: of at most a few hundred letters."""
+    if isinstance(value, str | bytes):  # so that no long text is written twice
+        value = value[: _SHOWN + 1]
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def near_match(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """ " (did you mean 'steps'?)", or nothing if none of what is known is near."""
+    if len(word) > _LONGEST_NAME:
+        return ""
+    by_lower = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+
+
 def require(condition: bool, name: str, found: object, expected: str) -> None:
     """Raises the `JobError` of a field unless a condition holds."""
     if not condition:
-        shown = repr(found)
-        raise JobError(f"{name} = {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '...'}: expected {expected}")
+        raise JobError(f"{name} = {shown(found)}: expected {expected}")
 
 
 def allowed_types(name: str) -> tuple[type, ...]:
@@ -496,10 +517,8 @@ def _within(name: str, value: float | None, least: float, most: float) -> None:
 
 def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Iterable[str] = ()) -> None:
     if value is not None and value not in known:
-        by_lower = {word.lower(): word for word in (*spellings, *known)}
-        near = difflib.get_close_matches(value.lower(), by_lower, 1, 0.4)
-        hint = f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
-        raise JobError(f"{name} = {value!r}: expected one of {', '.join(known)}{hint}")
+        hint = near_match(value, (*spellings, *known), 0.4)
+        raise JobError(f"{name} = {shown(value)}: expected one of {', '.join(known)}{hint}")
 
 
 def told(job: Job) -> dict[str, Any]:
