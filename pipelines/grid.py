@@ -12,7 +12,7 @@ from pipelines.manifest import METADATA
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
-from sdjax.job import FIELDS, TOLD_AS
+from sdjax.job import FIELDS, TOLD_AS, with_seeds_as_numbers
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
@@ -53,7 +53,7 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     chosen = {axis.field: set(axis.values) for axis in used if axis.values is not None}
     rows = [
         row
-        for row in storage.read_jsonl(storage.join(out, METADATA))
+        for row in map(with_seeds_as_numbers, storage.read_jsonl(storage.join(out, METADATA)))
         if _matches(row, where) and all(row.get(field) in values for field, values in chosen.items())
     ]
     if not rows:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pipelines import runners, storage
 from pipelines.run import Record, Run, reporting_failure
 from sdjax.images.encode import PictureError, read_metadata
+from sdjax.job import with_seeds_as_text
 
 METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
 # Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
@@ -51,7 +52,7 @@ def file_name(image_id: str, extension: str) -> str:
 
 def manifest_row(image_id: str, metadata: Mapping[str, Any], extension: str) -> dict[str, Any]:
     """A row of `metadata.jsonl` as Hugging Face's ImageFolder reads it, keys sorted as a picture has them."""
-    return {"file_name": file_name(image_id, extension), **dict(sorted(metadata.items()))}
+    return {"file_name": file_name(image_id, extension), **dict(sorted(with_seeds_as_text(metadata).items()))}
 
 
 def whole_row(
@@ -71,7 +72,7 @@ def whole_row(
         name = file_name(image_id, extension)
         for row in old:
             if row["file_name"] == name:
-                return row
+                return with_seeds_as_text(row)
         try:
             return manifest_row(image_id, read_metadata(storage.read_whole(path), path), extension)
         except PictureError as error:

@@ -8,6 +8,7 @@ from pipelines import storage
 from pipelines.manifest import METADATA
 from sdjax.images.captions import FAINT, INK, LINE, PAPER, font, wrapped
 from sdjax.images.encode import decode
+from sdjax.job import with_seeds_as_numbers
 
 # In pixels: the width of a picture on the sheet, the space around; lines per prompt.
 _WIDTH, _SPACE, _LINES = 144, 10, 3
@@ -32,7 +33,7 @@ def write(out: str, target: str, *, columns: int, limit: int) -> int:
     for number, row in enumerate(storage.read_jsonl(storage.join(out, METADATA)), 1):
         if not {"file_name", "prompt", "seed", "width", "height"} <= row.keys():
             raise storage.StorageError(f"{storage.join(out, METADATA)}, line {number}: not what generate writes")
-        rows.append(row)
+        rows.append(with_seeds_as_numbers(row))
     rows.sort(key=lambda row: (row["prompt"], row["seed"]))
     if not rows:
         raise ValueError(f"{out}: there are no pictures in it yet")

@@ -11,7 +11,7 @@ from pipelines.equipment import Equipment, equipment
 from pipelines.manifest import METADATA, SUMMARY, file_name
 from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
-from sdjax.job import TOLD_AS, job_of
+from sdjax.job import TOLD_AS, job_of, with_seeds_as_text
 from sdjax.models.vae_tiles import tile_of
 from sdjax.plan import Task
 
@@ -121,7 +121,7 @@ def _check_row(row: dict[str, Any], path: str) -> Iterator[Finding]:
     except PictureError as error:
         yield Finding(name, f"{error}; delete it and run the same generate command again")
         return
-    if {"file_name": name, **inside} != row:
+    if {"file_name": name, **with_seeds_as_text(inside)} != with_seeds_as_text(row):
         yield Finding(name, f"its own metadata differ from its row in {METADATA}")
     elif not name.endswith(f"/{row.get('id')}.{name.rpartition('.')[2]}"):
         yield Finding(name, f"it is the picture of another name: its id is {row.get('id')}")

@@ -440,6 +440,9 @@ _CHOICES: Mapping[str, Iterable[str]] = {
 
 # What metadata call fields, where that is not the field's own name: in a data set `image` is the image itself.
 TOLD_AS: Mapping[str, str] = {"image": "input_image"}
+# Fields whose numbers go beyond those that every reader of JSON holds, 2^53: their digits are text in `metadata.jsonl`.
+SEEDS = ("seed", "variation_seed")
+_DIGITS = re.compile("[0-9]{1,20}")
 # Fields that are paths of pictures, and how they are read.
 PICTURES: Mapping[str, Callable[[str | None], tuple[str, ...]]] = {
     **dict.fromkeys(("image", "mask_image", "depth_image"), lambda text: (text,) if text else ()),
@@ -526,8 +529,21 @@ def told(job: Job) -> dict[str, Any]:
     return {TOLD_AS.get(name, name): getattr(job, name) for name in FIELDS}
 
 
+def with_seeds_as_text(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as `metadata.jsonl` has them, in which no reader rounds a seed."""
+    seeds = {name: str(metadata[name]) for name in SEEDS if type(metadata.get(name)) is int}
+    return {**metadata, **seeds}
+
+
+def with_seeds_as_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of pictures, from a row of `metadata.jsonl`; earlier versions have numbers there already."""
+    texts = {name: row[name] for name in SEEDS if isinstance(row.get(name), str)}
+    return {**row, **{name: int(text) for name, text in texts.items() if _DIGITS.fullmatch(text)}}
+
+
 def job_of(metadata: Mapping[str, Any]) -> Job:
-    """The job of which metadata tell; a field of a later version does nothing by default."""
+    """The job of which metadata tell, or such a row; a field of a later version does nothing by default."""
+    metadata = with_seeds_as_numbers(metadata)
     kept = {name: TOLD_AS.get(name, name) for name in FIELDS}
     return Job(**{name: metadata[key] for name, key in kept.items() if key in metadata})
 

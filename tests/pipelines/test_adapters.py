@@ -45,7 +45,7 @@ def made(run_here, tmp_path_factory) -> Path:
 
 
 def test_rows_say_what_was_applied_and_others_are_rejected_with_their_reason(made):
-    rows = {row["seed"]: row for row in read_jsonl(str(made / "out" / "metadata.jsonl"))}
+    rows = {int(row["seed"]): row for row in read_jsonl(str(made / "out" / "metadata.jsonl"))}
     [applied] = json.loads(rows[1]["adapters_applied"])
     assert (applied["name"], applied["weight"]) == ("ink", 0.8) and rows[3]["adapters_applied"] == ""
     assert len({row["id"] for row in rows.values()}) == len(rows)

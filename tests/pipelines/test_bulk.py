@@ -124,8 +124,8 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     assert counts.problems() == []
     made = list(read_jsonl(str(tmp_path / "out" / "metadata.jsonl")))
     rejects = list(read_jsonl(str(tmp_path / "out" / "rejects.jsonl")))
-    assert sorted([row["seed"] for row in made] + [asked[reject["line"] - 1]["seed"] for reject in rejects]) == list(
-        range(ROWS)
-    )
+    assert sorted(
+        [int(row["seed"]) for row in made] + [asked[reject["line"] - 1]["seed"] for reject in rejects]
+    ) == list(range(ROWS))
     assert len(compiled) <= len(buckets(asked))
     print(f"\n{len(made)} pictures, {len(rejects)} rejects, {len(compiled)} programs")

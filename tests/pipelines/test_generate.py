@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from pipelines import verify
 from pipelines.generate import Counts
 from pipelines.prompts import PromptFileError
-from pipelines.storage import StorageError, read_jsonl
+from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from sdjax.images.encode import decode, read_metadata, read_parameters
+from sdjax.job import job_of
 
 PROMPTS = ("a red apple", "the cat", "a castle on the green")
 
@@ -83,6 +85,29 @@ def test_hugging_face_datasets_opens_an_output_with_its_metadata(made, tmp_path)
             name: value for name, value in row.items() if name != "file_name"
         }
         assert np.array_equal(np.asarray(example["image"]), decode(made / row["file_name"], ""))
+
+
+def test_seeds_come_back_digit_by_digit_from_other_readers_of_the_manifest(run_here, tmp_path):
+    """Columns of numbers above 2^63 are floats there, or an error."""
+    path, seeds = tmp_path / "rows.jsonl", [2**64 - 1, 3, 2**63]
+    path.write_text("".join(json.dumps({"prompt": f"cat {seed}", "seed": seed}) + "\n" for seed in seeds))
+    run_here(path, tmp_path / "out", variation_seed=2**64 - 2, variation_strength=0.5)
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {(row["prompt"], row["seed"], row["variation_seed"]) for row in loaded["train"]} == {
+        (f"cat {seed}", str(seed), str(2**64 - 2)) for seed in seeds
+    }
+    for row in by_prompt(tmp_path / "out").values():
+        inside = read_metadata(tmp_path / "out" / row["file_name"], "")
+        assert inside["seed"] == int(row["seed"]) and job_of(row) == job_of(inside)
+
+
+def test_rows_of_earlier_versions_whose_seeds_are_numbers_are_taken_over_as_text(made, again, tmp_path):
+    manifest = tmp_path / "out" / "metadata.jsonl"
+    rows = [{**row, "seed": int(row["seed"])} for row in read_jsonl(str(manifest))]
+    write_jsonl(str(manifest), rows)
+    assert not list(verify.check_manifest(str(tmp_path / "out")))
+    again(*PROMPTS)
+    assert manifest.read_bytes() == (made / "metadata.jsonl").read_bytes()
 
 
 def test_a_png_tells_its_parameters_in_the_words_of_other_tools(made):
@@ -237,10 +262,10 @@ def test_templates_sweeps_and_random_seeds_are_resolved_before_a_job_gets_its_id
     rows = list(read_jsonl(str(out / "metadata.jsonl")))
     texts = {(row["prompt"], row["seed"]) for row in rows if "prompt_template" in row}
     expected = {f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("apple", "cat")}
-    assert texts == {(text, seed) for text in expected for seed in (1, 2)}
+    assert texts == {(text, seed) for text in expected for seed in ("1", "2")}
     assert {row["prompt_template"] for row in rows if row["prompt"] != "the cat"} == {"a {red|blue} __things__"}
     [drawn] = [row["seed"] for row in rows if row["prompt"] == "the cat"]
-    assert 0 <= drawn < 2**48
+    assert 0 <= int(drawn) < 2**48
     again = run_here(path, out, wildcards=str(wildcards))
     assert (again.there, again.made) == (8, 1)  # the random seed is another in another run
 

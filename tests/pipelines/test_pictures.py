@@ -82,7 +82,7 @@ def made(run_here, tmp_path_factory) -> Path:
 
 
 def test_pictures_are_found_beside_the_prompt_file_and_bad_ones_rejected_with_their_reason(made):
-    rows = {row["seed"]: row for row in read_jsonl(str(made / "out" / "metadata.jsonl"))}
+    rows = {int(row["seed"]): row for row in read_jsonl(str(made / "out" / "metadata.jsonl"))}
     assert rows[1]["input_image"] == str(made / "in" / "cat.png") and rows[4]["image_width"] == 64
     assert "turned by its EXIF orientation" in json.loads(rows[5]["pictures"])["notes"][0]
     assert "Denoising strength: 0.5" in str(read_parameters(made / "out" / rows[1]["file_name"], "x"))
