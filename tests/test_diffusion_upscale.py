@@ -26,9 +26,6 @@ from sdjax.upscaler_model import Upscaler, load_upscaler_pipeline
 from tests.golden import sd_upscalers
 from tests.golden.pictures import TOLERATED_SHARE, share_that_differs
 
-# Of latents: the largest difference over the largest value.
-LATENT_TOLERANCE = 1e-4
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -58,7 +55,7 @@ def test_latents_of_the_x2_upscaler_are_those_of_diffusers(upscalers: dict[str, 
     case = "guided"
     found, reference = sd_upscalers.upscaled(upscalers["x2"], sd_upscalers.CASES["x2"][case]), recorded()[f"x2/{case}"]
     assert found.shape == reference.shape
-    assert np.abs(found - reference).max() / np.abs(reference).max() < LATENT_TOLERANCE
+    assert np.abs(found - reference).max() / np.abs(reference).max() < sd_upscalers.LATENT_TOLERANCE
 
 
 def upscaled_on(cores: set[int], folder: Path) -> list[str]:

@@ -23,6 +23,10 @@ RECORDED = Path(__file__).parent / "adapters_lora.npz"
 # The largest relative errors: of merged parameters, and of what networks give.
 WEIGHTS_TOLERANCE = 1e-6
 OUTPUTS_TOLERANCE = 1e-5
+# Of recorded weights against those that the same library merges now. A merged weight is a sum of products over the
+# rank, of factors that are products themselves: some roundings of 6e-8 each, in an order that depends on the processor
+# (1.1e-6 was seen between two of them).
+RECORDED_WEIGHTS_TOLERANCE = 4e-6
 TOYS = {"sd1": toys.SD1, "sd2": toys.SD2}
 
 

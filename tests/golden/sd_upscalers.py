@@ -23,6 +23,8 @@ from sdjax.upscaler_model import Upscaler
 from tests import toys
 
 RECORDED = Path(__file__).parent / "sd_upscalers.npz"
+# Of latents: the largest difference over the largest value.
+LATENT_TOLERANCE = 1e-4
 # Names and shapes of the parameters of the published UNets, by diffusers.
 NAMES = Path(__file__).parent / "sd_upscaler_names.json.gz"
 

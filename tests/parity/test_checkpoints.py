@@ -69,7 +69,7 @@ def test_recordings_are_what_diffusers_gives_now(pipelines: dict[str, Any]) -> N
     images = reference.drawn(pipelines, checkpoints.RECORDED_DRAWINGS)
     with np.load(checkpoints.DRAWN) as stored:
         for name, image in images.items():
-            np.testing.assert_array_equal(image, stored[name])
+            assert pictures.share_that_differs(image, stored[name]) <= pictures.TOLERATED_SHARE
     assert reference.checksums(pipelines["sd1"]) == checkpoints.recorded_checksums("sd1")
 
 

@@ -23,4 +23,4 @@ def test_pictures_are_those_of_diffusers(name: str, tmp_path: Path) -> None:
         return
     with np.load(conditioned.RECORDED) as stored:
         for case, picture in references.items():
-            assert pictures.share_that_differs(picture, stored[f"{name}/{case}"]) == 0
+            assert pictures.share_that_differs(picture, stored[f"{name}/{case}"]) <= pictures.TOLERATED_SHARE

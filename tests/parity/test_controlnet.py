@@ -31,7 +31,7 @@ def test_a_steered_unet_gives_what_diffusers_gives(name: str) -> None:
     if name in controlnet.CASES:
         with np.load(controlnet.RECORDED) as stored:
             for output, array in controlnet.thinned(wanted).items():
-                assert networks.relative_error(array, stored[f"{name}/{output}"]) < 1e-6
+                assert networks.relative_error(array, stored[f"{name}/{output}"]) < networks.TOLERANCE
 
 
 @pytest.mark.parametrize("name", [*controlnet.ORIGINAL_CONTROLNETS, *controlnet.ORIGINAL_ADAPTERS])

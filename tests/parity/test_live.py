@@ -72,7 +72,7 @@ def test_pictures_of_the_embedded_model() -> None:
 def test_recordings_are_what_the_reference_gives_now(sd1_folder: Path) -> None:
     with np.load(pictures.recorded_file("sd1")) as stored:
         drawn = reference.Drawer(sd1_folder).draw(pictures.RECORDED["sd1"]["ddim-20"])
-        assert pictures.share_that_differs(drawn, stored["ddim-20"]) == 0
+        assert pictures.share_that_differs(drawn, stored["ddim-20"]) <= pictures.TOLERATED_SHARE
 
 
 # --- Folders that diffusers itself writes ---

@@ -41,7 +41,7 @@ def test_networks_that_torch_pickled(name: str, zipped: bool, tmp_path: Path) ->
     print(f"\n{name}: {error:.1e}")
     assert error < upscalers.TOLERANCE
     with np.load(upscalers.RECORDED) as stored:
-        assert relative_error(expected, stored[name]) < 1e-6
+        assert relative_error(expected, stored[name]) < upscalers.TOLERANCE
 
 
 def published(name: str) -> Path:
