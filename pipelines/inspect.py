@@ -179,11 +179,20 @@ def _picture(path: Path) -> Iterator[tuple[str, str]]:
     yield "picture", describe_picture(path, str(path))
     try:
         metadata = read_metadata(path, str(path))
-    except PictureError:
-        text = read_parameters(path, str(path))
-        yield "sdjax", "no metadata: made by something else, or stripped"
-        for line in (text or "").splitlines():
-            yield "parameters", line
+    except PictureError as error:
+        yield "sdjax", str(error).removeprefix(f"{path}: ")
+        yield from _parameters(path)
         return
     for name, value in metadata.items():
         yield name, str(value)
+
+
+def _parameters(path: Path) -> Iterator[tuple[str, str]]:
+    """What another generator says of its picture."""
+    try:
+        text = read_parameters(path, str(path))
+    except PictureError as error:
+        yield "parameters", str(error).removeprefix(f"{path}: ")
+        return
+    for line in (text or "").splitlines():
+        yield "parameters", line

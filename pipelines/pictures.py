@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any
 
 from pipelines import storage
+from sdjax.images.encode import MAX_BYTES
 from sdjax.job import PICTURES, Job, JobError
-from sdjax.pictures import MAX_BYTES, read_file, scheme_of
+from sdjax.pictures import read_file, scheme_of
 
 # Of addresses that are read, those of Beam's filesystems; nothing is fetched from the web, where a file may be another
 # one tomorrow, or none.

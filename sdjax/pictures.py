@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sdjax.images import masks
-from sdjax.images.encode import PictureError
+from sdjax.images.encode import MAX_BYTES, PictureError
 from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
 from sdjax.images.preprocess import PREPROCESSORS, read_preprocessor
 from sdjax.images.read import Picture, read_grey, read_picture
@@ -24,8 +24,6 @@ Read = Callable[[str], bytes]
 # Pixels -> how near each is, at any size and on any scale.
 Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
 
-# No picture that fits into a job takes more.
-MAX_BYTES = 1 << 28
 # Pixels along each side of a square, of which a picture may have as many to give an image its size.
 MAX_UNASKED = 2048
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")

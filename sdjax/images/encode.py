@@ -12,12 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from sdjax.images import metadata as words
+from sdjax.images import segments
+from sdjax.images.exif import read_exif, user_comment_block
 
 # Nothing larger is decoded: a job's largest picture (8192 x 8192), below Pillow's own limit of 89.5 million.
 MAX_PIXELS = 8192 * 8192
+# No picture that is decoded takes more.
+MAX_BYTES = 1 << 28
+# Letters of another library's error that are shown.
+_SHOWN = 200
 
 # The whole last chunk of a PNG, less its length: Pillow does not miss the end of it.
 _PNG_END = b"IEND\xaeB`\x82"
@@ -43,7 +49,7 @@ class Format(NamedTuple):
     lossless: whether the pixels come back exactly.
     write: picture and metadata to the file's bytes.
     read_json: the complete metadata as JSON, None if there is none.
-    read_parameters: the text in A1111's words, None if there is none.
+    read_parameters: the text in A1111's words, None if there is none; a `PictureError` of it names no file.
     """
 
     extension: str
@@ -76,19 +82,11 @@ def _text_chunk(keyword: str) -> Callable[[Image.Image], str | None]:
 # --- WebP and JPEG: EXIF and XMP ---
 
 
-def _exif(metadata: Mapping[str, Any]) -> bytes:
-    exif = Image.Exif()
-    # Of the same byte order as the text inside, for readers that go by it.
-    exif.endian = ">"
-    comment = words.user_comment(words.a1111_text(metadata))
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-    return exif.tobytes()
-
-
 def _with_exif(kind: str, **options: Any) -> Callable[[Image.Image, Mapping[str, Any]], bytes]:
     def write(picture: Image.Image, metadata: Mapping[str, Any]) -> bytes:
         packet = words.xmp_packet(words.to_json(metadata))
-        return _saved(picture, kind, exif=_exif(metadata), xmp=packet, **options)
+        exif = user_comment_block(words.user_comment(words.a1111_text(metadata)))
+        return _saved(picture, kind, exif=exif, xmp=packet, **options)
 
     return write
 
@@ -99,8 +97,11 @@ def _json_of_xmp(picture: Image.Image) -> str | None:
 
 
 def _comment_of_exif(picture: Image.Image) -> str | None:
-    value = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    return words.text_of_user_comment(value) if isinstance(value, bytes) else None
+    try:
+        value = read_exif(picture.info.get("exif", b"")).comment
+    except ValueError as error:
+        raise PictureError(f"its EXIF data are damaged ({error})") from error
+    return None if value is None else words.text_of_user_comment(value)
 
 
 def _saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -110,7 +111,7 @@ def _saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
     except (OSError, ValueError) as error:
         raise EncodeError(
             f"{picture.width}x{picture.height} pixels with metadata can't be written as {kind}: {error}. "
-            "JPEG holds about 32,000 letters of metadata; png and webp hold any."
+            "JPEG holds about 32,000 letters of metadata; png and webp hold more."
         ) from error
     return file.getvalue()
 
@@ -131,11 +132,17 @@ def encode(pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, Any], form
       format_name: a key of `FORMATS`.
 
     Raises:
-      EncodeError: for an unknown format, or what the format can't hold (64 kB of metadata in JPEG).
+      EncodeError: for an unknown format, or what the format can't hold (64 kB of metadata in JPEG, 16 million letters
+        in any).
     """
     if format_name not in FORMATS:
         raise EncodeError(f"format {format_name!r}: expected one of {', '.join(FORMATS)}")
-    return FORMATS[format_name].write(Image.fromarray(np.ascontiguousarray(pixels)), metadata)
+    try:
+        return FORMATS[format_name].write(Image.fromarray(np.ascontiguousarray(pixels)), metadata)
+    except EncodeError:
+        raise
+    except ValueError as error:
+        raise EncodeError(f"the metadata can't be written: {error}") from error
 
 
 def decode(data: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -146,7 +153,7 @@ def decode(data: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
       name: names the file in errors.
 
     Raises:
-      PictureError: if it is no whole picture of a known format, of at most `MAX_PIXELS`, in 8-bit RGB.
+      PictureError: if it is no whole picture of a known format, of at most `MAX_PIXELS` and `MAX_BYTES`, in 8-bit RGB.
     """
     with _opened(data, name) as picture:
         if picture.mode != "RGB":
@@ -182,7 +189,13 @@ def read_parameters(data: bytes | Path, name: str) -> str | None:
     Arguments and errors as in `decode`.
     """
     with _opened(data, name) as picture:
-        return _format_of(picture).read_parameters(picture)
+        try:
+            text = _format_of(picture).read_parameters(picture)
+        except PictureError as error:
+            raise PictureError(f"{name}: {error}") from error
+    if text is not None and len(text) > words.MAX_TEXT:
+        raise PictureError(f"{name}: its generation parameters have {len(text)} letters, more than {words.MAX_TEXT}")
+    return text
 
 
 def _format_of(picture: Image.Image) -> Format:
@@ -193,20 +206,15 @@ def _format_of(picture: Image.Image) -> Format:
 @contextlib.contextmanager
 def _opened(data: bytes | Path, name: str) -> Iterator[Image.Image]:
     """A picture with its pixels loaded, and with every error about it made clear."""
-
-    def opened() -> Image.Image:
-        file = io.BytesIO(data) if isinstance(data, bytes) else data
-        return Image.open(file, formats=[known.upper() for known in FORMATS])
-
     try:
-        with opened() as picture:
+        content = data if isinstance(data, bytes) else _content(data, name)
+        with _identified(content) as picture:
             _check_size(picture, name)
             # The checksums of a PNG's chunks, which loading passes over; other formats have none.
             picture.verify()
-            content = data if isinstance(data, bytes) else data.read_bytes()
             if picture.format == "PNG" and _PNG_END not in content:
                 raise PictureError(f"{name}: a truncated picture: it ends within its last chunk")
-        with opened() as picture:
+        with _identified(content) as picture:
             picture.load()
             yield picture
     except PictureError:
@@ -218,7 +226,26 @@ def _opened(data: bytes | Path, name: str) -> Iterator[Image.Image]:
     except FileNotFoundError as error:
         raise PictureError(f"{name}: there is no such file") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        raise PictureError(f"{name}: a damaged or truncated picture: {error}") from error
+        raise PictureError(f"{name}: a damaged or truncated picture: {str(error)[:_SHOWN]}") from error
+
+
+def _content(path: Path, name: str) -> bytes:
+    if path.stat().st_size > MAX_BYTES:
+        raise PictureError(f"{name} has more than {MAX_BYTES} bytes, which no picture takes")
+    return path.read_bytes()
+
+
+def _identified(content: bytes) -> Image.Image:
+    """A picture of which the beginning is read, with its EXIF data as they stand."""
+    exif = b""
+    if content.startswith(segments.PNG):
+        segments.check_chunks(content)
+    elif content.startswith(segments.JPEG):
+        content, exif = segments.parted(content)
+    picture = Image.open(io.BytesIO(content), formats=[known.upper() for known in FORMATS])
+    if exif:
+        picture.info["exif"] = exif
+    return picture
 
 
 def _check_size(picture: Image.Image, name: str) -> None:

@@ -30,7 +30,12 @@ _UNICODE, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
 
 # NUL ends a text chunk in many readers, and a lone surrogate is no character of UTF-8.
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_IN_XMP = re.compile(rb"<sdjax:metadata>(.*?)</sdjax:metadata>", re.DOTALL)
+_XMP_START, _XMP_END = b"<sdjax:metadata>", b"</sdjax:metadata>"
+# Letters of a text that are read and written at most. A row of a prompt file has 4 MB; of JSON, a few bytes of a
+# stranger's make a list, which takes thirty times the memory.
+MAX_TEXT = 1 << 24
+# How deep values may lie in each other; ours are flat.
+_MOST_DEEP = 4
 _XMP = """\
 <?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -65,24 +70,39 @@ def to_json(metadata: Mapping[str, Any]) -> str:
     """The complete metadata: ASCII, keys sorted.
 
     Raises:
-      ValueError: for NaN or infinity, which JSON has no words for.
+      ValueError: for NaN or infinity, which JSON has no words for, or more than `MAX_TEXT` letters.
     """
-    return json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{len(text)} letters of metadata, more than {MAX_TEXT}; shorten the prompts")
+    return text
 
 
 def from_json(text: str) -> dict[str, Any]:
     """Reads what `to_json` wrote.
 
     Raises:
-      ValueError: if it is no JSON object.
+      ValueError: if it is no JSON object, too long, or its values lie too deep in each other.
     """
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"it has {len(text)} letters, more than {MAX_TEXT}")
     try:
         metadata = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(metadata, dict):
         raise ValueError(f"it is a {type(metadata).__name__}, not an object")
+    if not _is_flat(metadata, _MOST_DEEP):
+        raise ValueError("it is nested too deep")
     return metadata
+
+
+def _is_flat(value: Any, depth: int) -> bool:
+    """Whether values lie at most so deep in each other."""
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_flat(each, depth - 1) for each in inner)
 
 
 def a1111_text(metadata: Mapping[str, Any]) -> str:
@@ -215,8 +235,11 @@ def json_in_xmp(packet: bytes) -> str | None:
 
     Found by its element's name and not by an XML parser, which a stranger's packet could keep busy for ever.
     """
-    found = _IN_XMP.search(packet)
-    return saxutils.unescape(found[1].decode("utf-8", "replace")) if found else None
+    start = packet.find(_XMP_START)
+    end = packet.find(_XMP_END, start)
+    if start < 0 or end < 0:
+        return None
+    return saxutils.unescape(packet[start + len(_XMP_START) : end].decode("utf-8", "replace"))
 
 
 def user_comment(text: str) -> bytes:
@@ -228,7 +251,7 @@ def text_of_user_comment(value: bytes) -> str:
     """The text of a UserComment by any tool: these disagree on the byte order of UNICODE."""
     code, rest = value[: len(_UNICODE)], value[len(_UNICODE) :]
     if code == _UNICODE:
-        big, little = (rest.decode(codec, "replace") for codec in ("utf-16-be", "utf-16-le"))
-        # Generation parameters are mostly ASCII, which the wrong order turns into other scripts.
-        return max(big, little, key=lambda text: sum(letter.isascii() for letter in text)).strip("\ufeff")
+        # Generation parameters are mostly ASCII, of which one byte of two is 0.
+        order = "be" if rest[::2].count(0) >= rest[1::2].count(0) else "le"
+        return rest.decode(f"utf-16-{order}", "replace").strip("\ufeff")
     return (rest if code == _ASCII else value).decode("utf-8", "replace").strip("\0")

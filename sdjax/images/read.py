@@ -1,11 +1,13 @@
 """Strangers' picture files -> pixels that can be relied on, or an error that says what is wrong with the file.
 
 What a file asks for is checked before it is given: the size before anything of that size is allocated, the extent of a
-TIFF's tiles and of a GIF's frame, the chunks of a PNG. Texts are left aside, and of an animation only the first frame
-is decoded. A file that ends too early is an error also where Pillow fills what is missing with black or grey.
+TIFF's tiles and of a GIF's frame, the chunks of a PNG, the segments of a JPEG, what tags point to. Texts are left
+aside, and of an animation only the first frame is decoded. A file that ends too early is an error also where Pillow
+fills what is missing with black or grey.
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterable
@@ -15,7 +17,9 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 from PIL import ExifTags, Image, ImageChops, ImageCms, JpegImagePlugin, TiffImagePlugin
 
+from sdjax.images import segments
 from sdjax.images.encode import MAX_PIXELS, PictureError
+from sdjax.images.exif import asked, read_exif
 
 # Few, for each is a parser in C that strangers can try; a phone's JPEG with several pictures inside is JPEG here.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -34,6 +38,8 @@ _NOT_PICTURES = {
 _DEEP = ("I;16", "I;16B", "I;16L", "I", "F")
 # What is laid behind transparent pictures, as by A1111 (its `img2img_background_color`).
 _PAPER = (255, 255, 255)
+# Letters of another library's error that are shown.
+_SHOWN = 200
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -143,7 +149,7 @@ def _loaded(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
     except Image.UnidentifiedImageError as error:
         raise PictureError(f"{name}: {_what_it_is(data)}") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        raise PictureError(f"{name}: a damaged or truncated picture: {error}") from error
+        raise PictureError(f"{name}: a damaged or truncated picture: {str(error)[:_SHOWN]}") from error
 
 
 def _what_it_is(data: bytes) -> str:
@@ -158,11 +164,15 @@ def _what_it_is(data: bytes) -> str:
 def _decoded(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
     notes: list[str] = []
     frames = 1
-    plain = data
-    if data.startswith(_PNG):
+    plain, exif = data, b""
+    if data.startswith(segments.PNG):
         plain, frames = _plain_png(data, name)
+    elif data.startswith(segments.JPEG):
+        plain, exif = segments.parted(data)
     elif data.startswith(b"GIF8"):
         _check_size(*_gif_size(data), name)
+    elif data[:4] in _TIFF_STARTS:
+        _check_tags(data, name)
     picture = Image.open(io.BytesIO(plain), formats=READABLE)
     _check_size(picture.width, picture.height, name)
     sixteen = picture.mode not in _DEEP and any(";16" in str(tile.args) for tile in picture.tile)
@@ -176,13 +186,13 @@ def _decoded(data: bytes, name: str) -> tuple[Image.Image, list[str]]:
         # To count a TIFF's pages each of them has to be parsed.
         frames = 0 if tiff else getattr(picture, "n_frames", 1)
     picture.load()
-    if isinstance(picture, JpegImagePlugin.JpegImageFile) and _is_filled(picture, data):
+    if isinstance(picture, JpegImagePlugin.JpegImageFile) and _is_filled(picture, plain):
         raise PictureError(f"{name}: a truncated picture: its pixels end before the file does")
     if sixteen:
         notes.append("16 bits to 8")
     if frames != 1:
         notes.append(f"first of {frames or 'several'} frames")
-    orientation = orientation if tiff else _orientation(picture, notes)
+    orientation = orientation if tiff else _orientation(picture, exif or picture.info.get("exif", b""), notes)
     if orientation in _TURNS:
         notes.append("turned by its EXIF orientation")
         if not tiff:
@@ -199,18 +209,25 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise PictureError(f"{name}: {width}x{height} pixels; expected at least one")
 
 
-def _orientation(picture: Image.Image, notes: list[str]) -> int:
-    """Of a picture that is loaded: before, Pillow would load a PNG to look for it."""
+# As tools write it that leave EXIF aside.
+_TURNED_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+
+
+def _orientation(picture: Image.Image, exif: bytes, notes: list[str]) -> int:
+    """Of its EXIF data, or else of its XMP."""
     try:
-        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # as many kinds as Pillow has for pictures; the pixels are good without it
+        orientation = read_exif(exif).orientation
+    except ValueError:  # the pixels are good without it
         notes.append("its EXIF data are damaged: left aside")
         return 1
+    packet = picture.info.get("xmp")
+    if orientation is None and isinstance(packet, bytes) and (found := _TURNED_IN_XMP.search(packet)):
+        return int(found[1])
+    return 1 if orientation is None else orientation
 
 
 # --- What Pillow does not check: PNG ---
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 # Without texts, of which a few compressed bytes can become 64 MB, and without the further frames of an APNG.
 _KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"IDAT", b"IEND")
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -239,7 +256,7 @@ def _plain_png(data: bytes, name: str) -> tuple[bytes, int]:
         raise PictureError(f"{name}: 16-bit colours of which one is transparent; use an alpha channel")
     frames = next((struct.unpack(">I", body[:4])[0] for kind, body in chunks if kind == b"acTL"), 1)
     kept = [_chunk(kind, body) for kind, body in chunks if kind in _KEPT_CHUNKS]
-    return b"".join([_PNG, *kept]), frames
+    return b"".join([segments.PNG, *kept]), frames
 
 
 def _chunk(kind: bytes, body: memoryview) -> bytes:
@@ -248,7 +265,11 @@ def _chunk(kind: bytes, body: memoryview) -> bytes:
 
 def _png_chunks(data: bytes, name: str) -> list[tuple[bytes, memoryview]]:
     """Kind and body of each chunk up to IEND, after the checksums."""
-    view, place = memoryview(data), len(_PNG)
+    try:
+        segments.check_chunks(data)
+    except ValueError as error:
+        raise PictureError(f"{name}: a damaged picture: {error}") from error
+    view, place = memoryview(data), len(segments.PNG)
     chunks: list[tuple[bytes, memoryview]] = []
     while not chunks or chunks[-1][0] != b"IEND":
         if place + 12 > len(data):
@@ -292,6 +313,31 @@ def _gif_size(data: bytes) -> tuple[int, int]:
         raise ValueError("a GIF without a frame")
     left, top, width, height = struct.unpack_from("<HHHH", data, place + 1)
     return max(screen_width, left + width), max(screen_height, top + height)
+
+
+# Order of bytes, and whether it is BigTIFF; two are wrong, and Pillow reads them.
+_TIFF_STARTS = {
+    b"II*\0": ("<", False), b"MM\0*": (">", False), b"II\0*": ("<", False), b"MM*\0": (">", False),
+    b"II+\0": ("<", True), b"MM\0+": (">", True),
+}  # fmt: skip
+# Entries may share what they point to, such as one resolution for both directions.
+_SHARED = 1 << 20
+# The first directory of a TIFF, and those within it that Pillow reads too.
+_MOST_DIRECTORIES = 7
+
+
+def _check_tags(data: bytes, name: str) -> None:
+    """Raises `PictureError` if the entries of a TIFF, all of which Pillow copies, point to more than is in it."""
+    order, big = _TIFF_STARTS[data[:4]]
+    places = [struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]]
+    for place in places:
+        try:
+            found = asked(data, place, order, big)
+        except ValueError:  # Pillow's error of the first says more, and the others are left aside
+            continue
+        if found.size > len(data) + _SHARED:
+            raise PictureError(f"{name}: a damaged picture: its tags point to more than its {len(data)} bytes")
+        places += found.further[: _MOST_DIRECTORIES - len(places)]
 
 
 # Tiles of up to so many pixels are usual; larger ones only in pictures that are about as large.

@@ -360,7 +360,7 @@ def test_broken_metadata_are_a_clear_error(text):
 
 def test_metadata_too_long_for_a_jpeg_are_an_error_and_fit_into_the_others():
     metadata = METADATA | {"prompt": "long " * 20_000}
-    with pytest.raises(EncodeError, match="png and webp hold any"):
+    with pytest.raises(EncodeError, match="png and webp hold more"):
         encode(PIXELS, metadata, "jpeg")
     for format_name in ("png", "webp"):
         assert read_metadata(encode(PIXELS, metadata, format_name), "x") == metadata
