@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="likewise, of a file or folder: lora_folder=..."
     )
+    verify.add_argument(
+        "--trust",
+        action="store_true",
+        help="read the models, folders and images that the output names; else only what you name, and what is bundled",
+    )
+    verify.add_argument("--pickled", action="store_true", help="allow pickled files (.ckpt, .pt, .bin)")
 
     sheet = commands.add_parser("sheet", help="a contact sheet of an output")
     sheet.add_argument("out", metavar="OUT", help="an output of generate")
@@ -184,7 +190,7 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
-    rejected = counts.rejected_rows + counts.failed + counts.broken_files
+    rejected = counts.rejected_rows + counts.failed + counts.broken_files + counts.damaged
     print(f"rows     {counts.rows:>8}  {counts.rows - counts.rejected_rows} good, {counts.rejected_rows} rejected")
     print(
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
@@ -197,10 +203,12 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
         print(f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut")
     if counts.broken_files:
         print(f"files    {counts.broken_files:>8}  broke off: what follows in them is missing")
+    if counts.damaged:
+        print(f"damaged  {counts.damaged:>8}  files of earlier runs that are no whole images, and that no row asks for")
     for problem in counts.problems():
         print(f"BUG: {problem}")
     nothing = counts.rows == counts.rejected_rows
-    return _FAILED if counts.problems() or counts.broken_files or counts.failed or nothing else 0
+    return _FAILED if counts.problems() or counts.broken_files or counts.failed or counts.damaged or nothing else 0
 
 
 def _was_stopped(error: BaseException | None) -> bool:
@@ -215,17 +223,20 @@ def _was_stopped(error: BaseException | None) -> bool:
 def _verify(options: argparse.Namespace, console: Console) -> int:
     from rich.progress import Progress
 
-    from pipelines import config, storage, verify
-    from pipelines.equipment import make_engine, moved
+    from pipelines import config, storage, trust, verify
+    from pipelines.equipment import make_engine
     from sdjax.checkpoints.tensors import CheckpointError
     from sdjax.engine import Engine
 
-    made = verify.made_with(options.out)
-    made = moved(made, {**config.read_settings(options.set), **({"model": options.model} if options.model else {})})
+    places = {**config.read_settings(options.set), **({"model": options.model} if options.model else {})}
+    made = trust.made_with(options.out)
+    if options.sample:  # what needs no model does without
+        made = trust.allowed(made, places, options.trust, options.pickled)
+    read = trust.reader(options.out, options.trust)
 
     def engine_for(settings: verify.Settings) -> Engine:
         try:
-            return make_engine(made._replace(**settings))
+            return make_engine(made._replace(**settings), read=read)
         except CheckpointError as error:
             if options.model:
                 raise
@@ -234,7 +245,7 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
     total = sum(verify.sampled(done.id, options.sample) for done in storage.list_done(options.out))
     with Progress(console=console) as bar:
         task = bar.add_task("making again", total=total)
-        report = verify.remake(options.out, engine_for, options.sample, lambda: bar.advance(task))
+        report = verify.remake(options.out, engine_for, options.sample, lambda: bar.advance(task), options.trust)
     for finding in report.findings:
         print(f"{finding.file}: {finding.problem}")
     print(

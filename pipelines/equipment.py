@@ -48,7 +48,7 @@ def equipment(config: RunConfig | Mapping[str, Any]) -> Equipment:
 
 
 # What of it says where things are.
-_PLACES = (
+PLACES = (
     "model",
     "model_config",
     "vae",
@@ -67,8 +67,8 @@ _REVISIONS = {"model": "revision", "vae": "vae_revision"}
 def moved(given: Equipment, places: Mapping[str, Any]) -> Equipment:
     """The same with some files and folders elsewhere; raises `RunConfigError` for what is no place."""
     for key in places:
-        if key not in _PLACES:
-            raise RunConfigError(f"{key} is no file or folder of a run; expected one of {', '.join(_PLACES)}")
+        if key not in PLACES:
+            raise RunConfigError(f"{key} is no file or folder of a run; expected one of {', '.join(PLACES)}")
     # A place on this machine has no revisions.
     revisions = {name: None for place, name in _REVISIONS.items() if place in places}
     return given._replace(**{**places, **revisions})
@@ -97,10 +97,10 @@ def library_of(given: Equipment) -> Library:
     return Library(given.lora_folder, given.hypernetwork_folder, given.embedding_folder, given.pickled)
 
 
-def pictures_of(given: Equipment) -> Pictures:
-    """What pictures are read and conditioned with; errors are those of `Pictures`."""
+def pictures_of(given: Equipment, read: Callable[[str], bytes] = pictures.read) -> Pictures:
+    """What images are read (by `read`) and conditioned with; errors are those of `Pictures`."""
     return Pictures(
-        read=pictures.read,
+        read=read,
         controlnet_folder=given.controlnet_folder,
         depth_model=given.depth_model,
         upscaler_folder=given.upscaler_folder,
@@ -108,7 +108,11 @@ def pictures_of(given: Equipment) -> Pictures:
     )
 
 
-def make_engine(given: Equipment, on_compile: Callable[[Bucket], None] = lambda bucket: None) -> Engine:
+def make_engine(
+    given: Equipment,
+    on_compile: Callable[[Bucket], None] = lambda bucket: None,
+    read: Callable[[str], bytes] = pictures.read,
+) -> Engine:
     """An engine that holds it all; errors are those of `sdjax.load`, `load_classifier` and `Engine`."""
     compiled.use_cache()
     return Engine(
@@ -118,6 +122,6 @@ def make_engine(given: Equipment, on_compile: Callable[[Bucket], None] = lambda 
         library=library_of(given),
         lora_mode=given.lora_mode,
         vae_tile=given.vae_tile,
-        pictures=pictures_of(given),
+        pictures=pictures_of(given, read),
         on_compile=on_compile,
     )

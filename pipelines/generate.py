@@ -19,7 +19,7 @@ import apache_beam as beam
 import numpy as np
 from PIL import Image
 
-from pipelines import checks, pictures, runners, storage
+from pipelines import checks, done, pictures, runners, storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
 from pipelines.manifest import (
@@ -29,11 +29,12 @@ from pipelines.manifest import (
     finish,
     group_path,
     grouped_row,
-    manifest_row,
     old_rows,
+    steps_there,
     write_group,
 )
 from pipelines.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
+from pipelines.records import Sizes, manifest_row
 from pipelines.run import Record, Run, reporter_of, reporting_failure, said
 from sdjax.assets import BUNDLED
 from sdjax.engine import Engine, Result
@@ -43,6 +44,8 @@ from sdjax.job import Job
 from sdjax.plan import Task, Together
 from sdjax.program import Bucket
 from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
+
+_DAMAGED = "not the whole image of this name, and no row of this run asks for it: run its prompts again, or delete it"
 
 
 class Wanted(NamedTuple):
@@ -141,8 +144,8 @@ def _wanted(engine: Engine, asked: Asked, row: Row) -> tuple[str, Wanted]:
     return task.id, Wanted(task.job, together, asked.notes, task.metadata["pictures"], cut, row.source, row.line)
 
 
-def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str, Any], str | None]]:
-    """Makes pictures and writes each as soon as it is there; gives their metadata, and what went wrong.
+def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str, Any], Sizes | str]]:
+    """Makes pictures and writes each as soon as it is there; gives their metadata, and sizes or what went wrong.
 
     Raises:
       RunConfigError: if the ids were worked out on a machine on which they would be others.
@@ -170,17 +173,17 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str
     with engine_of(run) as engine:
         for result in engine.run(tasks(engine)):
             reporter.doing("")
-            problem = _write(result, run)
-            reporter.add("failed" if problem else "made")
-            yield result.metadata, problem
+            written = _write(result, run)
+            reporter.add("failed" if isinstance(written, str) else "made")
+            yield result.metadata, written
     reporter.doing("")
     for image_id, problem in failed:
         reporter.add("failed")
         yield {"id": image_id}, problem
 
 
-def _write(result: Result, run: Run) -> str | None:
-    """Writes a picture; says why, if it can't be one."""
+def _write(result: Result, run: Run) -> Sizes | str:
+    """Writes a picture and gives the sizes of its files; says why, if it can't be one."""
     if result.problem:
         return str(result.problem)
     if not result.finite:
@@ -191,25 +194,24 @@ def _write(result: Result, run: Run) -> str | None:
         data = encode(result.image, result.metadata, run.config.format)
     except EncodeError as error:
         return str(error)
-    if result.previews:  # before the picture, whose being there says that all is done
-        _write_previews(result, run)
+    # Before the picture, whose being there says that all is done.
+    steps = _write_previews(result, run) if result.previews else ()
     storage.write_whole(storage.image_path(run.out, result.metadata["id"], FORMATS[run.config.format].extension), data)
-    return None
+    return Sizes(len(data), *steps)
 
 
-def _write_previews(result: Result, run: Run) -> None:
-    """Writes the kept steps of a picture, as a strip and as an animation."""
+def _write_previews(result: Result, run: Run) -> tuple[int, int]:
+    """Writes the kept steps of a picture, as a strip and as an animation; gives the sizes of both."""
     told, image = result.metadata, result.image
     last = result.previews[-1].clean
     if image.shape != last.shape:  # it was made larger, or put back into its picture
         image = last if told["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
     title = f"{told['prompt']} ({told['sampler']}, {told['steps_taken']} steps, seed {told['seed']})"
     kind = run.config.animation
-    for extension, data in (
-        ("png", strip(result.previews, image, title)),
-        (kind, animation(result.previews, image, kind)),
-    ):
+    both = strip(result.previews, image, title), animation(result.previews, image, kind)
+    for extension, data in zip(("png", kind), both, strict=True):
         storage.write_whole(storage.steps_path(run.out, told["id"], extension), data)
+    return len(both[0]), len(both[1])
 
 
 # --- The transforms ---
@@ -236,14 +238,21 @@ def planned(row: Row, run: Run) -> Iterator[Record]:
 
 
 def missing(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iterator[Record]:
-    """Images wanted of an id, and its files -> the image, if there is no file; else the file."""
-    wanted, files = list(found["wanted"]), list(found["files"])
-    if files:
-        yield "file", (image_id, files[0])
+    """Images wanted of an id, and what there is of it -> its manifest row, or the image if it is to be made."""
+    wanted, files, steps = list(found["wanted"]), list(found["files"]), dict(found["steps"])
+    row = done.whole_row(image_id, files, steps, found["rows"], run.config.animation)
+    keeps_steps = any(each.job.preview_every for each in wanted)
+    if row and keeps_steps and not done.has_steps(row, steps, run.config.animation):
+        row = None
+    if row:
+        yield "row", (image_id, row)
+    elif files and not wanted:
+        yield "reject", Reject(files[0][0], 0, "", _DAMAGED)._asdict()
+        yield _count("damaged")
     if not wanted:
         return
     yield _count("duplicates", len(wanted) - 1)
-    if files:
+    if row:
         yield _count("there")
         reporter_of(run.progress).add("wanted", -len(wanted))
     else:
@@ -270,14 +279,14 @@ def sampled(wanted: Iterable[tuple[str, Wanted]], run: Run) -> Iterator[Record]:
     """The images of one key -> manifest rows; a reject of what could not be made."""
     extension = FORMATS[run.config.format].extension
     for batch in batches(wanted, run.config.host_batch):
-        for metadata, problem in sample(batch, run):
-            if problem:
+        for metadata, written in sample(batch, run):
+            if isinstance(written, str):
                 failed = batch[metadata["id"]]
-                reject = Reject(failed.source, failed.line, shortened(failed.job.prompt), problem)
-                yield "reject", reject._asdict()
+                yield "reject", Reject(failed.source, failed.line, shortened(failed.job.prompt), written)._asdict()
+                yield _count("failed")
             else:
-                yield "row", (metadata["id"], manifest_row(metadata["id"], metadata, extension))
-            yield _count("failed" if problem else "made")
+                yield "row", (metadata["id"], manifest_row(metadata["id"], metadata, extension, written))
+                yield _count("made")
 
 
 def _pairs(function: Callable[..., Iterable[tuple[str, Any]]], *arguments: Any) -> Any:
@@ -295,9 +304,13 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     rows = root | "Paths" >> beam.Create(sorted(paths)) | "Read" >> beam.FlatMap(rows_of, run)
     plans = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.FlatMap(planned, run)
     output = root | "Output" >> beam.Create([run.out])
-    files = output | "List" >> _pairs(files_there, run)
+    there = {
+        "files": output | "Files" >> _pairs(files_there, run),
+        "steps": output | "Steps" >> _pairs(steps_there, run),
+        "rows": output | "OldRows" >> _pairs(old_rows, run),
+    }
     todo = (
-        {"wanted": plans | "Planned" >> _only("image"), "files": files}
+        {"wanted": plans | "Planned" >> _only("image"), **there}
         | "Join" >> beam.CoGroupByKey()
         | "Missing" >> beam.FlatMapTuple(lambda image_id, found: missing(image_id, found, run))
     )
@@ -308,11 +321,11 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
         | "Batch" >> beam.GroupByKey()
         | "Sample" >> beam.FlatMapTuple(lambda _, wanted: sampled(wanted, run))
     )
-    old = output | "OldRows" >> _pairs(old_rows, run)
     groups = (
-        {"new": made | "New" >> _only("row"), "old": old, "files": todo | "There" >> _only("file")}
-        | "JoinRows" >> beam.CoGroupByKey()
-        | "WholeRow" >> _pairs(lambda group: grouped_row(group[0], group[1], run))
+        (todo, made)
+        | "Rows" >> beam.Flatten()
+        | "OnlyRows" >> _only("row")
+        | "ByDigits" >> _pairs(grouped_row)
         | "Group" >> beam.GroupByKey()
         | "WriteGroup" >> beam.MapTuple(lambda digits, rows: write_group(digits, rows, run))
     )

@@ -8,11 +8,11 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.fields import field_from_text, field_named, job_from_text, with_partners
-from pipelines.manifest import METADATA
+from pipelines.records import read_manifest
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
-from sdjax.job import FIELDS, TOLD_AS, with_seeds_as_numbers
+from sdjax.job import FIELDS, TOLD_AS
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
@@ -53,7 +53,7 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     chosen = {axis.field: set(axis.values) for axis in used if axis.values is not None}
     rows = [
         row
-        for row in map(with_seeds_as_numbers, storage.read_jsonl(storage.join(out, METADATA)))
+        for row in read_manifest(out)
         if _matches(row, where) and all(row.get(field) in values for field, values in chosen.items())
     ]
     if not rows:

@@ -7,15 +7,15 @@ temporary names.
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pipelines import runners, storage
+from pipelines.records import METADATA, SUMMARY, read_manifest
 from pipelines.run import Record, Run, reporting_failure
-from sdjax.images.encode import PictureError, read_metadata
 from sdjax.job import with_seeds_as_text
 
-METADATA, REJECTS, SUMMARY = "metadata.jsonl", "rejects.jsonl", "summary.json"
+REJECTS = "rejects.jsonl"
 # Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
 _GROUP_DIGITS = 2
 # What the end of the graph leaves for the process that started it, beside those groups.
@@ -27,6 +27,7 @@ class Counts(NamedTuple):
 
     broken_files: prompt files that break off; their rows up to there are among `rows`.
     cut_prompts: of the images wanted, those whose prompt or negative prompt was longer than the text encoder reads.
+    damaged: files of images of earlier runs that are not whole, and that no row asks for.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class Counts(NamedTuple):
     there: int
     duplicates: int
     failed: int
+    damaged: int
 
     def problems(self) -> list[str]:
         """The sums that are wrong."""
@@ -45,54 +47,18 @@ class Counts(NamedTuple):
         return [] if self.wanted == ended else [f"{self.wanted} images wanted, but {ended} accounted for"]
 
 
-def file_name(image_id: str, extension: str) -> str:
-    """The path of a picture from the output's folder."""
-    return storage.image_path("", image_id, extension)
-
-
-def manifest_row(image_id: str, metadata: Mapping[str, Any], extension: str) -> dict[str, Any]:
-    """A row of `metadata.jsonl` as Hugging Face's ImageFolder reads it, keys sorted as a picture has them."""
-    return {"file_name": file_name(image_id, extension), **dict(sorted(with_seeds_as_text(metadata).items()))}
-
-
-def whole_row(
-    image_id: str, new: Iterable[dict[str, Any]], old: Iterable[dict[str, Any]], files: Iterable[str]
-) -> dict[str, Any] | None:
-    """The manifest row of a picture: of this run, of the old manifest, or else from the picture itself.
-
-    None for an old row whose picture is gone.
-
-    Raises:
-      PictureError: if a picture made earlier is damaged.
-    """
-    for row in new:
-        return row
-    for path in files:
-        extension = path.rpartition(".")[2]
-        name = file_name(image_id, extension)
-        for row in old:
-            if row["file_name"] == name:
-                return with_seeds_as_text(row)
-        try:
-            return manifest_row(image_id, read_metadata(storage.read_whole(path), path), extension)
-        except PictureError as error:
-            raise PictureError(f"{error}: delete the file, and it is made again") from error
-    return None
-
-
-def grouped_row(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The manifest row of a picture, by the first digits of its id; nothing if the picture is gone."""
-    with reporting_failure(run):
-        row = whole_row(image_id, **found)
-    if row is not None:
-        yield image_id[:_GROUP_DIGITS], row
-
-
-def files_there(out: str, run: Run) -> Iterator[tuple[str, str]]:
-    """Id and path of each picture of an output."""
+def files_there(out: str, run: Run) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Id, and path and size of each picture of an output."""
     with reporting_failure(run):
         for done in storage.list_done(out):
-            yield done.id, done.path
+            yield done.id, (done.path, done.size)
+
+
+def steps_there(out: str, run: Run) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Id, and ending and size of each file of kept steps."""
+    with reporting_failure(run):
+        for done in storage.list_steps(out):
+            yield done.id, (done.path.rpartition(".")[2], done.size)
 
 
 def old_rows(out: str, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -101,17 +67,19 @@ def old_rows(out: str, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
       StorageError: if it is not what a run writes.
     """
-    path = storage.join(out, METADATA)
     with reporting_failure(run):
-        if not storage.exists(path):
+        if not storage.exists(storage.join(out, METADATA)):
             return
         try:
-            for number, row in enumerate(storage.read_jsonl(path), 1):
-                if not isinstance(row.get("id"), str) or not isinstance(row.get("file_name"), str):
-                    raise storage.StorageError(f"{path}, line {number}: no id or no file_name")
-                yield row["id"], row
+            yield from ((row["id"], with_seeds_as_text(row)) for row in read_manifest(out))
         except storage.StorageError as error:
             raise storage.StorageError(f"{error}: delete the file, and it is made anew") from error
+
+
+def grouped_row(image: tuple[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The manifest row of a picture, by the first digits of its id."""
+    image_id, row = image
+    yield image_id[:_GROUP_DIGITS], row
 
 
 def group_path(run: Run, digits: str) -> str:

@@ -10,9 +10,9 @@ from pipelines.progress import Reporter
 
 # What the steps of the graph give. One stream carries records of all kinds, and each step after it takes its own, since
 # several outputs of one step are lost by some runners; as are state, side inputs and what a bundle gives at its end.
-#   image   an id and the image wanted       row     an id and its row of the manifest     reject  why there is no image
-#   file    an id and its picture's path     group   first digits of ids, number of rows   count   of what, how many
-Record = tuple[Literal["image", "file", "row", "group", "reject", "count"], Any]
+#   image   an id and the image wanted       group   first digits of ids, number of rows   reject  why there is no image
+#   row     an id and its manifest row       count   of what, how many
+Record = tuple[Literal["image", "row", "group", "reject", "count"], Any]
 
 
 class Run(NamedTuple):

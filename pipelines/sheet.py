@@ -1,17 +1,20 @@
 """A contact sheet: the pictures of an output side by side, their prompts below."""
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
 from PIL import Image, ImageDraw
 
 from pipelines import storage
-from pipelines.manifest import METADATA
+from pipelines.records import METADATA, read_manifest
 from sdjax.images.captions import FAINT, INK, LINE, PAPER, font, wrapped
 from sdjax.images.encode import decode
-from sdjax.job import with_seeds_as_numbers
 
 # In pixels: the width of a picture on the sheet, the space around; lines per prompt.
 _WIDTH, _SPACE, _LINES = 144, 10, 3
+# What is taller is made narrower.
+_TALLEST = 4 * _WIDTH
 
 
 def write(out: str, target: str, *, columns: int, limit: int) -> int:
@@ -29,16 +32,11 @@ def write(out: str, target: str, *, columns: int, limit: int) -> int:
     """
     if columns < 1 or limit < 1:
         raise ValueError(f"columns = {columns}, limit = {limit}: expected at least 1")
-    rows = []
-    for number, row in enumerate(storage.read_jsonl(storage.join(out, METADATA)), 1):
-        if not {"file_name", "prompt", "seed", "width", "height"} <= row.keys():
-            raise storage.StorageError(f"{storage.join(out, METADATA)}, line {number}: not what generate writes")
-        rows.append(with_seeds_as_numbers(row))
-    rows.sort(key=lambda row: (row["prompt"], row["seed"]))
+    rows = sorted(read_manifest(out), key=lambda row: (row["prompt"], row["seed"]))
     if not rows:
         raise ValueError(f"{out}: there are no pictures in it yet")
     shown = rows[:limit]
-    tallest = max(round(_WIDTH * row["height"] / row["width"]) for row in shown)
+    tallest = max(_size(row)[1] for row in shown)
     cell = (_WIDTH + _SPACE, tallest + _LINES * LINE + 2 * _SPACE)
     columns = min(columns, len(shown))
     height = -(-len(shown) // columns) * cell[1] + _SPACE + (LINE if len(shown) < len(rows) else 0)
@@ -48,8 +46,7 @@ def write(out: str, target: str, *, columns: int, limit: int) -> int:
         left, top = index % columns * cell[0] + _SPACE, index // columns * cell[1] + _SPACE
         path = storage.join(out, *row["file_name"].split("/"))
         picture = Image.fromarray(decode(storage.read_whole(path), path))
-        size = (_WIDTH, round(_WIDTH * row["height"] / row["width"]))
-        page.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+        page.paste(picture.resize(_size(row), Image.Resampling.LANCZOS), (left, top))
         for number, text in enumerate(wrapped(row["prompt"] or "(no prompt)", _WIDTH, _LINES)):
             draw.text((left, top + tallest + 4 + number * LINE), text, fill=INK, font=font())
     if len(shown) < len(rows):
@@ -58,3 +55,9 @@ def write(out: str, target: str, *, columns: int, limit: int) -> int:
     page.save(data, "PNG")
     storage.write_whole(target, data.getvalue())
     return len(shown)
+
+
+def _size(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height of an image on the sheet."""
+    scale = min(_WIDTH / row["width"], _TALLEST / row["height"])
+    return max(1, round(row["width"] * scale)), max(1, round(row["height"] * scale))

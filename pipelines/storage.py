@@ -17,6 +17,7 @@ day.
 import contextlib
 import errno
 import fcntl
+import functools
 import io
 import json
 import os
@@ -37,9 +38,13 @@ IMAGES, STEPS = "images", "steps"
 # After this long without a change a file that can't be locked is nobody's any more. Writing one takes
 # seconds.
 ABANDONED_SECONDS = 24 * 3600
+# Of a line of JSON that is read: several times what a run writes for two prompts of the greatest length, all escaped.
+MAX_LINE_BYTES = 16 * 2**20
 
-_EXTENSIONS = "|".join(known.extension for known in encode.FORMATS.values())
-_IMAGE_NAME = re.compile(rf"([0-9a-f]{{32}})\.({_EXTENSIONS})")
+# Endings of images, for patterns.
+EXTENSIONS = "|".join(known.extension for known in encode.FORMATS.values())
+_IMAGE_NAME = re.compile(rf"([0-9a-f]{{32}})\.({EXTENSIONS})")
+_STEPS_NAME = re.compile(r"([0-9a-f]{32})\.(png|webp|gif)")
 
 _NO_ROOM = "there is no room left: free some, then run the same command again. Nothing is lost"
 _NOT_ALLOWED = "writing is not allowed there: change the permissions or choose another output"
@@ -63,7 +68,7 @@ class StorageError(OSError):
 
 
 class Done(NamedTuple):
-    """A picture that is there: its id, its path and its size in bytes."""
+    """A picture that is there, or its kept steps: its id, its path and its size in bytes."""
 
     id: str
     path: str
@@ -150,7 +155,9 @@ def read_jsonl(path: str) -> Iterator[dict[str, Any]]:
       StorageError: if the file can't be read; names the line that is no whole object.
     """
     with open_binary(path) as stream, _clear_errors(path):
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(iter(functools.partial(stream.readline, MAX_LINE_BYTES), b""), 1):
+            if len(line) == MAX_LINE_BYTES:
+                raise StorageError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes; no run writes such")
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -166,8 +173,17 @@ def list_done(out: str) -> Iterator[Done]:
     Raises:
       StorageError: if a folder can't be listed.
     """
-    for path, size, _ in _listed(join(out, IMAGES)):
-        found = _IMAGE_NAME.fullmatch(os.path.basename(path))
+    return _files_of_images(join(out, IMAGES), _IMAGE_NAME)
+
+
+def list_steps(out: str) -> Iterator[Done]:
+    """The kept steps of pictures below an output, strips and animations, likewise."""
+    return _files_of_images(join(out, STEPS), _STEPS_NAME)
+
+
+def _files_of_images(folder: str, named: re.Pattern[str]) -> Iterator[Done]:
+    for path, size, _ in _listed(folder):
+        found = named.fullmatch(os.path.basename(path))
         if found and os.path.basename(os.path.dirname(path)) == found[1][:2]:
             yield Done(found[1], path, size)
 

@@ -1,38 +1,37 @@
 """Proves that the pictures of an output are what their metadata say: makes them again and compares."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines import storage
-from pipelines.equipment import Equipment, equipment
-from pipelines.manifest import METADATA, SUMMARY, file_name
+from pipelines import storage, trust
+from pipelines.records import METADATA, file_name, problem_of, without_sizes
 from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.job import TOLD_AS, job_of, with_seeds_as_text
+from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import tile_of
-from sdjax.plan import Task
+from sdjax.plan import LORA_MODES, Task
 
 # Across kinds of device and versions the promise is this, in steps of 255, for this share of the values.
 TOLERANCE, SHARE = 1, 0.999
 # In a lossy format such a difference can move a coefficient to the next step of its scale.
 LOSSY_TOLERANCE = 8
-# What a picture's metadata must hold for it to be made again.
-_NEEDED = (
-    "prompt",
-    "seed",
-    "width",
-    "height",
-    "id",
-    "model_digest",
-    "batch_size",
-    "dtype",
-    "device_kind",
-    "jaxlib",
-    "sdjax",
-)
+# What an image's metadata must hold for it to be made again, and what they may hold besides, of which types.
+_NEEDED: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("width", "height", "batch_size"), (int,)),
+    **dict.fromkeys(("prompt", "id", "model_digest", "dtype", "device_kind", "jaxlib", "sdjax"), (str,)),
+    "seed": (int, str),
+}
+_MAY_HOLD: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("image_width", "image_height", "vae_tile"), (int,)),
+    **dict.fromkeys(("vae_dtype", "lora_mode", "pictures", "adapters_applied"), (str,)),
+}
+_CHOICES: Mapping[str, Collection[str]] = {"dtype": DTYPES, "vae_dtype": DTYPES, "lora_mode": LORA_MODES}
+# What damaged or invented metadata make of code that takes them for ours.
+_NONSENSE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 # Pictures that are prepared at once, each with the pictures that it begins with.
 _AT_ONCE = 64
@@ -100,35 +99,50 @@ def check_manifest(out: str) -> Iterator[Finding]:
     if not storage.exists(manifest):
         yield Finding(METADATA, "is missing; run the same generate command again")
         return
+    steps: dict[str, dict[str, int]] = {}
+    for done in storage.list_steps(out):
+        steps.setdefault(done.id, {})[done.path] = done.size
     seen = set()
-    for row in storage.read_jsonl(manifest):
-        name = row.get("file_name")
+    for number, row in enumerate(storage.read_jsonl(manifest), 1):
+        if problem := problem_of(row):
+            yield Finding(f"{METADATA}, line {number}", f"not what generate writes: {problem}")
+            continue
+        name = row["file_name"]
         if name in seen:
-            yield Finding(str(name), f"stands twice in {METADATA}")
+            yield Finding(name, f"stands twice in {METADATA}")
         elif name not in files:
-            yield Finding(str(name), f"stands in {METADATA}, but there is no such picture")
+            yield Finding(name, f"stands in {METADATA}, but there is no such picture")
         else:
-            yield from _check_row(row, files[name])
+            yield from _check_row(row, files[name], steps.get(row["id"], {}))
         seen.add(name)
     for name in sorted(files.keys() - seen):
         yield Finding(name, f"is not in {METADATA}; run the same generate command again")
 
 
-def _check_row(row: dict[str, Any], path: str) -> Iterator[Finding]:
+def _check_row(row: dict[str, Any], path: str, steps: Mapping[str, int]) -> Iterator[Finding]:
     name = row["file_name"]
     try:
-        inside = read_metadata(storage.read_whole(path), path)
+        data = storage.read_whole(path)
+        inside = read_metadata(data, path)
     except PictureError as error:
         yield Finding(name, f"{error}; delete it and run the same generate command again")
         return
-    if {"file_name": name, **with_seeds_as_text(inside)} != with_seeds_as_text(row):
+    if {"file_name": name, **with_seeds_as_text(inside)} != without_sizes(row):
         yield Finding(name, f"its own metadata differ from its row in {METADATA}")
     elif not name.endswith(f"/{row.get('id')}.{name.rpartition('.')[2]}"):
         yield Finding(name, f"it is the picture of another name: its id is {row.get('id')}")
+    elif row.get("file_size", len(data)) != len(data):
+        yield Finding(name, f"it has {len(data)} bytes, and its row states {row['file_size']}")
+    elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *steps.values()}:
+        yield Finding(name, "its kept steps are missing or of another size; run the same generate command again")
 
 
 def remake(
-    out: str, engine_for: Callable[[Settings], Engine], share: float, on_made: Callable[[], None] = lambda: None
+    out: str,
+    engine_for: Callable[[Settings], Engine],
+    share: float,
+    on_made: Callable[[], None] = lambda: None,
+    trusted: bool = True,
 ) -> Report:
     """Makes a share of the pictures again.
 
@@ -137,6 +151,7 @@ def remake(
       engine_for: an engine with the output's model, for pictures that were made with these settings.
       share: of the pictures, 0 to 1.
       on_made: called after each that was to be made again.
+      trusted: whether as much may be computed as the metadata say, however much that is.
 
     Raises:
       StorageError: if the output can't be read.
@@ -150,9 +165,10 @@ def remake(
         name = file_name(done.id, done.path.rpartition(".")[2])
         if sampled(done.id, share) and name not in broken:
             metadata = read_metadata(storage.read_whole(done.path), done.path)
-            if missing := [key for key in _NEEDED if key not in metadata]:
+            problem = unusable(metadata) or (None if trusted else trust.too_large(metadata))
+            if problem:
                 on_made()
-                findings.append(Finding(name, f"its metadata lack {', '.join(missing)}"))
+                findings.append(Finding(name, problem))
                 continue
             found.append((done.path, metadata))
     remade = exact = other = 0
@@ -169,6 +185,21 @@ def remake(
                 findings.append(Finding(path, problem))
             on_made()
     return Report(pictures, remade, exact, other, tuple(findings))
+
+
+def unusable(metadata: Mapping[str, Any]) -> str | None:
+    """Why nothing can be made of an image's metadata; None if it may be."""
+    if missing := [key for key in _NEEDED if key not in metadata]:
+        return f"its metadata lack {', '.join(missing)}"
+    for key, kinds in {**_NEEDED, **_MAY_HOLD}.items():
+        value = metadata.get(key)
+        if key in metadata and (not isinstance(value, kinds) or isinstance(value, bool)):
+            return f"its metadata: {key} = {value!r:.100}: expected {' or '.join(kind.__name__ for kind in kinds)}"
+        if isinstance(value, int) and key != "seed" and value < (key == "batch_size"):
+            return f"its metadata: {key} = {value}: expected a number of them"
+        if value is not None and key in _CHOICES and value not in _CHOICES[key]:
+            return f"its metadata: {key} = {value!r:.100}: expected one of {', '.join(_CHOICES[key])}"
+    return None
 
 
 def _compare(
@@ -199,7 +230,10 @@ def _compare_some(
             if result.problem:
                 yield path, f"can't be made again: {result.problem}", None
             else:
-                yield path, *_judge(result.image, result.metadata, metadata, path)
+                try:
+                    yield path, *_judge(result.image, result.metadata, metadata, path)
+                except _NONSENSE as error:
+                    yield path, f"its metadata are not what generate writes: {error!r:.300}", None
 
 
 def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> tuple[str | None, bool]:
@@ -258,16 +292,3 @@ def _other_adapters(ours: Any, theirs: dict[str, Any]) -> list[str]:
     now, then = (json.loads(each.get("adapters_applied") or "[]") for each in (ours, theirs))
     digests = {(each["kind"], each["name"]): each["digest"] for each in now}
     return [each["name"] for each in then if digests.get((each["kind"], each["name"])) not in (None, each["digest"])]
-
-
-def made_with(out: str) -> Equipment:
-    """With what the last run into an output was done.
-
-    Raises:
-      StorageError: if the output has no summary, or not one that `generate` writes.
-    """
-    path = storage.join(out, SUMMARY)
-    try:
-        return equipment(json.loads(storage.read_whole(path))["config"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise storage.StorageError(f"{path} is not what generate writes ({error!r}): run it again") from error

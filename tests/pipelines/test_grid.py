@@ -30,6 +30,7 @@ def out(tmp_path):
         (tmp_path / "images" / name[:2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
         row = {"file_name": image_path("", name, "png"), "id": name, "prompt": "a", "sampler": sampler, "steps": steps}
+        row |= {"width": SIZE, "height": SIZE}
         rows.append({**row, "seed": str(seed) if number % 2 else seed})  # as it is written, and was in version 0.2
     write_jsonl(str(tmp_path / "metadata.jsonl"), rows)
     return tmp_path

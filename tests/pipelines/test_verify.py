@@ -9,9 +9,10 @@ import pytest
 import sdjax
 from pipelines import config
 from pipelines.equipment import equipment
-from pipelines.manifest import file_name
+from pipelines.records import file_name
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
-from pipelines.verify import Report, Settings, made_with, remake, sampled
+from pipelines.trust import made_with
+from pipelines.verify import Report, Settings, remake, sampled
 from sdjax.engine import Result
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 from sdjax.plan import Task
@@ -188,7 +189,10 @@ def test_metadata_that_lack_what_it_takes_are_told(out, check):
     assert problems(check(out)) == ["its metadata lack batch_size"]
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"config": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"config": 3}', '{"config": {"model": 3}}', '{"config": {"batch_size": "4"}}', "[" * 5000],
+)
 def test_a_summary_that_is_none_is_named(out, text):
     (out / "summary.json").write_text(text)
     with pytest.raises(StorageError, match=r"summary\.json is not what generate writes"):

@@ -1,0 +1,98 @@
+"""What may be read because an output says so: of an output that somebody else made, only what lies in it.
+
+A summary names models and folders, and metadata name images: paths of any machine, and names on a hub. Whoever verifies
+an output says which of them are meant, one by one or all at once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipelines import pictures, storage
+from pipelines.config import RunConfig
+from pipelines.equipment import PLACES, Equipment, equipment, moved
+from pipelines.records import SUMMARY
+from sdjax.assets import BUNDLED
+from sdjax.job import JobError
+
+# A summary is a few thousand bytes, and what a file of prompts adds to it is bounded by a command line.
+_MAX_SUMMARY_BYTES = 1 << 24
+# Pixels of a batch that is made again because a stranger's metadata say so: 16 images of 2048x2048.
+_MAX_PIXELS = 1 << 26
+_HOW = "--trust, if this output is yours"
+
+
+class TrustError(ValueError):
+    """An output asks for something that the user has not allowed."""
+
+
+def made_with(out: str) -> Equipment:
+    """With what the last run into an output was done, as its summary says.
+
+    Raises:
+      StorageError: if the output has no summary, or not one that `generate` writes.
+    """
+    path = storage.join(out, SUMMARY)
+    text = storage.read_whole(path, _MAX_SUMMARY_BYTES + 1)
+    try:
+        if len(text) > _MAX_SUMMARY_BYTES:
+            raise ValueError(f"more than {_MAX_SUMMARY_BYTES} bytes")
+        given = equipment(json.loads(text)["config"])
+        RunConfig(**given._asdict())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise storage.StorageError(f"{path} is not what generate writes ({error!r}): run it again") from error
+    return given
+
+
+def allowed(given: Equipment, named: Mapping[str, Any], trust: bool, pickled: bool) -> Equipment:
+    """What may be loaded: what the user names, what is bundled, and the rest only if all of the output is trusted.
+
+    Args:
+      given: what the output says.
+      named: places by key, which the user names.
+      trust: whether the output's own places may be read.
+      pickled: whether pickled files may be read, whatever the output says.
+
+    Raises:
+      TrustError: if the output names a place that the user has not allowed.
+      RunConfigError: for a key that is no place.
+    """
+    if trust:
+        return moved(given, named)
+    strange = {
+        key: value
+        for key in PLACES
+        if key not in named and (value := getattr(given, key)) is not None and value not in BUNDLED
+    }
+    if strange:
+        listed = ", ".join(f"{key} = {value!r}" for key, value in strange.items())
+        raise TrustError(
+            f"this output names {listed}: verify reads only what you allow: {_HOW}; or say where they are with "
+            f"{' '.join('--model PATH' if key == 'model' else f'--set {key}=PATH' for key in strange)}; "
+            "--sample 0 reads none of it, and compares files and manifest alone"
+        )
+    return moved(given, named)._replace(pickled=pickled)
+
+
+def reader(out: str, trust: bool) -> Callable[[str], bytes]:
+    """Reads input images: of an output that is not trusted only those that lie in it."""
+    if trust:
+        return pictures.read
+    root = os.path.realpath(out)
+
+    def read(path: str) -> bytes:
+        if os.path.commonpath([root, os.path.realpath(path)]) != root:
+            raise JobError(f"{path} is not in this output, so it is not read: {_HOW}")
+        return pictures.read(path)
+
+    return read
+
+
+def too_large(metadata: Mapping[str, Any]) -> str | None:
+    """Why an image of an output that is not trusted is not made again; None if it is no more than due."""
+    sides = [max(metadata[name], metadata.get(f"image_{name}") or 0) for name in ("height", "width")]
+    pixels = metadata["batch_size"] * sides[0] * sides[1]
+    if pixels <= _MAX_PIXELS:
+        return None
+    return f"a batch of {metadata['batch_size']} of its size has {pixels} pixels, more than {_MAX_PIXELS}: {_HOW}"

@@ -1,0 +1,164 @@
+"""An output of a stranger: nothing is read outside of it, and nothing is loaded that the user has not allowed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import sdjax
+from pipelines import cli, config, grid, sheet
+from pipelines.equipment import equipment, make_engine
+from pipelines.records import file_name
+from pipelines.storage import StorageError, read_jsonl, write_jsonl
+from pipelines.trust import TrustError, allowed, made_with, reader
+from pipelines.verify import remake
+from sdjax.images.encode import decode, read_metadata
+from sdjax.job import JobError
+
+
+@pytest.fixture(scope="module")
+def made(run_here, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("strange")
+    (folder / "p.txt").write_text("a red apple\n")
+    run_here(folder / "p.txt", folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def out(made, tmp_path) -> Path:
+    """A copy to tamper with."""
+    return shutil.copytree(made, tmp_path / "out")
+
+
+def set_in_summary(out: Path, **keys: object) -> None:
+    summary = json.loads((out / "summary.json").read_text())
+    summary["config"] |= keys
+    (out / "summary.json").write_text(json.dumps(summary))
+
+
+def set_in_row(out: Path, **keys: object) -> None:
+    [row] = read_jsonl(str(out / "metadata.jsonl"))
+    write_jsonl(str(out / "metadata.jsonl"), [row | keys])
+
+
+def set_in_image(out: Path, **keys: object) -> None:
+    """Also in its row, so that these are at one."""
+    [row] = read_jsonl(str(out / "metadata.jsonl"))
+    path = out / row["file_name"]
+    chunks = PngInfo()
+    chunks.add_text("sdjax", json.dumps(read_metadata(path, "") | keys))
+    Image.fromarray(decode(path, "")).save(path, pnginfo=chunks)
+    set_in_row(out, **keys, file_size=path.stat().st_size)
+
+
+def problems(out: Path, engine: sdjax.Engine) -> list[str]:
+    return [finding.problem for finding in remake(str(out), lambda _: engine, 1.0, trusted=False).findings]
+
+
+@pytest.mark.parametrize(
+    "key, value", [("model", "org/name"), ("lora_folder", "/"), ("vae", "/x.ckpt"), ("classifier", "../there")]
+)
+def test_what_a_summary_names_is_loaded_only_if_the_user_says_so(out, capsys, key, value):
+    set_in_summary(out, model="emoji")
+    set_in_summary(out, **{key: value})
+    assert cli.main(["verify", str(out)]) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"this output names {key} = {value!r}" in said and "--trust, if this output is yours" in said
+    given = made_with(str(out))
+    assert allowed(given, {}, trust=True, pickled=False) == given
+    assert getattr(allowed(given, {key: "/here"}, trust=False, pickled=False), key) == "/here"
+    with pytest.raises(TrustError, match="--sample 0"):
+        allowed(given, {}, trust=False, pickled=False)
+
+
+def test_pickled_files_are_never_read_because_an_output_says_so():
+    given = equipment(config.make({"pickled": True}))
+    assert not allowed(given, {}, trust=False, pickled=False).pickled
+    assert (
+        allowed(given, {}, trust=False, pickled=True).pickled and allowed(given, {}, trust=True, pickled=False).pickled
+    )
+
+
+def test_input_images_outside_of_an_output_are_not_read(tmp_path):
+    (tmp_path / "out" / "in").mkdir(parents=True)
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "out" / "in" / "mine.png").write_bytes(b"mine")
+    (tmp_path / "out" / "link.png").symlink_to(tmp_path / "secret.png")
+    read = reader(str(tmp_path / "out"), trust=False)
+    assert read(str(tmp_path / "out" / "in" / "mine.png")) == b"mine"
+    for path in ("secret.png", "out/../secret.png", "out/link.png"):
+        with pytest.raises(JobError, match="not in this output"):
+            read(str(tmp_path / path))
+    assert reader(str(tmp_path / "out"), trust=True)(str(tmp_path / "secret.png")) == b"secret"
+
+
+def test_an_image_that_begins_with_one_from_outside_is_not_made_again(out, tiny_folder, tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    set_in_image(out, input_image=str(tmp_path / "secret.png"), strength=0.5)
+    engine = make_engine(made_with(str(out)), read=reader(str(out), trust=False))
+    [problem] = problems(out, engine)
+    assert "can't be made again" in problem and "is not in this output" in problem
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"batch_size": 1_000_000}, "a batch of 1000000 of its size has"),
+        ({"batch_size": 0}, "batch_size = 0: expected"),
+        ({"batch_size": "4"}, "batch_size = '4': expected int"),
+        ({"dtype": "int4"}, "dtype = 'int4': expected one of float32"),
+        ({"lora_mode": "x"}, "lora_mode = 'x': expected one of merged"),
+        ({"vae_tile": "x"}, "vae_tile = 'x': expected int"),
+        ({"prompt": None}, "prompt = None: expected text"),
+        ({"sampler": 3}, "sampler = 3: expected"),
+        ({"pictures": "[", "jaxlib": "0"}, "not what generate writes"),
+        ({"seed": "x" * 1000}, "seed = 'xxx"),
+    ],
+)
+def test_metadata_of_wrong_types_and_sizes_are_told_and_nothing_is_made_of_them(out, tiny, keys, words):
+    set_in_image(out, **keys)
+    found = problems(out, sdjax.Engine(tiny, batch_size=1))
+    assert any(words in problem for problem in found) and all(len(problem) < 1000 for problem in found), found
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"file_name": "../secret.png"}, "file_name = '../secret.png': expected images/ab"),
+        ({"file_name": "/etc/passwd"}, "file_name = '/etc/passwd'"),
+        ({"file_name": file_name("../" + "a" * 29, "png")}, "file_name ="),
+        ({"file_name": ["x"]}, "file_name ="),
+        ({"prompt": None}, "prompt = None: expected text"),
+        ({"width": 0}, "width = 0: expected 1 to"),
+        ({"height": True}, "height = True"),
+        ({"width": 10**9}, "width = 1000000000: expected 1 to"),
+        ({"seed": "x"}, "seed = 'x': expected a whole number"),
+        ({"steps": {"a": 1}}, "steps is a dict"),
+        ({"sampler": [1]}, "sampler is a list"),
+    ],
+)
+def test_rows_that_no_run_writes_are_named_by_their_line(out, tiny, tmp_path, keys, words):
+    set_in_row(out, **keys)
+    (tmp_path / "secret.png").write_bytes(next(out.rglob("*.png")).read_bytes())
+    with pytest.raises(StorageError, match=r"metadata\.jsonl, line 1: not what generate writes") as error:
+        sheet.write(str(out), str(tmp_path / "sheet.png"), columns=2, limit=2)
+    assert words in str(error.value)
+    with pytest.raises(StorageError, match="line 1: not what generate writes"):
+        grid.write(str(out), str(tmp_path / "grid.png"), grid.Axes(None, None, None), {})
+    assert words in problems(out, sdjax.Engine(tiny, batch_size=1))[0]
+
+
+def test_an_image_of_extreme_shape_leaves_a_sheet_of_bounded_size(out, tmp_path):
+    set_in_row(out, width=1, height=60_000)
+    assert sheet.write(str(out), str(tmp_path / "sheet.png"), columns=2, limit=2) == 1
+    assert (tmp_path / "sheet.png").stat().st_size < 1 << 20
+
+
+def test_a_line_that_never_ends_is_not_read_to_its_end(out):
+    with (out / "metadata.jsonl").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StorageError, match="line 1: longer than"):
+        list(read_jsonl(str(out / "metadata.jsonl")))
