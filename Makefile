@@ -5,6 +5,9 @@ PARITY_VENV ?= .venv-parity
 # Devices on which training is spread: the CPU runs two halves of a batch faster than one whole.
 TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 
+# Where tests keep compiled programs, which `make test` and `make parity` share.
+export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
+
 .PHONY: help install demo test test-slow parity golden check lock emoji benchmark clean
 
 help: ## this list
