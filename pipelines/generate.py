@@ -43,7 +43,7 @@ from sdjax.images.steps import animation, strip
 from sdjax.job import Job
 from sdjax.plan import Task, Together
 from sdjax.program import Bucket
-from sdjax.text.templates import NO_WILDCARDS, Wildcards, wildcard_lines, wildcard_name
+from sdjax.text.wildcards import MAX_FILE_BYTES, NO_WILDCARDS, Wildcards, files_in, wildcards_of_files
 
 _DAMAGED = "not the whole image of this name, and no row of this run asks for it: run its prompts again, or delete it"
 
@@ -98,15 +98,15 @@ def wildcards_of(folder: str | None, run_name: str) -> Wildcards:
     if folder is None:
         return NO_WILDCARDS
 
-    @functools.cache
-    def files() -> dict[str, str]:
-        found = (path for path in storage.list_files(folder) if path.endswith(".txt"))
-        return {wildcard_name(path.removeprefix(folder).lstrip("/")): path for path in found}
+    def paths() -> Iterable[str]:
+        if os.path.isdir(folder):
+            return files_in(folder)
+        return (path.removeprefix(folder).lstrip("/") for path in storage.list_files(folder))
 
-    def read(name: str) -> tuple[str, ...]:
-        return wildcard_lines(storage.read_whole(files()[name]), files()[name])
+    def read(path: str) -> bytes:
+        return storage.read_whole(storage.join(folder, *path.split("/")), MAX_FILE_BYTES + 1)
 
-    return Wildcards(files, read, folder)
+    return wildcards_of_files(paths, read, folder)
 
 
 # --- The plain functions ---

@@ -29,16 +29,9 @@ from pipelines.fields import filled_in, job_from_text, partner_of, unknown_field
 from pipelines.sweeps import PROMPTS, ROW_KEYS, check_number, drawn_seed, expand, row_key, size, swept
 from sdjax.images.metadata import NO_TEXT
 from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, repeated
-from sdjax.text.templates import (
-    Template,
-    TemplateError,
-    Wildcards,
-    choose,
-    combinations,
-    count,
-    has_template,
-    parse_template,
-)
+from sdjax.text.template_grammar import Template, TemplateError, has_template, parse_template
+from sdjax.text.templates import choose, combinations
+from sdjax.text.wildcards import Wildcards, count
 
 OpenBinary = Callable[[], io.BufferedIOBase]
 

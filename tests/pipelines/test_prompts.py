@@ -22,7 +22,7 @@ from pipelines.prompts import (
     read_rows,
 )
 from sdjax.job import Job
-from sdjax.text.templates import Wildcards
+from sdjax.text.wildcards import Wildcards
 
 
 def rows_of(data, name):

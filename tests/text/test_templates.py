@@ -10,21 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdjax.job import MAX_PROMPT
-from sdjax.text import templates
-from sdjax.text.templates import (
-    MANY,
-    MAX_DEPTH,
-    NO_WILDCARDS,
-    TemplateError,
-    Wildcards,
-    choose,
-    combinations,
-    count,
-    has_template,
-    parse_template,
-    wildcard_lines,
-    wildcards_in,
-)
+from sdjax.text import template_grammar
+from sdjax.text import wildcards as wildcards_module
+from sdjax.text.template_grammar import MAX_DEPTH, TemplateError, has_template, parse_template
+from sdjax.text.templates import choose, combinations
+from sdjax.text.wildcards import MANY, NO_WILDCARDS, Pattern, Wildcards, count, wildcard_lines, wildcards_in
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "prompts.md"
 
@@ -62,6 +52,18 @@ def chosen(text, number=200, wildcards=NO_WILDCARDS):
         ("{2-$$a|b}", ["a, b", "b, a"]),
         ("{0-1$$a|b}", ["", "a", "b"]),
         ("{ 2 $$a|b}", ["a, b", "b, a"]),
+        ("{2$$a|a|b}", ["a, b", "b, a"]),
+        ("{2$${x|2::y}|b|{x|2::y}}", ["x, b", "y, b", "b, x", "b, y"]),
+        ("{a|a}", ["a", "a"]),
+        ("{3 ::a|0.5  ::b}", ["a", "b"]),
+        (r"{a\::b|[c::5]}", ["a::b", "[c::5]"]),
+        ("50%{a|b}", ["50%a", "50%b"]),
+        (r"\%{a|b}$", [r"\%a$", r"\%b$"]),
+        ("a {\n# 60% of them\n0.6::red\n|\n# 40%\n0.4::blue\n} cat", ["a red cat", "a blue cat"]),
+        ("# the subject\na red cat", ["a red cat"]),
+        ("a cat # with {a|b\r\nand {a|b} # } x", ["a cat\nand a", "a cat\nand b"]),
+        ("  # x\n{a # y\n|\n# z\n}", ["a", ""]),
+        (r"C# {a|b} and \#1", ["C# a and #1", "C# b and #1"]),
         ("{2$$a|{b|c}}", ["a, b", "a, c", "b, a", "c, a"]),
         ("{3::a| 0.5::b|c}", ["a", "b", "c"]),
         ("{0::a|b}", ["b"]),
@@ -139,7 +141,24 @@ def test_a_text_without_braces_and_double_underscores_is_no_template():
         ("__~a__", 1, "the mark ~ of a wildcard is not supported"),
         ("x ${hair=red}", 3, "variables"),
         ("${hair}", 1, "variables"),
-        ("%{a$$b}", 3, "expected how many"),
+        ("%{a$$b}", 1, "wrappers such as %{... $$ ...} are not supported"),
+        ("%{x {a|b} $$ c}", 1, "wrappers"),
+        ("__a/${x}__", 1, "put together"),
+        ("a __b c", 3, "these __ open the name of a wildcard that is never closed"),
+        ("a __b\nc__", 3, "never closed"),
+        ("a b__ c", 4, "these __ close no name"),
+        ("{0,5::a|b}", 2, "'0,5::a' has :: in it, which stands behind a weight, a number from 0 on"),
+        ("{a|-1::b}", 4, "'-1::b' has :: in it"),
+        ("{1e3::a|b}", 2, r"write \:: for the signs"),
+        ("{50%::a|b}", 2, "has :: in it"),
+        ("{::a|b}", 2, "has :: in it"),
+        ("{nan::a|b}", 2, "has :: in it"),
+        ("{٣::a|b}", 2, "has :: in it"),
+        ("{a::2|b}", 2, "has :: in it"),
+        ("{2::a::b|c}", 2, "has :: in it"),
+        ("{3$$a|a|b}", 1, "3 are asked for, but there are 2 to choose from"),
+        ("{red#60%\n|blue}", 5, "this # follows a letter"),
+        ("{red # most |blue}", 1, "this { is never closed"),
         ("__a(b=c)__", 1, "parameters"),
         ("__{a|b}/c__", 1, "put together"),
         ("a ____ b", 3, "a wildcard without a name"),
@@ -193,6 +212,11 @@ def test_any_text_is_a_template_or_an_error_of_templates(text):
         "{" + "1" * 100_000 + "::a}",
         "{" + "a|" * 50_000 + "b}",
         "\\" * 100_001,
+        "__a(" * 30_000,
+        "__a{" * 30_000,
+        "{a#\n" * 20_000,
+        " #" * 50_000 + "\n{",
+        "{" + " " * 100_000 + "::a}",
     ],
 )
 def test_reading_takes_time_in_proportion_to_the_length(text):
@@ -256,7 +280,7 @@ LETTERS = st.text(st.sampled_from("xyz ,()"), max_size=3)
 
 
 def notation(inner):
-    options = st.lists(inner, min_size=1, max_size=3).filter(any)
+    options = st.lists(inner, min_size=1, max_size=3, unique=True).filter(any)
     plain = options.map(lambda found: "{" + "|".join(found) + "}")
     several = options.flatmap(
         lambda found: st.tuples(st.integers(0, len(found)), st.integers(0, len(found))).map(
@@ -399,7 +423,7 @@ def test_wildcards_that_name_each_other_twice_end_at_a_size(line):
 
 
 def test_a_result_has_an_end():
-    assert templates.MAX_LETTERS == MAX_PROMPT
+    assert template_grammar.MAX_LETTERS == MAX_PROMPT
     wildcards = files(a=["x" * 1000])
     assert len(choose(parse_template("__a__" * 100), wildcards, 0)) == MAX_PROMPT
     with pytest.raises(TemplateError, match="100001 letters; expected up to 100000"):
@@ -447,6 +471,126 @@ def test_a_folder_that_is_not_there_and_a_file_that_is_not_utf_8_are_told(tmp_pa
 
 def test_lines_end_where_text_files_end_them():
     assert wildcard_lines("a\u2028b\x0bc\nd\r\n".encode(), "x") == ("a\u2028b\x0bc", "d\r", "")
+
+
+ODD_NAMES = ["artists (modern)", "hats, red", "a[bc]", "a?", "colors/base", "what's new!", "50% (x) & y"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_wildcard_is_found_under_any_name_and_one_that_is_not_there_is_an_error(name):
+    wildcards = Wildcards(lambda: ODD_NAMES, lambda name: [name.upper()], "wild")
+    assert results(f"x __{name}__ y", wildcards) == [f"x {name.upper()} y"]
+    with pytest.raises(TemplateError, match="no wildcard"):
+        results(f"x __{name}__ y", files(other=["a"]))
+
+
+def test_names_are_written_with_slashes_either_way():
+    assert results(r"__a\b__ __a\\b__", files(a__b=["x"])) == ["x x"]
+    with pytest.raises(TemplateError, match="is no name of a wildcard"):
+        parse_template(r"__a\..\b__")
+
+
+@pytest.mark.parametrize(
+    "pattern, fitting",
+    [
+        ("*", "ab ac b"),
+        ("a?", "ab ac"),
+        ("a[bc]", "ab ac"),
+        ("a[!b]", "ac"),
+        ("?", "b"),
+        ("**", "ab ac b d/ab d/e/ab"),
+        ("**/ab", "ab d/ab d/e/ab"),
+        ("**/*b", "ab b d/ab d/e/ab"),
+        ("d/*", "d/ab"),
+        ("d/**", "d/ab d/e/ab"),
+        ("d/**/ab", "d/ab d/e/ab"),
+        ("d**b", "d/ab d/e/ab"),
+        ("*/*/a?", "d/e/ab"),
+        ("**/**/***ab", "ab d/ab d/e/ab"),
+        ("[ab", ""),
+        ("d?ab", ""),
+    ],
+)
+def test_a_pattern_fits_these_names(pattern, fitting):
+    names = ["ab", "ac", "b", "d/ab", "d/e/ab"]
+    assert [name for name in names if Pattern(pattern).fits(name)] == fitting.split()
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 1000 + "b", "**a" * 1000 + "b", "**/" * 1000 + "b", "**/a*" * 500 + "b"])
+def test_no_pattern_takes_long(pattern):
+    start = time.process_time()
+    assert not Pattern(pattern).fits("a" * 4000)
+    assert time.process_time() - start < 2
+
+
+def test_files_of_other_kinds_are_not_left_out_in_silence(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("a/x.txt", "a/y.YAML", "a/z.json", "B.TXT", "a/._x.txt", "a/notes.md"):
+        (tmp_path / name).write_text(name)
+    wildcards = wildcards_in(tmp_path)
+    assert wildcards.names == ("B", "a/x") and results("__a/x__ __B__", wildcards) == ["a/x.txt B.TXT"]
+    with pytest.raises(TemplateError, match=r"'a/\*' fits a/y.YAML and a/z.json too, and only text files are read"):
+        results("__a/*__", wildcards)
+    with pytest.raises(TemplateError, match=r"a/y.YAML can't be read; write its lines into a file y.txt"):
+        results("__y__", wildcards)
+    with pytest.raises(TemplateError, match=r"no wildcard 'cats'.*; of a/y.YAML and a/z.json nothing is read"):
+        results("__cats__", wildcards)
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "B.txt").write_text("")
+    with pytest.raises(TemplateError, match=r"B\.TXT and B\.txt have one name; rename one of them"):
+        results("__b__", wildcards_in(tmp_path))
+
+
+def test_links_to_folders_are_followed_and_circles_end(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "gems.txt").write_text("ruby")
+    (tmp_path / "wild").mkdir()
+    (tmp_path / "wild" / "shared").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "wild" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "wild" / "none").symlink_to(tmp_path / "gone")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "wild")
+    (tmp_path / "wild" / "self").symlink_to(tmp_path / "wild" / "self")
+    (tmp_path / "linked").symlink_to(tmp_path / "wild")
+    wildcards = wildcards_in(tmp_path / "linked")
+    assert wildcards.names == ("more/gems", "shared/gems")
+    assert results("__shared/gems__", wildcards) == ["ruby"]
+
+
+def test_comments_end_lines_of_wildcards_too():
+    assert results("__a__", files(a=["red # as a rose", "{x|y} # z", r"\#1", "C# {a#|b}"])) == [
+        "red", "x", "y", "#1", "C# a#", "C# b",
+    ]  # fmt: skip
+
+
+def test_files_that_would_fill_the_memory_are_errors(monkeypatch, tmp_path):
+    with pytest.raises(TemplateError, match=f"has more than {wildcards_module.MAX_FILE_BYTES} bytes"):
+        wildcard_lines(b"a" * (wildcards_module.MAX_FILE_BYTES + 1), "big.txt")
+    with pytest.raises(TemplateError, match="line 1, has 100001 letters; expected up to 100000"):
+        results("__a__", files(a=["x" * 100_001]))
+    monkeypatch.setattr(wildcards_module, "MAX_LINES", 3)
+    with pytest.raises(TemplateError, match="wildcard 'b', line 2: all wildcards together have more than 3 lines"):
+        results("__a__ __b__", files(a=["1", "2"], b=["1", "2"]))
+    monkeypatch.setattr(wildcards_module, "MAX_FILES", 2)
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("x")
+    with pytest.raises(TemplateError, match="more than 2 files; take a folder of wildcards alone"):
+        results("__a__", wildcards_in(tmp_path))
+
+
+def test_a_file_that_can_not_be_read_is_an_error_of_its_template(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    wildcards = wildcards_in(tmp_path)
+    assert wildcards.names == ("a",)
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(TemplateError, match=r"a\.txt can't be read"):
+        results("__a__", wildcards)
+
+
+def test_many_of_many_are_drawn_in_no_time():
+    template = parse_template("{10000$$,$$" + "|".join(f"{index % 7}::{index}" for index in range(12_000)) + "}")
+    start = time.process_time()
+    assert len(set(choose(template, NO_WILDCARDS, 0).split(","))) == 10_000
+    assert time.process_time() - start < 5
 
 
 # --- The documentation ---
