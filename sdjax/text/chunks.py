@@ -71,11 +71,7 @@ def a1111_chunks(words: Words, text: str) -> tuple[list[Chunk], int]:
             filling.end(len(filling.ids))
             comma = -1
             continue
-        tokens = tokenizer.encode(span.text)
-        position = 0
-        while position < len(tokens):
-            found = words.at(tokens, position)
-            ids: Sequence[int] = [tokens[position]] if found is None else words.ids(found.name)
+        for ids in _a1111_groups(words, span.text):
             if ids[0] == tokenizer.comma:
                 comma = len(filling.ids)
             elif len(filling.ids) == room and comma != -1 and room - comma <= COMMA_BACK_OFF:
@@ -89,10 +85,23 @@ def a1111_chunks(words: Words, text: str) -> tuple[list[Chunk], int]:
                     filling.end(room)
                 filling.add(ids[start : start + room], span.weight)
             total += len(ids)
-            position += 1 if found is None else found.length
     if filling.ids or not filling.chunks:
         filling.end(room)
     return [_padded_after_end(tokenizer, chunk) for chunk in filling.chunks], total
+
+
+def _a1111_groups(words: Words, text: str) -> Iterator[Sequence[int]]:
+    """The ids of a span: of each embedding, and of each token between them."""
+    for piece, name, open_ in words.pieces(text):
+        if name is not None:
+            yield words.ids(name)
+            continue
+        tokens = words.tokenizer.encode(piece)
+        position = 0
+        while position < len(tokens):
+            found = words.at(tokens, position) if open_ else None
+            yield [tokens[position]] if found is None else words.ids(found.name)
+            position += 1 if found is None else found.length
 
 
 def _padded_after_end(tokenizer: Tokenizer, chunk: Chunk) -> Chunk:

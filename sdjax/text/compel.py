@@ -461,7 +461,8 @@ def _weights(options: Sequence[str], count: int) -> list[float]:
 
 # --- The tree to fragments ---
 
-_ESCAPED = re.compile(r'\\+([()"])')
+# Not from within a row of backslashes: where no sign is behind it, each of them would be tried.
+_ESCAPED = re.compile(r'(?<!\\)\\+([()"])')
 
 
 def _unescape(text: str) -> str:

@@ -15,11 +15,26 @@ from sdjax.text.tags import Tag, cut, look_alikes, uncut
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.words import Words
 
+# What a prompt may ask for: beyond it no memory suffices. Each part that AND joins is a whole picture of the UNet in
+# every step; its attention looks at all chunks of a text at once; and all chunks of all texts that a prompt becomes in
+# its steps, and of Compel's masked ones, are encoded and kept together.
+MAX_PARTS = 32
+MAX_CHUNKS = 64
+MAX_CHUNKS_OF_TEXTS = 1024
+# Texts between the bars and colons of step switches and alternations, and letters of all texts that they become.
+MAX_TEXTS_OF_STEPS = 1000
+MAX_LETTERS_OF_TEXTS = 1_000_000
 # How many problems of a prompt are told one by one.
 _TOLD = 10
 # Compel takes lesser weights for this one, at which almost nothing is left.
 _LEAST_WEIGHT = 1e-5
+# Letters of a name that is not there.
+_SHOWN_NAME = 60
 _NO_EMBEDDINGS: Mapping[str, int] = types.MappingProxyType({})
+
+
+class PromptError(ValueError):
+    """A prompt that asks for more than there is room for."""
 
 
 class Reading(NamedTuple):
@@ -148,11 +163,14 @@ def condition(
       steps: of the sampler, at least 1.
       embeddings: the names of embeddings which prompts may use, and how many vectors each has. A number is asked for
         only if its name is used.
+
+    Raises:
+      PromptError: for more parts, chunks or texts of steps than `MAX_PARTS` and the limits beside it allow.
     """
     words = Words(tokenizer, embeddings)
     kind = SYNTAXES[syntax]
-    positive = kind.read(words, prompt, False, steps)
-    negative = kind.read(words, negative_prompt, True, steps)
+    positive = _read("prompt", kind, words, prompt, steps)
+    negative = _read("negative_prompt", kind, words, negative_prompt, steps)
     branches = (*positive.branches, *negative.branches)
     if kind.even:
         most = max(text.chunks for branch in branches for text in branch.sums)
@@ -190,6 +208,37 @@ def condition(
         embeddings=tuple(words.named),
         vectors=tuple(map(len, words.named.values())),
     )
+
+
+def _read(name: str, kind: _Syntax, words: Words, prompt: str, steps: int) -> _Side:
+    try:
+        words.left.clear()
+        side = kind.read(words, prompt, name == "negative_prompt", steps)
+        side = side._replace(problems=(*side.problems, *_left_alone(words, prompt)))
+        _check("texts in all its steps together", _chunks_of_texts(side.branches), MAX_CHUNKS_OF_TEXTS, "chunks")
+        return side
+    except PromptError as error:
+        raise PromptError(f"{name}: {error}") from None
+
+
+def _left_alone(words: Words, prompt: str) -> Iterable[grammar.Problem]:
+    for word, name in words.left.items():
+        shown = word if len(word) <= _SHOWN_NAME else word[:_SHOWN_NAME] + "..."
+        told = (
+            f"{shown!r} is read as it stands, as no embedding has this name; if {name!r} is meant, write it without < >"
+        )
+        yield grammar.Problem(max(0, prompt.find(word)) + 1, told)
+
+
+def _chunks_of_texts(branches: Iterable[_Branch]) -> int:
+    """Of all different readings; what is filled up counts too."""
+    readings = {id(reading): len(reading.ids) for branch in branches for text in branch.sums for reading, _ in text.mix}
+    return sum(readings.values())
+
+
+def _check(what: str, found: int, most: int, unit: str) -> None:
+    if found > most:
+        raise PromptError(f"{what}: {found} {unit}; expected up to {most}. Make it shorter")
 
 
 class _Index:
@@ -309,6 +358,9 @@ def _read_a1111(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
     parsed = grammar.parse(plain.text, negative=negative)
     for letter, message in (*parsed.problems, *grammar.step_problems(parsed.switches, steps)):
         problems.append(grammar.Problem(plain.letter(letter), message))
+    _check("what AND joins", len(parsed.prompt.parts), MAX_PARTS, "parts")
+    signs = sum(not isinstance(piece, str) for part in parsed.prompt.parts for piece in part.pieces)
+    _check("step switches and alternations", signs, MAX_TEXTS_OF_STEPS, "brackets, bars and colons of theirs")
     branches = tuple(_a1111_branch(words, part, steps) for part in parsed.prompt.parts)
     return _Side(branches, tuple(problems), plain.tags)
 
@@ -316,13 +368,23 @@ def _read_a1111(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
 def _a1111_branch(words: Words, part: grammar.Part, steps: int) -> _Branch:
     """A part, all of whose texts have as many chunks as the longest: the web UI encodes them as one batch."""
     known: dict[str, _Sum] = {}
-    timed = grammar.texts_of_steps(part.pieces, steps)
-    for _, text in timed:
+    ends: list[int] = []
+    sums: list[_Sum] = []
+    letters = 0
+    for end in grammar.boundaries(part.pieces, steps):
+        text = grammar.resolve(part.pieces, end, steps)
         if text not in known:
+            letters += len(text)
+            _check("texts in all its steps together", letters, MAX_LETTERS_OF_TEXTS, "letters")
             chunks, tokens = a1111_chunks(words, text)
+            _check("a text", len(chunks), MAX_CHUNKS, f"chunks of {words.tokenizer.length - 2} tokens")
             known[text] = _Sum(((_of_chunks(chunks), 1.0),), tokens, "")
-    sums = tuple(known[text] for _, text in timed)
-    branch = _Branch(tuple(end for end, _ in timed), sums, part.weight)
+        ends.append(end)
+        sums.append(known[text])
+    _check(
+        "texts in all its steps together", len(known) * max(text.chunks for text in sums), MAX_CHUNKS_OF_TEXTS, "chunks"
+    )
+    branch = _Branch(tuple(ends), tuple(sums), part.weight)
     return branch if len(known) == 1 else _fill(branch, max(text.chunks for text in sums), words.tokenizer)
 
 
@@ -348,22 +410,38 @@ def _read_plain(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
 def _read_comfyui(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
     parsed = comfyui.parse(prompt)
     chunks, tokens = comfyui_chunks(words, parsed.spans)
+    _check("a text", len(chunks), MAX_CHUNKS, f"chunks of {words.tokenizer.length - 2} tokens")
     problems = sorted([*parsed.problems, *_not_there(words, prompt, parsed.spans), *_tags_as_text(prompt)])
     return _Side((_Branch((steps,), (_Sum(((_of_chunks(chunks), 1.0),), tokens, ""),), 1.0),), tuple(problems))
 
 
 def _not_there(words: Words, prompt: str, spans: Sequence[grammar.Span]) -> Iterable[grammar.Problem]:
     """What ComfyUI leaves out or takes for text, though it looks like an embedding."""
+    after = 0  # what was told lies before it, so that each is looked for where the last one ended
+
+    def place(sought: str) -> int:
+        nonlocal after
+        at = prompt.find(sought, after)
+        after = after if at < 0 else at + 1
+        return max(0, at) + 1
+
     for named, text in (piece for span in spans for piece in comfyui.divide(span.text)):
         if named is not None and words.called(named)[0] is None:
-            told = f"there is no embedding {named.strip(',')!r}{words.near(named)}"
-            if not named:
+            if named:
+                yield grammar.Problem(place(comfyui.EMBEDDING + named), _no_embedding(words, named))
+            else:
                 told = f"{comfyui.EMBEDDING} names nothing; put a name directly behind it"
-            yield grammar.Problem(max(0, prompt.find(comfyui.EMBEDDING + named)) + 1, told)
+                yield grammar.Problem(place(comfyui.EMBEDDING), told)
         before, sign, _ = text.partition(comfyui.EMBEDDING)
         if sign:
-            letter = max(0, prompt.find(before + sign)) + len(before) + 1
+            letter = place(before + sign) + len(before)
             yield grammar.Problem(letter, f"{sign} within a word names nothing; put a space before it")
+
+
+def _no_embedding(words: Words, named: str) -> str:
+    name = named.strip(",")
+    shown = name if len(name) <= _SHOWN_NAME else name[:_SHOWN_NAME] + "..."
+    return f"there is no embedding {shown!r}{words.near(name[:_SHOWN_NAME])}"
 
 
 # --- Compel ---
@@ -386,7 +464,13 @@ class _RowSum(NamedTuple):
 
 def _read_compel(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
     parsed = compel.parse(prompt)
-    rows = [_compel_row(words, part) for part in parsed.parts]
+    _check("what .and() joins", len(parsed.parts), MAX_CHUNKS, "prompts")
+    rows: list[_RowSum] = []
+    for part in parsed.parts:
+        rows.append(_compel_row(words, part))
+        readings = sum(len(row.mix) for row in rows)
+        what = "what .blend() joins and what weighs less than 1, each of which is encoded apart,"
+        _check(what, readings * len(parsed.parts), MAX_CHUNKS_OF_TEXTS, "chunks")
     text = _Sum(_side_by_side(rows), sum(row.tokens for row in rows), " ".join(filter(None, (row.cut for row in rows))))
     problems = (*parsed.problems, *_tags_as_text(prompt))
     if negative and parsed.tags:

@@ -368,13 +368,8 @@ def resolve(pieces: Sequence[Piece], step: int, steps: int) -> str:
     return "".join(texts)
 
 
-def texts_of_steps(pieces: Sequence[Piece], steps: int) -> list[tuple[int, str]]:
-    """The texts of a part, each with the last step, counted from 1, that sees it."""
-    return [(end, resolve(pieces, end, steps)) for end in boundaries(pieces, steps)]
-
-
 def text_index(ends: Sequence[int], step: int) -> int:
-    """Which of `texts_of_steps` the web UI takes for a step, which it counts from 0 here.
+    """Which of the texts that end there the web UI takes for a step, which it counts from 0 here.
 
     So the first two steps of an alternation see its first option, and `[a:b:3]` gives `a` to four steps.
     """

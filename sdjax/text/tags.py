@@ -82,7 +82,8 @@ def cut(prompt: str) -> Cut:
     letters: list[int] = []
     removed: list[tuple[int, int]] = []
     end = length = 0
-    for found in _TAG.finditer(prompt):
+    # Behind the last > none ends; looking for it from each < would take long.
+    for found in _TAG.finditer(prompt, 0, prompt.rfind(">") + 1):
         kept.append(prompt[end : found.start()])
         length += found.start() - end
         end = found.end()

@@ -4,17 +4,22 @@ Where a prompt names one is up to its syntax: in the web UI's anywhere, by the t
 `embedding:`; in the others as a word of its own.
 """
 
+import bisect
 import difflib
 import functools
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sdjax.text.tokenizer import Tokenizer
 
 # Ids from this one on are no tokens, but the vectors of the embeddings of a prompt, one after the other.
 FIRST_VECTOR = 1 << 30
+# A word as diffusers' concepts are called: <monster-toy>. What is within it is no word of its own.
+_ANGLED = re.compile(r"<[^\s<>]+>")
+# Letters that are brought into one form at once; all marks of such a piece may be sorted, which takes their square.
+_PIECE = re.compile("[\0-\u02ff]+[^\0-\u02ff]{0,1024}|[^\0-\u02ff]{1,1024}")
 # How files end of which ComfyUI's prompts may say the ending too.
 _ENDINGS = ("safetensors", "pt", "bin")
 
@@ -31,6 +36,7 @@ class Words:
 
     named: the ids of each embedding that was named, in the order of first use; all together they are the numbers from
       `FIRST_VECTOR` on.
+    left: words in angle brackets that are left as they are although a name is in them, and that name.
     """
 
     def __init__(self, tokenizer: Tokenizer, vectors: Mapping[str, int]) -> None:
@@ -43,6 +49,7 @@ class Words:
         """
         self.tokenizer = tokenizer
         self.named: dict[str, range] = {}
+        self.left: dict[str, str] = {}
         self._vectors = vectors
 
     def ids(self, name: str) -> range:
@@ -61,6 +68,28 @@ class Words:
                 return Found(name, len(ids))
         return None
 
+    def pieces(self, text: str) -> Iterator[tuple[str, str | None, bool]]:
+        """A text in pieces around words in angle brackets: its embedding if it is one, and whether names may be in it.
+
+        The web UI puts vectors into the middle of `<cat-toy>` if there is a `cat`; here it is the concept of that name,
+        or left as it is.
+        """
+        end = 0
+        for found in _ANGLED.finditer(text) if self._vectors else ():
+            word = found[0]
+            tokens = self.tokenizer.encode(word)
+            inner = next((name for at in range(len(tokens)) if (name := self.at(tokens, at))), None)
+            if word not in self._vectors and inner is None:
+                continue
+            if end < found.start():
+                yield text[end : found.start()], None, True
+            if word not in self._vectors and inner:
+                self.left[word] = inner.name
+            yield word, word if word in self._vectors else None, False
+            end = found.end()
+        if end < len(text):
+            yield text[end:], None, True
+
     @functools.cached_property
     def _by_first_token(self) -> Mapping[int, Sequence[tuple[tuple[int, ...], str]]]:
         return _by_first_token(self.tokenizer, tuple(self._vectors))
@@ -76,10 +105,16 @@ class Words:
         names = self._within(text)
         if not names:
             return self.tokenizer.encode(text)
-        text = unicodedata.normalize("NFC", text)
+        text = _composed(text)
+        angled = [found.span() for found in _ANGLED.finditer(text)]
         ids: list[int] = []
         end = 0
         for found in re.finditer("|".join(map(_pattern, names)), text, re.IGNORECASE):
+            place = bisect.bisect_right(angled, (found.start(), len(text))) - 1
+            start, stop = angled[place] if place >= 0 else (0, 0)
+            if found.end() <= stop and (found.start(), found.end()) != (start, stop):
+                self.left[text[start:stop]] = names[(found.lastindex or 1) - 1]
+                continue
             ids += self.tokenizer.encode(text[end : found.start()])
             ids += self.ids(names[(found.lastindex or 1) - 1])
             end = found.end()
@@ -152,11 +187,16 @@ def _by_lower(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
 
 def _lower(text: str) -> str:
     """A text in which all that the tokenizer reads alike is alike."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    return " ".join(_composed(text).lower().split())
+
+
+def _composed(text: str) -> str:
+    """The text in Unicode's composed form, in time that goes with its length however many marks a letter has."""
+    return "".join(unicodedata.normalize("NFC", piece) for piece in _PIECE.findall(text))
 
 
 def _pattern(name: str) -> str:
     """A group that matches a name, with any spaces in it, where it stands alone."""
-    name = unicodedata.normalize("NFC", name).strip()
+    name = _composed(name).strip()
     words = r"\s+".join(map(re.escape, name.split()))
     return ("(?<![^\\W_])" if name[0].isalnum() else "") + f"({words})" + ("(?![^\\W_])" if name[-1].isalnum() else "")

@@ -41,7 +41,8 @@ def seen(schedule):
 
 
 def ours(part):
-    timed = grammar.texts_of_steps(part.pieces, prompts.STEPS)
+    ends = grammar.boundaries(part.pieces, prompts.STEPS)
+    timed = [(end, grammar.resolve(part.pieces, end, prompts.STEPS)) for end in ends]
     ends = [end for end, _ in timed]
     return [timed[grammar.text_index(ends, step)][1] for step in range(prompts.STEPS)]
 
