@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from pipelines.config import RunConfig
 from pipelines.fields import filled_in, job_from_text, partner_of, unknown_fields, with_fields_named
-from pipelines.sweeps import PROMPTS, ROW_KEYS, check_number, drawn_seed, expand, row_key, size, swept
+from pipelines.sweeps import PROMPTS, ROW_KEYS, check_letters, check_number, drawn_seed, expand, row_key, size, swept
 from sdjax.images.metadata import NO_TEXT
 from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, repeated
 from sdjax.text.template_grammar import Template, TemplateError, has_template, parse_template
@@ -411,7 +411,7 @@ def _asked(
     # They have no say in seeds that are derived or drawn, so that the pictures of a sweep begin from the same noise.
     varied = swept(given) - set(PROMPTS)
     check_number(size(given, dict(config.sweeps), config.sweep) * config.repeat, "sweeps and repeats together")
-    total = 0
+    total = letters = 0
     for number, values in enumerate(expand(given, dict(config.sweeps), config.sweep)):
         filled = {name: value for name, value in values.items() if not _is_blank(value) or name == "prompt"}
         whole = filled_in(filled, dict(config.job))
@@ -432,6 +432,8 @@ def _asked(
         if mode == "all":
             texts_of_all = itertools.product(*(_all(name, each, wildcards) for name, each in templates.items()))
         for texts in texts_of_all:
+            letters += sum(map(len, texts))
+            check_letters(letters)
             resolved = dict(zip(templates, texts, strict=True))
             asked = job_from_text({**own, **{name: text for name, text in resolved.items() if name in own}})
             for repeat, job in enumerate(
@@ -440,6 +442,8 @@ def _asked(
                 job = _with_seeds_drawn(job, asked, row, number, repeat, run_name)
                 if mode == "random" and templates:
                     job = _with_texts_chosen(job, templates, wildcards)
+                    letters += sum(len(getattr(job, name)) for name in templates)
+                    check_letters(letters)
                 yield Asked(job, notes)
 
 
@@ -462,9 +466,14 @@ def _of(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _all(name: str, template: Template, wildcards: Wildcards) -> list[str]:
-    texts = _of(name, lambda: list(combinations(template, wildcards)))
-    for text in texts:
+    texts: list[str] = []
+    letters = 0
+    found = _of(name, combinations, template, wildcards)
+    while (text := _of(name, next, found, None)) is not None:
+        letters += len(text)
+        check_letters(letters)
         _check_text(name, text)
+        texts.append(text)
     return texts
 
 

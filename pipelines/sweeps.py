@@ -20,6 +20,10 @@ from sdjax.job import PICTURES, allowed_types, near_match, shown
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
+# Values of all fields of a row together, which are in memory too: `zip` takes as many of each.
+MAX_VALUES = 4 * MAX_PER_ROW
+# Letters of all texts that a row's templates become.
+MAX_LETTERS_PER_ROW = 100_000_000
 
 # What a row may say besides the fields of its job, and what it may say there; the first is what holds if it does not.
 #   sweep: whether lists of values are combined each with each, or the first values, the second and so on.
@@ -71,7 +75,8 @@ def values_of(name: str, value: Any) -> Sequence[Any]:
         if isinstance(each, list | tuple):
             raise SweepError(f"{name}: a list within a list; expected values such as {_EXAMPLES[_is_number(name)]}")
         found += _from_text(name, each) if isinstance(each, str) else (each,)
-    return _bounded(name, found)
+        _bounded(name, found)
+    return found
 
 
 _EXAMPLES = {True: "1, 4, 7..9", False: "euler, ddim"}
@@ -94,15 +99,15 @@ def _from_text(name: str, text: str) -> Sequence[Any]:
             found.append(piece.strip())
         elif ".." in piece:
             found += _range(name, piece)
+            _bounded(name, found)
         else:
             found.append(field_from_text(name, piece.strip()))
-    return _bounded(name, found)
+    return found
 
 
-def _bounded(name: str, values: Sequence[Any]) -> Sequence[Any]:
+def _bounded(name: str, values: Sequence[Any]) -> None:
     if len(values) > MAX_PER_ROW:
-        raise SweepError(f"{name}: {len(values)} values; expected up to {MAX_PER_ROW}")
-    return values
+        raise SweepError(f"{name}: {len(values)} values or more; expected up to {MAX_PER_ROW}")
 
 
 def _range(name: str, text: str) -> Sequence[int | float]:
@@ -159,9 +164,22 @@ def row_key(values: Mapping[str, Any], key: str, default: str | None = None) -> 
 
 def _axes(values: Mapping[str, Any], sweeps: Mapping[str, Any], mode: str) -> list[dict[str, Sequence[Any]]]:
     """Groups of fields with their values: those of a group go on together, and groups are combined each with each."""
-    own = {name: values_of(name, value) for name, value in values.items() if name not in ROW_KEYS}
-    others = {name: values_of(name, value) for name, value in sweeps.items() if name not in own}
+    own = _all_values({name: value for name, value in values.items() if name not in ROW_KEYS})
+    others = _all_values({name: value for name, value in sweeps.items() if name not in own})
     return [*_grouped(own, row_key(values, "sweep")), *_grouped(others, mode)]
+
+
+def _all_values(fields: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
+    found: dict[str, Sequence[Any]] = {}
+    total = 0
+    for name, value in fields.items():
+        found[name] = values_of(name, value)
+        total += len(found[name])
+        if total > MAX_VALUES:
+            raise SweepError(
+                f"the fields up to {name} have {total} values; expected up to {MAX_VALUES} of all together"
+            )
+    return found
 
 
 def _grouped(fields: Mapping[str, Sequence[Any]], mode: str) -> list[dict[str, Sequence[Any]]]:
@@ -196,8 +214,18 @@ def _size(axes: Iterable[Mapping[str, Sequence[Any]]]) -> int:
 def check_number(total: int, what: str) -> None:
     """Raises `SweepError` if there are more pictures of one row than `MAX_PER_ROW`."""
     if total > MAX_PER_ROW:
+        total = min(total, 10**18)  # from which on nothing is counted
         raise SweepError(
             f"this row asks for {total} pictures ({what}); expected up to {MAX_PER_ROW}. Cut it into several rows"
+        )
+
+
+def check_letters(total: int) -> None:
+    """Raises `SweepError` if a row's templates become texts of more letters than `MAX_LETTERS_PER_ROW`."""
+    if total > MAX_LETTERS_PER_ROW:
+        raise SweepError(
+            f"the templates of this row become texts of more than {MAX_LETTERS_PER_ROW} letters together, which are in "
+            "memory at once; cut it into several rows, or make them shorter"
         )
 
 

@@ -91,6 +91,10 @@ def parse(text: str) -> Parsed:
             near = difflib.get_close_matches(match[1], OPERATORS, 1)
             hint = f"did you mean .{near[0]}()?" if near else f"there are .{'(), .'.join(OPERATORS)}()"
             tell.of(match.start(1) - 1, f".{match[1]}() is no operator; {hint}")
+    for match in _ODD_WEIGHT.finditer(text):
+        weight = match[1].strip()[:20]
+        told = f"{weight!r} is no weight here but text, or text in part; write )1.2 for one, or put a word before it"
+        problems.append(Problem(match.start(1) + 1, told))
     if _depth(spaced) > DEEPEST:
         tell.of(0, f"more than {DEEPEST} brackets are open at once, so all of it is read as words")
         return Parsed((_part(_fuse([Fragment(" ".join(spaced.split()), 1.0)])),), tuple(problems), ())
@@ -135,6 +139,10 @@ def _tell_of_free_word(at: int, word: str, tell: "_Teller") -> None:
 # --- Text before it is read ---
 
 _CALL = re.compile(r'[)"]\s*\.([A-Za-z_]+)\s*\(')
+# A weight with a space before it, a comma in it, or a sign that is taken for `+` or `-` alone.
+_ODD_WEIGHT = re.compile(
+    r"(?<!\\)\)([ \t]+[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?![^\s,)])|[-+]*[0-9]+,[0-9]+|[-+]+\.?[0-9][0-9.]*)"
+)
 _BRACKET = re.compile(r"(?<!\\)([()])")
 
 

@@ -468,8 +468,8 @@ def _read_compel(words: Words, prompt: str, negative: bool, steps: int) -> _Side
     rows: list[_RowSum] = []
     for part in parsed.parts:
         rows.append(_compel_row(words, part))
-        readings = sum(len(row.mix) for row in rows)
-        what = "what .blend() joins and what weighs less than 1, each of which is encoded apart,"
+        readings = 1 + sum(len(row.mix) - 1 for row in rows)
+        what = "texts of .blend() and of weights below 1, each of which is encoded apart"
         _check(what, readings * len(parsed.parts), MAX_CHUNKS_OF_TEXTS, "chunks")
     text = _Sum(_side_by_side(rows), sum(row.tokens for row in rows), " ".join(filter(None, (row.cut for row in rows))))
     problems = (*parsed.problems, *_tags_as_text(prompt))

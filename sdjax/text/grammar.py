@@ -125,6 +125,10 @@ def parse(text: str, *, negative: bool = False) -> Parsed:
             ending = text[len(part) : stop].strip()
             told = f"{ending!r} at the end is the weight of the whole prompt; if not meant, write a full stop behind it"
             problems.append(Problem(len(part) + 1, told))
+        odd = _ODD_PART_WEIGHT.fullmatch(part.rpartition(":")[2]) if cuts and ":" in part else None
+        if odd:
+            told = f"the weight {_short(odd[0].strip())} of this part is no number and is read as text; write 1.2 or -1"
+            problems.append(Problem(start + part.rindex(":") + 1, told))
         if not math.isfinite(weight):
             problems.append(Problem(stop, "the weight of this part of the prompt is no finite number"))
             weight = math.copysign(np.finfo(np.float64).max.item(), weight)
@@ -151,6 +155,10 @@ def to_text(prompt: Prompt) -> str:
 
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r"[-+]?(?:\d+\.?|\d*\.\d+)")
+# What was probably meant for one: with a comma, a space behind its sign, or a minus that no number has.
+_ODD_PART_WEIGHT = re.compile(
+    r"\s*(?:[-+\u2212]?\s*[0-9]*,[0-9]+|[-+\u2212]\s+\.?[0-9][0-9.]*|\u2212\.?[0-9][0-9.]*)\s*"
+)
 
 
 def _part_weight(part: str) -> tuple[str, float]:

@@ -118,3 +118,26 @@ def test_no_prompt_is_too_long_or_too_deep(text):
     start = time.monotonic()
     parse(text)
     assert time.monotonic() - start < 60  # seconds, of which one or two are needed
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [("(a cat) 1.2", 8), ("x (a cat)1,2 dogs", 10), ("(a)-1", 4), ("(a)+1.5 b", 4), ("(a)  -.5, b", 4)],
+)
+def test_a_weight_that_is_text_is_a_problem(text, letter):
+    [problem] = [problem for problem in parse(text).problems if "is no weight here" in problem.message]
+    assert problem.letter == letter
+
+
+@pytest.mark.parametrize(
+    "text", ["(a)1.2", "(a)0.5 b", "(a)++, 1.5", "(a) 2 dogs", r"\\(a\\) 1.2", '("a", "b").and(1, 2)']
+)
+def test_weights_and_numbers_that_are_none_are_no_problem(text):
+    assert not [problem for problem in parse(text).problems if "is no weight here" in problem.message]
+
+
+@pytest.mark.parametrize("text", ["\\" * 50_000, "a\\" * 30_000 + "b", "a " * 20_000 + "\\" * 50_000])
+def test_backslashes_take_no_time(text):
+    start = time.process_time()
+    parse(text)
+    assert time.process_time() - start < 5  # were it quadratic, a minute

@@ -1,5 +1,7 @@
+import contextlib
 import math
 import re
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.checkpoints.diffusers_folder import param_shapes
-from sdjax.text.conditioning import SYNTAXES, condition
+from sdjax.text.conditioning import SYNTAXES, PromptError, condition
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import write_tokenizer
 from sdjax.text.words import FIRST_VECTOR
@@ -323,3 +325,66 @@ def test_what_looks_like_an_adapter_and_is_read_as_text_is_a_problem(small, prom
     told = of(small, prompt, syntax=syntax).problems
     assert any(each.startswith(f"prompt, letter {letter}: ") and "read as text" in each for each in told)
     assert of(small, prompt, syntax="plain").problems == ()
+
+
+# --- Limits ---
+
+
+def many(operator, number):
+    return '("' + '", "'.join(f"{index}" for index in range(number)) + f'").{operator}()'
+
+
+def many_of(sign, number):
+    return sign.join(["a cat"] * number)
+
+
+@pytest.mark.parametrize(
+    "syntax, fitting, beyond, told",
+    [
+        ("a1111", many_of(" AND ", 32), many_of(" AND ", 33), "what AND joins: 33 parts; expected up to 32"),
+        ("a1111", many_of(" BREAK ", 64), many_of(" BREAK ", 65), "a text: 65 chunks of 75 tokens; expected up to 64"),
+        ("a1111", "cat " * 4800, "cat " * 4801, "a text: 65 chunks"),
+        ("a1111", "[a|b]" * 333, "[a|b]" * 334, "step switches and alternations: 1002 brackets"),
+        ("a1111", "[" * 200 + "a:b:5]" * 200, "[" * 400 + "a:b:5]" * 400, "1200 brackets, bars and colons"),
+        (
+            "a1111",
+            "cat " * 4000 + "[" + "|".join("abcdefghijklmnopqr") + "]",
+            "cat " * 4000 + "[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "]",
+            "texts in all its steps together: 1404 chunks; expected up to 1024",
+        ),
+        (
+            "a1111",
+            "x",
+            " " * 50_000 + "[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "]",
+            "letters; expected up to 1000000",
+        ),
+        ("comfyui", "cat " * 4800, "cat " * 4801, "a text: 65 chunks"),
+        ("compel", many("and", 64), many("and", 65), "what .and() joins: 65 prompts; expected up to 64"),
+        ("compel", many("blend", 1024), many("blend", 1025), "1025 chunks; expected up to 1024"),
+        ("compel", "x", '("' + '(a)0.5 (b)0.6 (c)0.7 (d)0.8", "' * 30 + 'x").and()', "encoded apart: "),
+        ("plain", "cat " * 25_000, None, ""),
+    ],
+)
+@pytest.mark.parametrize("side", ["prompt", "negative_prompt"])
+def test_a_prompt_that_asks_for_too_much_is_an_error_that_names_the_limit(
+    tokenizers, syntax, fitting, beyond, told, side
+):
+    def read(text):
+        texts = {"prompt": "", "negative_prompt": "", side: text}
+        return condition(tokenizers["sd1"], **texts, syntax=syntax, emphasis="original", steps=30)
+
+    if side == "prompt":
+        read(fitting)
+    if beyond is None or (side == "negative_prompt" and "AND" in beyond):
+        return
+    with pytest.raises(PromptError, match=f"^{side}: .*") as raised:
+        read(beyond)
+    assert told in str(raised.value) and len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("prompt", ["embedding:x " * 8000, "embedding: " * 9000, "aembedding:b " * 7000])
+def test_embeddings_that_are_not_there_take_no_time(tokenizers, prompt):
+    start = time.process_time()
+    with contextlib.suppress(PromptError):
+        condition(tokenizers["sd1"], prompt, "", syntax="comfyui", emphasis="original", steps=2)
+    assert time.process_time() - start < 5

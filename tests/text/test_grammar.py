@@ -257,3 +257,23 @@ def test_switches_of_which_both_sides_are_seen_are_no_problem(text):
 def test_switches_that_never_come_are_told(text, letter, told):
     ((at, message),) = step_messages(text, 20)
     assert at == letter and told in message
+
+
+@pytest.mark.parametrize("weight", ["1,2", " -0,5", "- 1", "\u22121.5", ",5"])
+def test_a_weight_of_a_part_that_is_no_number_is_a_problem(weight):
+    [problem] = parse(f"a cat :{weight} AND a dog").problems
+    assert problem.letter == 7 and "is no number and is read as text" in problem.message
+    assert parse("a cat : 1.2 AND a dog:-1").problems == ()
+
+
+@pytest.mark.parametrize(
+    "text, weight", [("(a: 1.2)", 1.2), ("(a:1.2 )", 1.2), ("(a:-1)", -1), ("(a: -.5 )", -0.5), ("(a:+2)", 2)]
+)
+def test_weights_may_have_blanks_and_signs(text, weight):
+    assert parse(text).problems == () and grammar.weigh(text) == (grammar.Span("a", weight),)
+
+
+@pytest.mark.parametrize("text", ["(a:1,2)", "(a: 1, 2)", "(a:- 1)", "(a:1.2x)", "(a:\u22121)"])
+def test_other_weights_are_problems(text):
+    [problem] = parse(text).problems
+    assert problem.letter == 3 and "is no number" in problem.message

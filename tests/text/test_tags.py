@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,3 +90,10 @@ def test_a_field_lists_adapters_and_has_one_form(text, tags):
 def test_a_field_that_can_not_be_read_is_an_error(text, message):
     with pytest.raises(TagError, match=message):
         read_list("lora", text)
+
+
+@pytest.mark.parametrize("text", ["<a:" * 33_333, "<a:b " * 20_000 + "<c:d>", "<" * 100_000, "<a" * 50_000 + ">"])
+def test_tags_that_never_end_take_no_time(text):
+    start = time.process_time()
+    cut(text)
+    assert time.process_time() - start < 2

@@ -1,5 +1,7 @@
 """Prompts that name embeddings, as each syntax reads them."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -270,3 +272,31 @@ def test_ids_are_shown_as_text_and_names(clip):
     assert words.decode(ids) == "a cat-toy cat-toy dog"
     assert words.decode(ids[2:-2]) == "cat-toy cat-toy"
     assert words.decode([]) == ""
+
+
+# --- Concepts of diffusers ---
+
+
+@pytest.mark.parametrize("syntax", ["a1111", "compel", "plain"])
+@pytest.mark.parametrize("prompt", ["a <monster-toy>", "(<monster-toy>:1.2)", "x,<monster-toy>, <monster-toy>!"])
+def test_a_word_in_angle_brackets_is_never_replaced_in_part(clip, syntax, prompt):
+    left = of(clip, prompt, syntax=syntax, known={"monster": 2})
+    assert left.embeddings == ()
+    assert ["'<monster-toy>' is read as it stands" in told for told in left.problems] == [True]
+    found = of(clip, prompt, syntax=syntax, known={"monster": 2, "<monster-toy>": 3})
+    assert found.embeddings == ("<monster-toy>",) and not found.problems
+    if prompt == "a <monster-toy>":
+        assert left.readings == of(clip, prompt, syntax=syntax, known={}).readings and found.tokens == 1 + 3
+
+
+def test_names_beside_angle_brackets_are_words(clip):
+    for syntax in ("a1111", "plain"):
+        found = of(clip, "2 < monster > 1 and <other> monster", syntax=syntax, known={"monster": 1})
+        assert found.embeddings == ("monster",) and not found.problems
+        assert found.tokens == of(clip, "2 < cat > 1 and <other> cat", syntax=syntax, known={}).tokens
+
+
+def test_marks_upon_marks_take_no_time(clip):
+    start = time.process_time()
+    of(clip, "\u0301\u0323" * 50_000, syntax="plain", known={"cat": 1})
+    assert time.process_time() - start < 5
