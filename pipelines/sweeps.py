@@ -107,7 +107,7 @@ def _from_text(name: str, text: str) -> Sequence[Any]:
 
 def _bounded(name: str, values: Sequence[Any]) -> None:
     if len(values) > MAX_PER_ROW:
-        raise SweepError(f"{name}: {len(values)} values or more; expected up to {MAX_PER_ROW}")
+        raise SweepError(f"{name}: {len(values)} values; expected up to {MAX_PER_ROW}")
 
 
 def _range(name: str, text: str) -> Sequence[int | float]:

@@ -98,8 +98,10 @@ _JOINER = re.compile(r"([^${}]*)\$\$")
 _COUNT = re.compile(r"([0-9]{1,9})|([0-9]{0,9})-([0-9]{0,9})")
 _WEIGHT = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _VARIABLE = re.compile(r"\$\{\s*[A-Za-z_][\w-]*\s*[?:=}]")
+# Controls, signs that turn the direction of a text, and halves of pairs: a file of such a name can't be told of.
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 # A wildcard's mark and name. It begins with a letter or such a sign, so emoticons such as ^__^ and >__< name nothing.
-_NAME = re.compile(rf"([{_MARKS}]?)((?:[^\W_]|[-.'&+/*?!(\[\\])[^{{}}|#$<>^\"\n]*)(?<! )")
+_NAME = re.compile(rf"([{_MARKS}]?)((?:[^\W_]|[-.'&+/*?!(\[\\])[^{{}}|#$<>^\"{_UNSEEN}]*)(?<! )")
 # What dynamicprompts reads and this module does not: names that are put together, and parameters.
 _PUT_IN = re.compile(r"\$?\{[^{}]*\}")
 _PARAMETERS = re.compile(r"\([^()=]*=[^()]*\)\s*")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import prompts
+from pipelines import prompts, sweeps
 from pipelines.config import RunConfig
 from pipelines.prompts import (
     FORMATS,
@@ -575,3 +575,29 @@ def test_what_a_field_wants_beside_it_may_be_swept_or_come_from_the_configuratio
     assert swept[0].seed == swept[1].seed
     [job] = jobs(row(prompt="a", variation_strength=0.5), {"variation_seed": 3})
     assert job.variation_seed == 3
+
+
+# --- Limits of a row ---
+
+
+def test_templates_that_become_more_than_memory_holds_reject_their_row(monkeypatch):
+    reject = parse(row(prompt="{a|b}" * 15 + "x" * 90_000), combinations="all")
+    assert isinstance(reject, Reject)
+    assert "more than 100000000 letters together" in reject.reason and "cut it into several rows" in reject.reason
+    monkeypatch.setattr(sweeps, "MAX_LETTERS_PER_ROW", 100)
+    for values, options in (
+        ({"prompt": "{a|b}" * 3 + "x" * 20}, {"combinations": "all"}),
+        ({"prompt": "{a|b} x", "negative_prompt": "{c|d}" + "x" * 30}, {"combinations": "all"}),
+        ({"prompt": "{a|b}" + "x" * 20, "seed": "1..5"}, {}),
+        ({"prompt": "{a|b}" + "x" * 20}, {"repeats": 5}),
+    ):
+        assert "more than 100 letters together" in parse(row(**values), **options).reason
+    assert len(jobs(row(prompt="{a|b}" * 3 + "x" * 7), combinations="all")) == 8
+    assert len(jobs(row(prompt="x" * 60, seed="1..5"))) == 5
+
+
+def test_a_row_may_begin_with_a_comment():
+    [asked] = parse(row(prompt="# the subject\na red cat"))
+    assert asked.job.prompt == "a red cat" and asked.notes["prompt_template"] == "# the subject\na red cat"
+    assert jobs(row(prompt="#1 cat"))[0].prompt == "#1 cat"
+    assert jobs(row(prompt="# the subject\na red cat"), combinations="none")[0].prompt == "# the subject\na red cat"

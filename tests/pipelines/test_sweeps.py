@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import re
+import tracemalloc
 from decimal import Decimal
 from pathlib import Path
 
@@ -295,3 +296,26 @@ def test_what_the_documentation_shows_is_so():
     assert commands and read_sweeps(commands)
     for key, words in sweeps.ROW_KEYS.items():
         assert f"`{key}`" in part and all(f"`{word}`" in part for word in words)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"seed": "1..1000," * 9000 + "1"},
+        {"seed": ["1..1000"] * 5000},
+        {"seed": "1..1000000000"},
+        {name: "1..1000" for name in ("seed", "variation_seed", "steps", "width", "height")},
+        {name: "1..1000" for name in ("seed", "variation_seed", "steps", "width", "height")} | {"sweep": "zip"},
+    ],
+)
+def test_values_that_would_fill_the_memory_are_an_error_before_they_do(monkeypatch, values):
+    monkeypatch.setattr(sweeps, "MAX_PER_ROW", 1000)
+    monkeypatch.setattr(sweeps, "MAX_VALUES", 4000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(SweepError, match="expected up to"):
+            size(values, {})
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2**21
