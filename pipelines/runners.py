@@ -4,11 +4,15 @@ docs/runners.md has the table of all runners.
 """
 
 import argparse
+import contextlib
 import difflib
+import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -50,6 +54,8 @@ _PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism"
 # On runners of other machines the work is cut into so many parts; on this one there are as many as workers.
 _CLUSTER_SHARDS = 64
 _MOST_REPEATS = 100
+# Of another program's message.
+_MOST_LETTERS = 300
 # How long a server may take to answer, in seconds.
 _ANSWER = 10.0
 
@@ -92,11 +98,40 @@ def finish(built: beam.Pipeline) -> None:
     """
     runner = _runner(built.options)
     try:
-        built.run().wait_until_finish()
+        with _quiet():
+            built.run().wait_until_finish()
     except Exception as error:
         if runner == LOCAL:
             raise
         raise RunnerError(f"{runner}: {_short(error)}") from error
+
+
+class _WithoutTracebacks:
+    """A stream that passes tracebacks over: Beam's workers print that of an element which fails, and of each retry."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._passed = False
+
+    def write(self, text: str) -> int:
+        self._passed = text.startswith("Traceback ") or (self._passed and text == "\n")
+        return len(text) if self._passed else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A context in which runners tell nothing by themselves: what ends a run is told once, in plain words."""
+    level, stream = logging.root.manager.disable, sys.stderr
+    logging.disable()
+    sys.stderr = _WithoutTracebacks(stream)
+    try:
+        yield
+    finally:
+        sys.stderr = stream
+        logging.disable(level)
 
 
 def runner_of(named: str | None) -> str:
@@ -131,9 +166,12 @@ def workers(built: beam.Pipeline) -> int:
 
 
 def _short(error: Exception) -> str:
-    """The first line of an error that says something, and no more of it than can be read."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    """The line of an error that says what happened: the last of a traceback, else the first."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    traced = any("Traceback (most recent call last)" in line for line in lines)
+    found = next((line for line in reversed(lines) if not line[0].isspace()), lines[0]) if traced else lines[0].strip()
+    text = "".join(letter for letter in found if letter.isprintable())
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 # --- Flags ---
@@ -238,6 +276,8 @@ def _prism_problem(options: PipelineOptions) -> str:
         return f"it needs Beam's program prism: go install {_PRISM}@v{beam.__version__}, and --prism_location=FILE"
     if "://" not in path and not os.path.isfile(path):
         return f"--prism_location={path}: there is no such file"
+    if "://" not in path and not (os.access(path, os.X_OK) or zipfile.is_zipfile(path)):  # Beam would make it one
+        return f"--prism_location={path}: not a program; expected prism, which {_PRISM}@v{beam.__version__} makes"
     return ""
 
 

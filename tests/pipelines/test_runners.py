@@ -16,12 +16,13 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from pipelines import config, generate, manifest, runners, storage
 from pipelines.config import RunConfigError
-from pipelines.manifest import Counts
 from pipelines.run import Run
 from pipelines.runners import RunnerError
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("a red apple", "the cat", "a castle on the green", "a dog", "the cat")
+# A job server in this process, and workers in it.
+SERVER = ("--job_endpoint=embed", "--environment_type=LOOPBACK")
 # A graph that is only drawn: a runner that says it is done, and did nothing.
 DRAWN = "apache_beam.runners.render.RenderRunner"
 
@@ -82,9 +83,18 @@ def test_runners_that_run_make_the_same_files(name, prompts, local, run_here, tm
 
 
 def test_a_job_server_in_this_process_makes_the_same_files(prompts, local, run_here, tmp_path):
-    flags = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
-    run_here(prompts, tmp_path, flags, host_batch=2, shards=1)
+    run_here(prompts, tmp_path, ["--runner=PortableRunner", *SERVER], host_batch=2, shards=1)
     assert {**contents(tmp_path), "summary.json": b""} == {**local, "summary.json": b""}
+
+
+@pytest.mark.parametrize("mode", [["--runner=PortableRunner", *SERVER], ["--direct_running_mode=multi_threading"]])
+def test_what_ends_a_run_in_a_worker_is_told_once(mode, prompts, local, run_here, capfd, tmp_path):
+    [name] = [name for name in sorted(local) if name.startswith("images")][:1]
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(local[name][:200])  # broken, and in no manifest
+    with pytest.raises(Exception, match=re.escape(name)):
+        run_here(prompts, tmp_path, mode)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", that("needs"))
@@ -119,6 +129,7 @@ def test_names_of_runners_are_read_as_beam_reads_them():
         ("--runner=no.such.Runner", "no.such.Runner: Beam can't take this runner or its flags: No module named 'no'"),
         ("--runner=os.path", "os.path: Beam can't take this runner"),
         ("--runner=Prism --prism_location=/gone", "PrismRunner: --prism_location=/gone: there is no such file"),
+        (f"--runner=Prism --prism_location={__file__}", "test_runners.py: not a program; expected prism"),
         ("--runner=Flink --flink_job_server_jar=/gone.jar", "--flink_job_server_jar=/gone.jar: there is no such file"),
         ("--runner=Spark --job_endpoint=localhost:1", "SparkRunner: no job server answers at localhost:1"),
         ("--runner=Portable --job_endpoint=localhost:1", "PortableRunner: no job server answers at localhost:1"),
@@ -288,6 +299,21 @@ JOBS, SECONDS, BATCH = 300, 3.0, 8
 
 
 @pytest.fixture
+def jobs(tmp_path) -> Path:
+    """Of one bucket."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "the cat", "seed": seed}) + "\n" for seed in range(JOBS)))
+    return path
+
+
+@pytest.fixture
+def expected(jobs, run_here, tmp_path) -> dict[str, bytes]:
+    """What the local runner makes of them, at full speed."""
+    run_here(jobs, tmp_path / "local", host_batch=BATCH)
+    return contents(tmp_path / "local")
+
+
+@pytest.fixture
 def slow_batches(monkeypatch) -> list[list[str]]:
     """Makes every batch take some seconds more; gives the ids of what is made, by batch."""
     made: list[list[str]] = []
@@ -313,22 +339,19 @@ def slow_batches(monkeypatch) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_prism_with_a_slow_engine_makes_each_picture_once_and_the_same_files(
-    prism, tiny_folder, run_here, slow_batches, tmp_path
+    prism, jobs, expected, slow_batches, tiny_folder, tmp_path
 ):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "the cat", "seed": seed}) + "\n" for seed in range(JOBS)))
-    run_here(path, tmp_path / "local", host_batch=BATCH)
     (tmp_path / "progress").mkdir()  # of its own, so that the engine is made anew, and slow
     keys = {"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", "host_batch": BATCH}
     flags = ["--runner=PrismRunner", f"--prism_location={prism}"]
     begun = time.monotonic()
-    counts: Counts = generate.run_pipeline(
-        [str(path)], str(tmp_path / "prism"), config.make(keys), flags, str(tmp_path / "progress")
+    counts = generate.run_pipeline(
+        [str(jobs)], str(tmp_path / "prism"), config.make(keys), flags, str(tmp_path / "progress")
     )
     seconds = time.monotonic() - begun
     ids = [image_id for batch in slow_batches for image_id in batch]
-    print(f"\n{JOBS} jobs, {len(ids)} made in {len(slow_batches)} batches, {seconds:.0f} s on Prism")
+    print(f"\n{JOBS} jobs: {len(ids)} made on Prism in {len(slow_batches)} batches, {seconds:.0f} s")
     assert (counts.rows, counts.made, counts.problems()) == (JOBS, JOBS, [])
     assert len(ids) == len(set(ids)) == JOBS and len(slow_batches) == -(-JOBS // BATCH)
     assert seconds > SECONDS * len(slow_batches)
-    assert contents(tmp_path / "prism") == contents(tmp_path / "local")
+    assert contents(tmp_path / "prism") == expected
