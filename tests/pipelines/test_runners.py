@@ -88,11 +88,9 @@ def test_a_job_server_in_this_process_makes_the_same_files(prompts, local, run_h
 
 
 @pytest.mark.parametrize("mode", [["--runner=PortableRunner", *SERVER], ["--direct_running_mode=multi_threading"]])
-def test_what_ends_a_run_in_a_worker_is_told_once(mode, prompts, local, run_here, capfd, tmp_path):
-    [name] = [name for name in sorted(local) if name.startswith("images")][:1]
-    (tmp_path / name).parent.mkdir(parents=True)
-    (tmp_path / name).write_bytes(local[name][:200])  # broken, and in no manifest
-    with pytest.raises(Exception, match=re.escape(name)):
+def test_what_ends_a_run_in_a_worker_is_told_once(mode, prompts, run_here, capfd, tmp_path):
+    (tmp_path / "metadata.jsonl").write_text("no JSON\n")
+    with pytest.raises(Exception, match=re.escape(f"{tmp_path}/metadata.jsonl, line 1: not valid JSON")):
         run_here(prompts, tmp_path, mode)
     assert capfd.readouterr().err == ""
 
@@ -277,7 +275,7 @@ def test_keys_of_the_graph_are_texts(graph):
         each for each in graph.components.transforms.values() if each.spec.urn == "beam:transform:group_by_key:v1"
     ]
     names = {each.unique_name.partition("/")[0]: each for each in grouped}
-    for step in ("Join", "Batch", "JoinRows", "Group", "Gather"):
+    for step in ("Join", "Batch", "Group", "Gather"):
         [source] = names[step].inputs.values()
         pair = graph.components.coders[graph.components.pcollections[source].coder_id]
         assert graph.components.coders[pair.component_coder_ids[0]].spec.urn == "beam:coder:string_utf8:v1", step
