@@ -8,7 +8,7 @@ TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow parity golden check lock emoji benchmark clean
+.PHONY: help install demo test test-slow parity prism golden check lock emoji benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,12 @@ test-slow: install ## the tests that take minutes each
 
 parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers, k-diffusion and transformers
 	$(PARITY_VENV)/bin/python -m pytest -n 2 -m parity tests/parity
+
+prism: install build/prism ## the tests of Beam's runner Prism, which is built for it (minutes; needs Go)
+	SDJAX_PRISM=$(abspath build/prism) $(VENV)/bin/python -m pytest -s -m slow tests/pipelines/test_runners.py
+
+build/prism:
+	GOBIN=$(abspath build) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
 
 golden: $(PARITY_VENV)/.installed ## records the references of tests/golden anew
 	$(PARITY_VENV)/bin/python -m tests.golden.record

@@ -388,12 +388,12 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
       CheckpointError, ConfigError, TokenizerError: if the model is not there or can't be used, likewise.
       StorageError: if the output can't be written, likewise.
     """
+    pipeline = runners.pipeline(flags)  # first, since storage takes its flags from there
     paths = list(paths)
     for path in paths:
         next(read_rows(functools.partial(storage.open_binary, path), path))
-    options = runners.checked_options(flags)
     config = checks.check_model(_with_whole_paths(config))
-    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or runners.workers(options))
+    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or runners.workers(pipeline))
     with storage.only_run(out):
         checks.check_format(out, config.format)
         storage.remove_leftovers(out)
@@ -401,9 +401,8 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         storage.write_whole(group_path(run, "probe"), b"\n")
         storage.delete(group_path(run, "probe"))
         try:
-            pipeline = runners.pipeline(options)
             build(pipeline, paths, run)
-            runners.finish(pipeline, options)
+            runners.finish(pipeline)
             return counted(run)
         finally:
             with contextlib.suppress(storage.StorageError):  # what ended the run is told, and the next run cleans up
