@@ -61,6 +61,7 @@ _VALUES: Mapping[str, Any] = {
     "jax_legacy_prng_key": "error",
     "jax_logging_level": "ERROR",
     "jax_memory_fitting_level": "O1",
+    "jax_num_cpu_devices": 4,
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "warn",
     "jax_optimization_level": "O1",
