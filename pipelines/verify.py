@@ -284,7 +284,19 @@ def _other_networks(ours: Any, theirs: dict[str, Any]) -> list[str]:
 
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """What of the fingerprint differs from that of the picture."""
-    return [name for name in ("device_kind", "jaxlib", "sdjax", "pillow") if ours.get(name) != theirs.get(name)]
+    names = (
+        "device_kind",
+        "settings",
+        "jax",
+        "jaxlib",
+        "sdjax",
+        "flax",
+        "numpy",
+        "tokenizers",
+        "transformers",
+        "pillow",
+    )
+    return [name for name in names if ours.get(name) != theirs.get(name)]
 
 
 def _other_adapters(ours: Any, theirs: dict[str, Any]) -> list[str]:

@@ -1,9 +1,7 @@
 """What of a device decides bits, and how programs are compiled for it."""
 
 import functools
-import os
 import platform
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,9 +49,7 @@ def device_kind(device: jax.Device) -> str:
     if device.platform != "cpu":
         return device.device_kind
     found = [name for name in _CPU_FEATURES if name in _cpu_flags()]
-    limit = re.search(r"xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
-    parts = [device.device_kind, platform.machine(), *found, *(limit.groups() if limit else ())]
-    return " ".join(part for part in parts if part)
+    return " ".join(part for part in (device.device_kind, platform.machine(), *found) if part)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ So the bits of an image depend on neither its neighbours nor the number of devic
 """
 
 import functools
+import importlib.metadata
 import re
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ from sdjax.program import (
     pixels_of,
     specs,
 )
+from sdjax.settings import in_fingerprint, pinned
 from sdjax.version import __version__
 
 # Batches that are on their way while the host takes the one before.
@@ -66,6 +68,9 @@ _AHEAD = 2
 
 # How the runtimes say so, and letters of it that are told.
 _OUT_OF_MEMORY, _SHOWN = re.compile("out of memory|resource_exhausted", re.IGNORECASE), 200
+
+# Packages besides that decide bits: the networks' layers, noise and tables on the host, token ids.
+_DECIDING = ("flax", "numpy", "tokenizers", "transformers")
 
 # Programs that are kept: pictures may be of as many sizes.
 _MOST_PROGRAMS = 512
@@ -187,8 +192,11 @@ class Engine:
             "batch_size": batch_size,
             "device_kind": device_kind(self.devices[0]),
             "dtype": model.dtype,
+            "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
             "sdjax": __version__,
+            **{name: importlib.metadata.version(name) for name in _DECIDING},
+            **in_fingerprint(),
         }
         if model.vae_dtype != jnp.dtype(vae_dtype_of(model.vae.config, DTYPES[model.dtype], None)).name:
             self.fingerprint["vae_dtype"] = model.vae_dtype
@@ -219,7 +227,7 @@ class Engine:
           JobError: if the model can't do it, or the prompt can't be read and is to be rejected then.
           AdapterError: if an adapter that it names is not there, can't be read, or is for another model.
         """
-        with jax.default_device(self.devices[0]):  # where depth is estimated, and upscalers are put
+        with pinned(), jax.default_device(self.devices[0]):  # where depth is estimated, and upscalers are put
             return prepare(self._setup, job, notes or {})
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Result]:
@@ -235,7 +243,7 @@ class Engine:
     def _dispatched(self, batch: list[Task]) -> _Flying | list[Result]:
         """A batch on its way, or what became of it at once."""
         try:
-            with jax.default_device(self.devices[0]):
+            with pinned(), jax.default_device(self.devices[0]):
                 return self._dispatch(batch)
         except _FAILURES as error:
             return _failed(batch, error)
@@ -244,7 +252,7 @@ class Engine:
         if isinstance(batch, list):
             return batch
         try:
-            with jax.default_device(self.devices[0]):
+            with pinned(), jax.default_device(self.devices[0]):
                 return list(self._collect(batch))
         except _FAILURES as error:
             return _failed(batch.tasks, error)

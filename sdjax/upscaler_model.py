@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from sdjax.checkpoints.original import is_open_clip
 from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.diffusion import elementary
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
 from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, default_schedule, default_spacing
 from sdjax.diffusion.tableau import Table
@@ -78,7 +78,7 @@ class Upscaler:
             table = table_of(config, self.sampler, schedule, spacing, steps, options)
         except ScheduleError as error:
             raise JobError(f"upscaling: {error}") from error
-        return table._replace(timestep=np.log(table.sigma) / 4) if self.factor == 2 else table
+        return table._replace(timestep=elementary.log(table.sigma) / 4) if self.factor == 2 else table
 
 
 def load_upscaler_pipeline(

@@ -16,7 +16,7 @@ import tests.typechecker  # noqa: F401  (named in the next line)
 _CHECKED = (
     "adapters", "api", "batch", "checkpoints", "classifier", "conditions", "depth", "device", "diffusion",
     "diffusion_upscale", "engine", "images", "model", "models", "picture_library", "pictures", "plan", "program",
-    "text", "training", "upscale", "upscaler_model", "upscalers",
+    "settings", "text", "training", "upscale", "upscaler_model", "upscalers",
 )  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Key, UInt32
 
+from sdjax.diffusion import elementary
 from sdjax.diffusion.philox import PhiloxGenerator
 from sdjax.diffusion.torch_random import TorchGenerator
 
@@ -216,10 +217,20 @@ def slerp(low: Any, high: Any, strength: Any, xp: ModuleType) -> Any:
         return xp.sqrt(xp.sum(noise * noise, axis=0, keepdims=True))
 
     cosine = xp.sum(low / norm(low) * (high / norm(high)), axis=0, keepdims=True)
+    acos, sin = (_acos, _sin) if xp is np else (jnp.arccos, jnp.sin)
     # Off 0, so that a column which is the same in both divides nothing by nothing.
-    angle = xp.maximum(xp.arccos(xp.clip(cosine, -1, 1)), _LEAST_ANGLE)
-    curved = (xp.sin((1 - strength) * angle) * low + xp.sin(strength * angle) * high) / xp.sin(angle)
+    angle = xp.maximum(acos(xp.clip(cosine, -1, 1)), _LEAST_ANGLE)
+    one, other = (sin(share * angle) for share in (1 - strength, strength))
+    curved = (one * low + other * high) / sin(angle)
     return xp.where(xp.mean(cosine) > _SAME, low * strength + high * (1 - strength), curved)
+
+
+def _acos(cosine: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    return elementary.acos(cosine.astype(np.float64)).astype(np.float32)
+
+
+def _sin(angle: Float[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    return elementary.sin(angle.astype(np.float64)).astype(np.float32)
 
 
 def resized(inner: Any, outer: Any, xp: ModuleType) -> Any:

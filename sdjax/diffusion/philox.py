@@ -7,6 +7,8 @@ https://doi.org/10.1145/2063384.2063405).
 import numpy as np
 from jaxtyping import Float32, UInt32
 
+from sdjax.diffusion import elementary
+
 # Section 4.3 of the paper: factors of the rounds, and what is added to the key between them.
 _FACTORS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -62,6 +64,6 @@ class PhiloxGenerator:
         self._draws += 1
         one, two, _, _ = philox4x32(counter, self._key)
         # Box and Muller's formula; the halves keep the logarithm off 0.
-        radius = np.sqrt(-2 * np.log(one * _2POW32_INV + _2POW32_INV / 2))
+        radius = np.sqrt(-2 * elementary.log(one * _2POW32_INV + _2POW32_INV / 2))
         angle = two * _2POW32_INV_2PI + _2POW32_INV_2PI / 2
-        return (radius * np.sin(angle)).astype(np.float32).reshape(shape)
+        return (radius * elementary.sin(angle)).astype(np.float32).reshape(shape)

@@ -84,7 +84,7 @@ def stack_tables(tables: Sequence[Table], rows: int) -> Rows:
 
     row = Row(
         sigma=stacked([table.sigma for table in tables]),
-        alpha=stacked([1 / np.sqrt(1 + table.sigma**2) for table in tables]),
+        alpha=stacked([1 / np.sqrt(1 + np.square(table.sigma)) for table in tables]),
         timestep=stacked([table.timestep for table in tables]),
         weights=stacked([table.weights for table in tables]),
         draws=stacked([table.draws[1:] for table in tables]),

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from sdjax.diffusion import elementary
 from sdjax.models.config import read_config, require, require_positive
 
 Spacing = Literal["leading", "linspace", "trailing", "k_diffusion"]
@@ -176,17 +177,23 @@ def _betas_of(signal: Callable[[np.ndarray], np.ndarray]) -> Callable[[Scheduler
     return betas
 
 
+def _squared(values: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
+    return values * values
+
+
 def _sigmoid_betas(config: SchedulerConfig) -> Float64[np.ndarray, " t"]:
-    rising = 1 / (1 + np.exp(-np.linspace(-6, 6, config.num_train_timesteps)))
+    rising = 1 / (1 + elementary.exp(-np.linspace(-6, 6, config.num_train_timesteps)))
     return rising * (config.beta_end - config.beta_start) + config.beta_start
 
 
 _BETAS: dict[str, Callable[[SchedulerConfig], Float64[np.ndarray, " t"]]] = {
     "linear": lambda c: np.linspace(c.beta_start, c.beta_end, c.num_train_timesteps),
-    "scaled_linear": lambda c: np.linspace(c.beta_start**0.5, c.beta_end**0.5, c.num_train_timesteps) ** 2,
+    "scaled_linear": lambda c: _squared(
+        np.linspace(math.sqrt(c.beta_start), math.sqrt(c.beta_end), c.num_train_timesteps)
+    ),
     # Nichol and Dhariwal 2021, section 3.2.
-    "squaredcos_cap_v2": _betas_of(lambda t: np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2),
-    "exp": _betas_of(lambda t: np.exp(-12.0 * t)),
+    "squaredcos_cap_v2": _betas_of(lambda t: _squared(elementary.cos((t + 0.008) / 1.008 * math.pi / 2))),
+    "exp": _betas_of(lambda t: elementary.exp(-12.0 * t)),
     "sigmoid": _sigmoid_betas,
 }
 
@@ -201,7 +208,7 @@ def alphas_cumprod(config: SchedulerConfig) -> Float64[np.ndarray, " t"]:
     if config.rescale_betas_zero_snr:
         root = np.sqrt(result)
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-        result = root**2
+        result = _squared(root)
         result[-1] = _LEAST_ALPHA_CUMPROD
     return result
 
@@ -293,17 +300,17 @@ def steps_of_strength(steps: Steps, strength: float) -> Steps:
 
 def timestep_of(sigma: Float64[np.ndarray, " n"], levels: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " n"]:
     """The (fractional) training timestep whose noise is sigma: linear in log sigma between `levels`."""
-    logs = np.log(np.maximum(sigma, 1e-10))
+    logs = elementary.log(np.maximum(sigma, 1e-10))
     return np.interp(logs, _logs(levels), np.arange(len(levels), dtype=np.float64))
 
 
 def _logs(levels: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
-    return np.log(np.maximum(levels, 1e-10))
+    return elementary.log(np.maximum(levels, 1e-10))
 
 
 def sigma_of(timestep: Float64[np.ndarray, " n"], levels: Float64[np.ndarray, " t"]) -> Float64[np.ndarray, " n"]:
     """k-diffusion's inverse of `timestep_of`."""
-    return np.exp(np.interp(timestep, np.arange(len(levels)), _logs(levels)))
+    return elementary.exp(np.interp(timestep, np.arange(len(levels)), _logs(levels)))
 
 
 # --- Sigmas between two ends, falling, without the final zero ---
@@ -312,12 +319,13 @@ def sigma_of(timestep: Float64[np.ndarray, " n"], levels: Float64[np.ndarray, " 
 def karras_sigmas(low: float, high: float, count: int) -> Float64[np.ndarray, " n"]:
     """Karras et al. 2022, equation 5."""
     ramp = np.linspace(0, 1, count)
-    return (high ** (1 / _KARRAS_RHO) + ramp * (low ** (1 / _KARRAS_RHO) - high ** (1 / _KARRAS_RHO))) ** _KARRAS_RHO
+    least, most = (elementary.power(end, 1 / _KARRAS_RHO) for end in (low, high))
+    return elementary.power(most + ramp * (least - most), _KARRAS_RHO)
 
 
 def _exponential_sigmas(low: float, high: float, count: int) -> Float64[np.ndarray, " n"]:
     """Even in log sigma. Polyexponential is the same at its usual exponent, 1; so are Lu et al.'s lambdas."""
-    return np.exp(np.linspace(math.log(high), math.log(low), count))
+    return elementary.exp(np.linspace(elementary.log(high), elementary.log(low), count))
 
 
 def _beta_sigmas(low: float, high: float, count: int) -> Float64[np.ndarray, " n"]:
@@ -328,7 +336,7 @@ def _beta_sigmas(low: float, high: float, count: int) -> Float64[np.ndarray, " n
 def _kl_optimal_sigmas(low: float, high: float, count: int) -> Float64[np.ndarray, " n"]:
     """Even in the arc tangent of sigma, the lower end included as what comes after the last step (as in A1111)."""
     share = np.arange(count + 1) / count
-    return np.tan(share * math.atan(low) + (1 - share) * math.atan(high))
+    return elementary.tan(share * elementary.atan(low) + (1 - share) * elementary.atan(high))
 
 
 def beta_quantiles(probabilities: Float64[np.ndarray, " n"], alpha: float, beta: float) -> Float64[np.ndarray, " n"]:
@@ -337,7 +345,7 @@ def beta_quantiles(probabilities: Float64[np.ndarray, " n"], alpha: float, beta:
     The function is the regularised incomplete beta integral by its continued fraction (Abramowitz and Stegun,
     26.5.8, with Lentz' method).
     """
-    front = math.lgamma(alpha + beta) - math.lgamma(alpha) - math.lgamma(beta)
+    front = elementary.log_gamma(alpha + beta) - elementary.log_gamma(alpha) - elementary.log_gamma(beta)
 
     def fraction(x: float, a: float, b: float) -> float:
         tiny, c, d = 1e-300, 1.0, 1 - (a + b) * x / (a + 1)
@@ -360,7 +368,7 @@ def beta_quantiles(probabilities: Float64[np.ndarray, " n"], alpha: float, beta:
     def distribution(x: float) -> float:
         if x <= 0 or x >= 1:
             return float(x >= 1)
-        weight = math.exp(front + alpha * math.log(x) + beta * math.log1p(-x))
+        weight = elementary.exp(front + alpha * elementary.log(x) + beta * elementary.log1p(-x))
         if x < (alpha + 1) / (alpha + beta + 2):
             return weight * fraction(x, alpha, beta) / alpha
         return 1 - weight * fraction(1 - x, beta, alpha) / beta
@@ -398,7 +406,7 @@ def _align_your_steps(levels: Float64[np.ndarray, " t"], count: int) -> Float64[
     if count == len(_ALIGNED):
         return np.array(_ALIGNED)
     places = np.linspace(0, 1, len(_ALIGNED))
-    return np.exp(np.interp(np.linspace(0, 1, count), places, np.log(_ALIGNED)))
+    return elementary.exp(np.interp(np.linspace(0, 1, count), places, elementary.log(np.array(_ALIGNED))))
 
 
 def _between_ends(
@@ -479,7 +487,8 @@ def lay_steps(config: SchedulerConfig, rules: StepRules, schedule: str, spacing:
             )
         timesteps, sigmas = _as_diffusers(config, rules, schedule, spacing, count)
         unit = rules.unit_start or spacing == "leading"
-        start = math.hypot(float(sigmas[:-1].max()), 1.0) if unit else float(sigmas[:-1].max())
+        start = float(sigmas[:-1].max())
+        start = math.sqrt(start * start + 1) if unit else start
     # The last step may stay where it is, if it ends with noise.
     if not (np.diff(sigmas[:-1]) < 0).all() or not 0 <= sigmas[-1] <= sigmas[-2]:
         raise ScheduleError(

@@ -1,7 +1,11 @@
 """torch's CPU generator in numpy, so that seeds carry over from diffusers and from A1111's `CPU` source."""
 
+import math
+
 import numpy as np
 from jaxtyping import Float32, Float64
+
+from sdjax.diffusion import elementary
 
 
 class TorchGenerator:
@@ -11,7 +15,7 @@ class TorchGenerator:
     made of 24-bit uniforms, by Box and Muller's formula in float32 over blocks of 16 (8 radii, then 8 angles), and a
     count that 16 does not divide has its last 16 values drawn once more. Fewer are made in float64 of 53-bit uniforms,
     two at a time; the second of a pair is kept for the next such draw, whatever is drawn between. Agrees with torch to
-    the last bit or two of float32.
+    the last bit or two of float32, and is the same on every machine, which torch's own is not.
     """
 
     _BLOCK = 16
@@ -48,9 +52,10 @@ class TorchGenerator:
             value, self._kept = self._kept, None
             return value
         angle, radius = self._doubles()
-        angle, radius = 2 * np.pi * angle, np.sqrt(-2 * np.log1p(-radius))
-        self._kept = radius * np.sin(angle)
-        return radius * np.cos(angle)
+        sine, cosine = elementary.sin_cos(float(2 * np.pi * angle))
+        radius = math.sqrt(-2 * elementary.log1p(float(-radius)))
+        self._kept = radius * sine
+        return radius * cosine
 
     def _doubles(self) -> Float64[np.ndarray, " 2"]:
         words = self._twister.random_raw(4).astype(np.uint64)
@@ -60,6 +65,7 @@ class TorchGenerator:
 
 def _box_muller(uniforms: Float32[np.ndarray, "k 16"]) -> Float32[np.ndarray, "k 16"]:
     one, two = uniforms[:, :8], uniforms[:, 8:]
-    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - one))
-    angle = np.float32(2 * np.pi) * two
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    logarithm = elementary.log((np.float32(1) - one).astype(np.float64)).astype(np.float32)
+    radius = np.sqrt(np.float32(-2) * logarithm)
+    sine, cosine = elementary.sin_cos((np.float32(2 * np.pi) * two).astype(np.float64))
+    return np.concatenate([radius * cosine.astype(np.float32), radius * sine.astype(np.float32)], axis=1)

@@ -6,6 +6,7 @@ A mask is float32 from 0, which stays, to 1, which is drawn anew.
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from sdjax.diffusion import elementary
 from sdjax.images.encode import PictureError
 from sdjax.images.fit import fitted_mask
 
@@ -44,7 +45,7 @@ def gaussian(values: Float32[np.ndarray, "h w *c"], sigma: float, reach: int) ->
 
     As OpenCV's `GaussianBlur` on float32, whose kernel has 2 * reach + 1 weights.
     """
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weights = elementary.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / sigma))
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (1, 0):
         size = values.shape[axis]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from sdjax.diffusion import elementary
 from sdjax.text.grammar import Problem
 from sdjax.text.tags import Tag, TagError, read_list
 
@@ -432,7 +433,7 @@ class _Reader:
         if signs:
             # A power that is no float any more is as good as the largest.
             base, power = (PLUS if signs[0][0] == "+" else MINUS), len(signs[0])
-            return base ** min(power, 7000), signs.end()
+            return elementary.power(base, min(power, 7000)), signs.end()
         number = _NUMBER.match(self.text, at) if numbers else None
         return (float(number[0]), number.end()) if number else None
 

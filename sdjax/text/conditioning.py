@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from sdjax.diffusion import elementary
 from sdjax.text import comfyui, compel, grammar
 from sdjax.text.chunks import Chunk, a1111_chunks, comfyui_chunks, empty_chunk, make_chunk
 from sdjax.text.tags import Tag, cut, look_alikes, uncut
@@ -518,7 +519,7 @@ def _compel_rows(words: Words, fragments: Sequence[compel.Fragment]) -> tuple[li
     rows = [(_Row(chunk, None), 1.0)]
     for first, last, weight in without:
         mask = tuple(not first <= at <= last for at in range(tokenizer.length))
-        rows.append((_Row(chunk, mask), math.tan((1 - max(_LEAST_WEIGHT, weight)) * math.pi / 2)))
+        rows.append((_Row(chunk, mask), elementary.tan((1 - max(_LEAST_WEIGHT, weight)) * math.pi / 2)))
     total = sum(share for _, share in rows)
     return [(row, share / total) for row, share in rows], ids
 

@@ -1,10 +1,21 @@
 """Prompts to token ids, with an account of what did not fit."""
 
+import json
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import CLIPTokenizer
+
+# The files of a tokenizer's folder that are read, and that digests of checkpoints are over.
+_ENDINGS = (".json", ".txt")
+# What a config may say that makes transformers open files. All of it is found in the folder under its usual name.
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+_FILES = ("vocab_file", "merges_file", "tokenizer_file", "added_tokens_file", "special_tokens_map_file")
+_NOT_NAMED = ("vocab", "merges", "tokenizer_object", "gguf_file", "spm_file")
+_MOST_SHOWN = 200
 
 
 class TokenizerError(ValueError):
@@ -35,16 +46,13 @@ class Tokenizer:
           length: positions of the text encoder.
 
         Raises:
-          TokenizerError: if files are missing or do not parse.
+          TokenizerError: if files are missing, do not parse, or name files that do not lie in the folder.
         """
         if not (folder / "tokenizer.json").is_file() and not (
             (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
         ):
             raise TokenizerError(f"{folder} has neither tokenizer.json nor vocab.json with merges.txt")
-        try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # the library raises bare Exception for files that do not parse
-            raise TokenizerError(f"{folder} does not hold a CLIP tokenizer: {error}") from error
+        self._tokenizer = _read(folder)
         self.length = length
         self.start, self.end, self.padding = (
             self._tokenizer.bos_token_id,
@@ -71,3 +79,49 @@ class Tokenizer:
         room = self.length - 2
         padding = [self.padding] * max(0, room - len(ids))
         return Tokens((self.start, *ids[:room], self.end, *padding), len(ids), self.decode(ids[room:]))
+
+
+def _read(folder: Path) -> Any:
+    """The library's tokenizer of a folder's files, where it finds no others."""
+    with tempfile.TemporaryDirectory() as name:
+        for file in sorted(folder.iterdir()):
+            if file.suffix in _ENDINGS and file.is_file():
+                shutil.copyfile(file, Path(name) / file.name)
+        for config in _CONFIGS:
+            _check_config(Path(name) / config, folder / config)
+        try:
+            return CLIPTokenizer.from_pretrained(name, local_files_only=True, **dict.fromkeys(_FILES))
+        except Exception as error:  # the library raises bare Exception for files that do not parse
+            why = str(error).replace(name, str(folder))
+            raise TokenizerError(f"{folder} does not hold a CLIP tokenizer: {why}") from error
+
+
+def _check_config(file: Path, where: Path) -> None:
+    """Raises `TokenizerError` if a config names files elsewhere than beside it."""
+    try:
+        config = json.loads(file.read_bytes()) if file.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{where.parent} does not hold a CLIP tokenizer: {where.name}: {error}") from error
+    if not isinstance(config, dict):
+        raise TokenizerError(f"{where} holds {type(config).__name__}, not an object")
+    for key in _NOT_NAMED:
+        if isinstance(config.get(key), str):
+            _refuse(
+                where, key, config[key], "nothing: vocab.json, merges.txt and tokenizer.json of the folder are read"
+            )
+    if config.get("init_inputs"):
+        _refuse(where, "init_inputs", config["init_inputs"], "nothing")
+    versions = config.get("fast_tokenizer_files") or []
+    for name in versions if isinstance(versions, list) else [versions]:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            _refuse(where, "fast_tokenizer_files", name, "names of files in the folder")
+    for key in _FILES if where.name != _CONFIGS[0] else ():
+        if config.get(key) is not None:
+            _refuse(where, key, config[key], "tokens")
+
+
+def _refuse(where: Path, key: str, found: Any, expected: str) -> None:
+    raise TokenizerError(
+        f"{where}: {key} = {repr(found)[:_MOST_SHOWN]}: expected {expected}; a tokenizer is read from its own folder "
+        f"alone, so put the file there and take {key} out of the config"
+    )

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -135,6 +136,41 @@ def test_a_damaged_tokenizer_is_an_error_that_names_its_folder(toy_folder, name,
     with pytest.raises(TokenizerError, match="does not hold a CLIP tokenizer") as raised:
         Tokenizer(toy_folder, 77)
     assert str(toy_folder) in str(raised.value)
+
+
+def say(folder: Path, file: str = "tokenizer_config.json", **more: object) -> None:
+    """Adds to a config in a tokenizer's folder."""
+    config = json.loads((folder / file).read_text("utf-8")) if (folder / file).is_file() else {}
+    (folder / file).write_text(json.dumps({**config, **more}), "utf-8")
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("key", ["vocab", "merges", "fast_tokenizer_files", "init_inputs"])
+def test_files_elsewhere_are_not_read(toy_folder, tmp_path_factory, file, key):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_tokenizer(elsewhere, cut_down(clip_vocabulary(), ["zeppelin"]), 77)
+    name = str(elsewhere / {"vocab": "vocab.json", "merges": "merges.txt"}.get(key, "tokenizer.4.0.json"))
+    say(toy_folder, file, **{key: [name] if key in ("fast_tokenizer_files", "init_inputs") else name})
+    with pytest.raises(TokenizerError, match=f"{file}: {key} = .*a tokenizer is read from its own folder alone"):
+        Tokenizer(toy_folder, 77)
+
+
+def test_a_config_may_name_files_that_nobody_reads(toy_folder):
+    """As those of real checkpoints do: paths of the machine where they were saved."""
+    plain = Tokenizer(toy_folder, 77)("a red apple")
+    say(
+        toy_folder, special_tokens_map_file="./special_tokens_map.json", name_or_path="openai/clip", auto_map={"a": "b"}
+    )
+    say(toy_folder, tokenizer_file="/home/someone/tokenizer.json", vocab_file="../vocab.json", merges_file=None)
+    say(toy_folder, fast_tokenizer_files=["tokenizer.json"])
+    assert Tokenizer(toy_folder, 77)("a red apple") == plain
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tekken.model", "chat_template.jinja", "vocab.json.bak"])
+def test_files_that_no_digest_is_over_are_not_read(toy_folder, name):
+    plain = Tokenizer(toy_folder, 77)("a red apple")
+    (toy_folder / name).write_text("{{ nothing", "utf-8")
+    assert Tokenizer(toy_folder, 77)("a red apple") == plain
 
 
 def test_what_is_written_is_what_transformers_reads(toy_folder):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sdjax.diffusion import elementary
 from sdjax.diffusion.samplers.run import Run, Step, ancestral
 from sdjax.diffusion.schedule import ScheduleError
 from sdjax.diffusion.tableau import Vector
@@ -18,7 +19,7 @@ _FEW_STEPS = 15
 
 
 def _time(sigma: float) -> float:
-    return -math.log(sigma) if sigma > 0 else math.inf
+    return -elementary.log(sigma) if sigma > 0 else math.inf
 
 
 def _multistep_order(run: Run, step: Step, before: int) -> int:
@@ -58,14 +59,14 @@ def dpmpp_multistep(run: Run) -> Vector:
         denoised = run.denoise(x, step.now, step.timestep)
         history, times = [denoised, *history][: run.order], [_time(step.now), *times][: run.order]
         h = _time(step.after) - times[0]
-        decay = math.expm1(-h)
+        decay = elementary.expm1(-h)
         order = _multistep_order(run, step, len(history) - 1)
         x = x * (step.after / step.now) - denoised * decay
         if order > 1:
             first, second = _differences(history[:order], times, h)
             x = x + first * (decay / h + 1 if heun or second is not None else -decay / 2)
             if second is not None:
-                x = x - second * ((decay + h) / h**2 - 0.5)
+                x = x - second * ((decay + h) / (h * h) - 0.5)
     return run.ended(x)
 
 
@@ -82,11 +83,11 @@ def dpm_multistep(run: Run) -> Vector:
         x = x + slope * (step.after - step.now)
         if order > 1:
             h = _time(step.after) - times[0]
-            growth = math.expm1(h)
+            growth = elementary.expm1(h)
             first, second = _differences(history[:order], times, h)
             x = x - first * (step.after * (growth / h - 1 if heun or second is not None else growth / 2))
             if second is not None:
-                x = x - second * (step.after * ((growth - h) / h**2 - 0.5))
+                x = x - second * (step.after * ((growth - h) / (h * h) - 0.5))
     return run.ended(x)
 
 
@@ -103,13 +104,13 @@ def dpmpp_2m_sde(run: Run) -> Vector:
         time = _time(step.now)
         h = _time(step.after) - time
         whole = h * (1 + run.eta)
-        decay = math.expm1(-whole)
-        x = x * math.exp(-whole) - denoised * decay
+        decay = elementary.expm1(-whole)
+        x = x * elementary.exp(-whole) - denoised * decay
         if before is not None and _multistep_order(run, step, 1) > 1:
             difference = (denoised - before[0]) * (h / (time - before[1]))
             x = x + difference * (1 + decay / whole if run.config.solver_type == "heun" else -decay / 2)
         if run.eta > 0:
-            up = step.after * math.sqrt(-math.expm1(-2 * h * run.eta))
+            up = step.after * math.sqrt(-elementary.expm1(-2 * h * run.eta))
             x = x + run.brownian(step.now, step.after) * up
         before = (denoised, time)
     return run.ended(x)
@@ -127,13 +128,13 @@ def dpm_2m_sde(run: Run) -> Vector:
             return x - slope * step.now
         time = _time(step.now)
         h = _time(step.after) - time
-        growth = math.expm1(h)
+        growth = elementary.expm1(h)
         x = x - slope * (2 * step.after * growth)
         if before is not None and _multistep_order(run, step, 1) > 1:
             difference = (slope - before[0]) * (h / (time - before[1]))
             heun = run.config.solver_type == "heun"
             x = x - difference * (step.after * (2 * (growth / h - 1) if heun else growth))
-        x = x + run.brownian(step.now, step.after) * (step.after * math.sqrt(math.expm1(2 * h)))
+        x = x + run.brownian(step.now, step.after) * (step.after * math.sqrt(elementary.expm1(2 * h)))
         before = (slope, time)
     return run.ended(x)
 
@@ -150,8 +151,8 @@ def dpmpp_3m_sde(run: Run) -> Vector:
         history, times = [denoised, *history][:3], [_time(step.now), *times][:3]
         h = _time(step.after) - times[0]
         whole = h * (1 + run.eta)
-        decay = math.expm1(-whole)
-        x = x * math.exp(-whole) - denoised * decay
+        decay = elementary.expm1(-whole)
+        x = x * elementary.exp(-whole) - denoised * decay
         if len(history) > 1:
             first, second = _differences(history, times, h)
             phi_2 = decay / whole + 1
@@ -159,7 +160,7 @@ def dpmpp_3m_sde(run: Run) -> Vector:
             if second is not None:
                 x = x - second * (phi_2 / whole - 0.5)
         if run.eta > 0:
-            up = step.after * math.sqrt(-math.expm1(-2 * h * run.eta))
+            up = step.after * math.sqrt(-elementary.expm1(-2 * h * run.eta))
             x = x + run.brownian(step.now, step.after) * up
     return x
 
@@ -263,10 +264,10 @@ def _data_update(run: Run, base: Vector, history: list[Vector], sigmas: list[flo
     x = base * ratio + history[-1] * (1 - ratio)
     if len(history) > 1:
         first, second, h = _single_differences(history, sigmas, after, heun)
-        decay = math.expm1(-h)
+        decay = elementary.expm1(-h)
         x = x + first * (decay / h + 1 if heun or len(history) == 3 else -decay / 2)
         if second is not None:
-            x = x - second * ((decay + h) / h**2 - 0.5)
+            x = x - second * ((decay + h) / (h * h) - 0.5)
     return x
 
 
@@ -275,10 +276,10 @@ def _noise_update(run: Run, base: Vector, history: list[Vector], sigmas: list[fl
     x = base + history[-1] * (after - sigmas[-1])
     if len(history) > 1:
         first, second, h = _single_differences(history, sigmas, after, heun)
-        growth = math.expm1(h)
+        growth = elementary.expm1(h)
         x = x - first * (after * (growth / h - 1 if heun or len(history) == 3 else growth / 2))
         if second is not None:
-            x = x - second * (after * ((growth - h) / h**2 - 0.5))
+            x = x - second * (after * ((growth - h) / (h * h) - 0.5))
     return x
 
 
@@ -294,10 +295,10 @@ def dpm_fast(run: Run) -> Vector:
     x = run.start
     evaluation = 0
     for order, time, end in zip(orders, ends[:-1], ends[1:], strict=True):
-        now, after = math.exp(-time), math.exp(-end)
+        now, after = elementary.exp(-time), elementary.exp(-end)
         down, up = ancestral(now, after, run.eta)
         down = max(down, float(run.levels[0]))
-        up = math.sqrt(max(after**2 - down**2, 0.0)) if up > 0 else 0.0
+        up = math.sqrt(max(after * after - down * down, 0.0)) if up > 0 else 0.0
         h = _time(down) - time
         run.begin_step(evaluation)
         slope = run.keep((x - run.denoise(x, now)) / now)
@@ -305,19 +306,19 @@ def dpm_fast(run: Run) -> Vector:
         if order > 1:
             # Of order 2 at one half, of order 3 at one third and two thirds of the step.
             share = 1 / order
-            middle = math.exp(-(time + share * h))
+            middle = elementary.exp(-(time + share * h))
             run.begin_step(evaluation + 1)
             ahead = x + slope * (middle - now)
             change = run.keep((ahead - run.denoise(ahead, middle)) / middle - slope)
             if order == 2:
-                following = following - change * (down * math.expm1(h) / (2 * share))
+                following = following - change * (down * elementary.expm1(h) / (2 * share))
             else:
-                later = math.exp(-(time + 2 * share * h))
-                bend = math.expm1(2 * share * h) / (2 * share * h) - 1
+                later = elementary.exp(-(time + 2 * share * h))
+                bend = elementary.expm1(2 * share * h) / (2 * share * h) - 1
                 run.begin_step(evaluation + 2)
                 ahead = x + slope * (later - now) - change * (later * 2 * bend)
                 change = (ahead - run.denoise(ahead, later)) / later - slope
-                following = following - change * (down / (2 * share) * (math.expm1(h) / h - 1))
+                following = following - change * (down / (2 * share) * (elementary.expm1(h) / h - 1))
         x = following if up == 0 else following + run.noise() * up
         evaluation += order
     return x
@@ -330,7 +331,7 @@ def deis(run: Run) -> Vector:
     logs: list[float] = []
     for step in run:
         slope = run.keep((x - run.denoise(x, step.now, step.timestep)) / step.now)
-        history, logs = [slope, *history][: run.order], [math.log(step.now), *logs][: run.order]
+        history, logs = [slope, *history][: run.order], [elementary.log(step.now), *logs][: run.order]
         order = _multistep_order(run, step, len(history) - 1)
         for index, past in enumerate(history[:order]):
             x = x + past * _integral_in_sigma(np.array(logs[:order]), index, step.now, step.after)
@@ -340,7 +341,7 @@ def deis(run: Run) -> Vector:
 def _integral_in_sigma(logs: np.ndarray, index: int, now: float, after: float) -> float:
     """The integral over sigma of the polynomial in log sigma that is 1 at one node and 0 at the others."""
     others = np.delete(logs, index)
-    factors = np.polynomial.polynomial.polyfromroots(others) / np.prod(logs[index] - others)
+    factors = np.array(elementary.polynomial_with_roots(others)) / np.prod(logs[index] - others)
 
     return _primitive(factors, after) - _primitive(factors, now)
 
@@ -349,9 +350,9 @@ def _primitive(factors: np.ndarray, sigma: float) -> float:
     """The integral from 0 to sigma of a polynomial in log sigma."""
     if sigma == 0:
         return 0.0
-    log, total, power = math.log(sigma), 0.0, 0.0
+    log, total, power = elementary.log(sigma), 0.0, 0.0
     for exponent, factor in enumerate(factors):
-        power = sigma * log**exponent - exponent * power
+        power = sigma * elementary.power(log, exponent) - exponent * power
         total += factor * power
     return total
 
@@ -405,17 +406,17 @@ def _united(
     h = _time(after) - _time(now)
     signed = -h if of_data else h
     ratios = [(_time(sigma) - _time(now)) / h for sigma in sigmas[1:]] + [1.0]
-    scale = math.expm1(signed) if bh2 else signed
-    moments, phi, factorial = [], math.expm1(signed) / signed - 1, 1
+    scale = elementary.expm1(signed) if bh2 else signed
+    moments, phi, factorial = [], elementary.expm1(signed) / signed - 1, 1
     for power in range(1, order + 1):
         moments.append(phi * factorial / scale)
         factorial *= power + 1
         phi = phi / signed - 1 / factorial
-    matrix = np.array([[ratio**power for ratio in ratios] for power in range(order)])
+    matrix = [[elementary.power(ratio, power) for ratio in ratios] for power in range(order)]
     if ahead is not None:
-        weights = np.array([0.5]) if order == 1 else np.linalg.solve(matrix, np.array(moments))
+        weights = [0.5] if order == 1 else elementary.solve(matrix, moments)
     else:
-        weights = np.array([0.5]) if order == 2 else np.linalg.solve(matrix[:-1, :-1], np.array(moments[:-1]))
+        weights = [0.5] if order == 2 else elementary.solve([row[:-1] for row in matrix[:-1]], moments[:-1])
     factor = -scale if of_data else -after * scale
     for weight, ratio, past in zip(weights, ratios, history[1:], strict=False):
         result = result + (past - newest) * (factor * weight / ratio)

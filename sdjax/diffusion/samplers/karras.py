@@ -124,7 +124,7 @@ def restart(run: Run) -> Vector:
     for index, (now, after) in enumerate(spans):
         run.begin_step(index)
         if reached < now:
-            x = x + run.noise() * math.sqrt(now**2 - reached**2)
+            x = x + run.noise() * math.sqrt(now * now - reached * reached)
         slope = (x - run.denoise(x, now)) / now
         x = _corrected(run, x, slope, now, after)
         reached = after

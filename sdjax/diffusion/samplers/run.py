@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from sdjax.diffusion import elementary
 from sdjax.diffusion.schedule import SchedulerConfig, Steps, sigma_of, timestep_of, training_sigmas
 from sdjax.diffusion.tableau import Recorder, Table, Vector
 
@@ -134,7 +135,7 @@ class Run:
         if gamma == 0:
             return latents, step.now, step.timestep
         raised = step.now * (1 + gamma)
-        return latents + fresh * math.sqrt(raised**2 - step.now**2), raised, None
+        return latents + fresh * math.sqrt(raised * raised - step.now * step.now), raised, None
 
     def ended(self, latents: Vector) -> Vector:
         """The result of a solver that diffusers writes for unit variance: what ends with noise is smaller."""
@@ -145,8 +146,8 @@ def ancestral(now: float, after: float, eta: float) -> tuple[float, float]:
     """The level to step down to, and the noise to add there to come to `after`; k-diffusion, `get_ancestral_step`."""
     if eta == 0:
         return after, 0.0
-    up = min(after, eta * math.sqrt(after**2 * (now**2 - after**2)) / now)
-    return math.sqrt(max(after**2 - up**2, 0.0)), up
+    up = min(after, eta * math.sqrt(after * after * (now * now - after * after)) / now)
+    return math.sqrt(max(after * after - up * up, 0.0)), up
 
 
 def lagrange_integrals(nodes: Float64[np.ndarray, " n"], start: float, end: float) -> Float64[np.ndarray, " n"]:
@@ -154,12 +155,13 @@ def lagrange_integrals(nodes: Float64[np.ndarray, " n"], start: float, end: floa
     result = []
     for node in nodes:
         others = nodes[nodes != node]
-        basis = np.polynomial.Polynomial.fromroots(others) / np.prod(node - others) if len(others) else None
-        primitive = basis.integ() if basis is not None else np.polynomial.Polynomial([0.0, 1.0])
-        result.append(primitive(end) - primitive(start))
+        basis = np.array(elementary.polynomial_with_roots(others)) / np.prod(node - others)
+        primitive = [0.0, *(basis / np.arange(1, len(basis) + 1))]
+        until, before = (sum(c * elementary.power(at, n) for n, c in enumerate(primitive)) for at in (end, start))
+        result.append(until - before)
     return np.array(result)
 
 
 def alpha(sigma: float) -> float:
     """The share of the clean picture in latents of unit variance."""
-    return 1 / math.sqrt(1 + sigma**2)
+    return 1 / math.sqrt(1 + sigma * sigma)

@@ -32,9 +32,9 @@ def ddpm(run: Run) -> Vector:
         now, after = alpha(step.now), alpha(step.after)
         x = scaled / now
         denoised = run.denoise(x, step.now, step.timestep)
-        share = 1 - (now / after) ** 2  # beta of the whole step
-        left = (1 - after**2) / (1 - now**2)
-        scaled = denoised * (after * share / (1 - now**2)) + x * (now / after * left * now)
+        share = 1 - now / after * (now / after)  # beta of the whole step
+        left = (1 - after * after) / (1 - now * now)
+        scaled = denoised * (after * share / (1 - now * now)) + x * (now / after * left * now)
         variance = share if run.config.variance_type == "fixed_large" else left * share
         if step.after > 0:
             scaled = scaled + run.noise() * math.sqrt(variance)
@@ -48,9 +48,9 @@ def ddim(run: Run) -> Vector:
         x = scaled / alpha(step.now)
         denoised = run.denoise(x, step.now, step.timestep)
         before = _reached(run, step)
-        now, after = alpha(step.now) ** 2, alpha(before) ** 2
+        now, after = (share * share for share in (alpha(step.now), alpha(before)))
         up = run.eta * math.sqrt(max((1 - after) / (1 - now) * (1 - now / after), 0.0))
-        direction = (x - denoised) / step.now * math.sqrt(max(1 - after - up**2, 0.0))
+        direction = (x - denoised) / step.now * math.sqrt(max(1 - after - up * up, 0.0))
         scaled = denoised * math.sqrt(after) + direction
         if up > 0:
             scaled = scaled + run.noise() * up
@@ -178,11 +178,11 @@ def lcm(run: Run) -> Vector:
         x = scaled / alpha(step.now)
         denoised = run.denoise(x, step.now, step.timestep)
         time = step.timestep * run.config.timestep_scaling
-        skip = _SIGMA_DATA**2 / (time**2 + _SIGMA_DATA**2)
-        scaled = denoised * (time / math.hypot(time, _SIGMA_DATA)) + x * (skip * alpha(step.now))
+        skip = _SIGMA_DATA * _SIGMA_DATA / (time * time + _SIGMA_DATA * _SIGMA_DATA)
+        scaled = denoised * (time / math.sqrt(time * time + _SIGMA_DATA * _SIGMA_DATA)) + x * (skip * alpha(step.now))
         if not step.last:
             after = alpha(step.after)
-            scaled = scaled * after + run.noise() * math.sqrt(1 - after**2)
+            scaled = scaled * after + run.noise() * math.sqrt(1 - after * after)
     return scaled
 
 
@@ -197,5 +197,5 @@ def tcd(run: Run) -> Vector:
         scaled = (denoised + (x - denoised) / step.now * lower) * alpha(lower)
         if run.eta > 0 and not step.last:
             ratio = min(alpha(step.after) / alpha(lower), 1.0)
-            scaled = scaled * ratio + run.noise() * math.sqrt(1 - ratio**2)
+            scaled = scaled * ratio + run.noise() * math.sqrt(1 - ratio * ratio)
     return scaled
