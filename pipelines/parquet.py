@@ -2,6 +2,7 @@
 
 import contextlib
 import decimal
+import functools
 import gzip
 import io
 import json
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.rows import MARK, MAX_LINE_BYTES, PromptFileError, Row, typed_row
 from pipelines.sweeps import MAX_PER_ROW
 from pipelines.tables import check_columns
-from sdjax.job import shown
+from sdjax.job import printable, shown
 
 # Rows that are read at once, and bytes that these may unfold to.
 _BATCH = 256
@@ -46,7 +47,7 @@ def read_parquet(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
         for index in range(opened.metadata.num_row_groups):
             at_once = _rows_at_once(opened.metadata.row_group(index), name, number)
             batches = opened.iter_batches(at_once, row_groups=[index])
-            while (batch := _guarded(lambda batches=batches: next(batches, None), name)) is not None:
+            while (batch := _guarded(functools.partial(next, batches, None), name)) is not None:
                 yield from _rows(batch, name, number)
                 number += batch.num_rows
 
@@ -55,7 +56,9 @@ def _guarded(read: Callable[[], Any], name: str) -> Any:
     try:
         return read()
     except Exception as error:  # whatever it may be that pyarrow says of a damaged file
-        raise PromptFileError(f"{name}: not a whole parquet file: {str(error)[:300]}. Write it again.") from error
+        raise PromptFileError(
+            f"{name}: not a whole parquet file: {printable(str(error)[:300])}. Write it again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -71,8 +74,9 @@ def _unpacked(stream: io.BufferedIOBase, name: str) -> Iterator[Any]:
 def _check_types(schema: Any, name: str) -> None:
     for field in schema:
         if not _is_plain(field.type) and not (_is_list(field.type) and _is_plain(field.type.value_type)):
+            kind = printable(str(field.type)[:200])
             raise PromptFileError(
-                f"{name}: the column {shown(field.name)} holds {str(field.type)[:200]}; expected text, numbers, "
+                f"{name}: the column {shown(field.name)} holds {kind}; expected text, numbers, "
                 "true and false, or lists of these. Write it again as one of them."
             )
 

@@ -23,7 +23,7 @@ from pipelines.rows import UTF8_MARK, PromptFileError, Row, read_jsonl, read_txt
 from pipelines.sweeps import PROMPTS, check_number, drawn_seed, expand, row_key, size, swept
 from pipelines.tables import read_table
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, repeated
+from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, printable, repeated
 from sdjax.text.templates import (
     Template,
     TemplateError,
@@ -169,7 +169,7 @@ def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> l
     except OverflowError:
         return Reject(row.source, row.line, row.text, "a number in it is far too large; make it smaller")
     except ValueError as error:  # of jobs, sweeps, templates, or one of Python's own about numbers of too many digits
-        return Reject(row.source, row.line, row.text, shortened(str(error)))
+        return Reject(row.source, row.line, row.text, printable(shortened(str(error))))
 
 
 def _asked(

@@ -17,7 +17,7 @@ from pipelines.fields import (
     with_fields_named,
     with_partners,
 )
-from sdjax.job import PICTURES, allowed_types, near_match, shown
+from sdjax.job import PICTURES, allowed_types, near_match, printable, shown
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -230,7 +230,7 @@ def read_sweeps(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """
     found: dict[str, tuple[Any, ...]] = {}
     for text in texts:
-        said = f"--sweep {text[:_SHOWN_LETTERS]}"
+        said = f"--sweep {printable(text[:_SHOWN_LETTERS])}"
         name, equals, values = (part.strip() for part in text.partition("="))
         key = field_named(name)
         if not equals or not values:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from pipelines.fields import is_number, unknown_fields
-from pipelines.rows import MAX_LINE_BYTES, Line, PromptFileError, Row, lines_of, not_utf8
+from pipelines.rows import MAX_LINE_BYTES, Line, PromptFileError, Row, lines_of, not_utf8, shortened
 from pipelines.sweeps import ROW_KEYS
-from sdjax.job import shown
+from sdjax.job import printable, shown
 
 # Of one record; prompts have few. Where a quote is open, each line is read again after the one before is given up.
 _MOST_LINES = 1000
@@ -60,7 +60,7 @@ def _records(lines: Iterator[Line], delimiter: str) -> Iterator[_Record]:
         except StopIteration:
             fields, problem = [], None
         except csv.Error as error:
-            fields, problem = [], f"not a record: {error}; is a quote not closed or not doubled?"
+            fields, problem = [], f"not a record: {printable(str(error))}; is a quote not closed or not doubled?"
         if not record:
             return
         if record[-1].problem and len(record) == 1:
@@ -111,7 +111,7 @@ def _delimiter_of(first: Line, usual: str, name: str) -> tuple[str, bool]:
     text = first.raw.decode("utf-8", "surrogateescape")
     if said := _SEP.fullmatch(text):
         if said[1] not in _DELIMITERS:
-            raise PromptFileError(f"{name}: 'sep={said[1]}' in its first line; expected one of , ; and tab")
+            raise PromptFileError(f"{name}: 'sep={printable(said[1])}' in its first line; expected one of , ; and tab")
         return said[1], True
     for delimiter in (usual, *_DELIMITERS):
         columns = [column.strip(' "\r\n') for column in text.split(delimiter)]
@@ -150,4 +150,4 @@ def check_columns(columns: Sequence[str], name: str) -> None:
     if twice:
         raise PromptFileError(f"{name}: the column {twice[0]!r} is there twice; keep one")
     if "prompt" not in columns:
-        raise PromptFileError(f"{name}: no column 'prompt' in the header, which is {', '.join(columns)}")
+        raise PromptFileError(f"{name}: no column 'prompt' in the header, which is {shortened(', '.join(columns))}")

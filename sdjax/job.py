@@ -486,6 +486,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def printable(text: str) -> str:
+    """A text in which control characters are written as escapes."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def near_match(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """ " (did you mean 'steps'?)", or nothing if none of what is known is near."""
     if len(word) > _LONGEST_NAME:
