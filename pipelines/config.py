@@ -13,7 +13,7 @@ from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.schedule import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.job import FIELDS, Job, JobError, near_match, shown
+from sdjax.job import FIELDS, Job, JobError, near_match, printable, shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import VAE_TILE
 from sdjax.plan import LORA_MODES
@@ -194,7 +194,7 @@ def _setting(key: str, text: str) -> Any:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."
+    return printable(text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}...")
 
 
 def make(keys: Mapping[str, Any], sweeps: Mapping[str, Sequence[Any]] | None = None) -> RunConfig:

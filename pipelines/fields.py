@@ -9,6 +9,7 @@ from typing import Any
 from sdjax.job import (
     FIELDS,
     NEEDS,
+    NUMBERED,
     ONLY_WITH,
     PICTURES,
     Job,
@@ -194,6 +195,12 @@ def job_from_text(row: Mapping[str, Any]) -> Job:
     return Job(**values)
 
 
+def is_number(name: str) -> bool:
+    """Whether a field, by any of its names, is a number."""
+    field = field_named(name)
+    return field in FIELDS and not {str, bool} & set(allowed_types(field))
+
+
 def field_from_text(name: str, text: str) -> Any:
     """The value of a field that is written as text; raises `JobError` if it can't be read."""
     allowed = allowed_types(name)
@@ -221,9 +228,11 @@ def truth_from_text(name: str, text: str) -> bool:
 
 
 def _integral(name: str, value: Any) -> Any:
-    """2.0 as 2 where a whole number belongs: tables with a gap in a column hold its numbers so."""
+    """2.0 as 2 where a whole number belongs, as tables with gaps hold it; a choice by its number."""
     if bool in allowed_types(name) and value in (0, 1):
         return bool(value)
+    if name in NUMBERED and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
+        return str(int(value))
     if int not in allowed_types(name) or not isinstance(value, float) or not value.is_integer():
         return value
     require(abs(value) <= _EXACT, name, value, f"a whole number without a point: above {_EXACT} digits are lost")

@@ -5,67 +5,33 @@ in any format. What is wrong with one row is that row's problem, and what is wro
 such format, no rows, columns that no job has, a gzip that breaks off) is a `PromptFileError`.
 """
 
-import collections
 import contextlib
-import csv
 import dataclasses
 import gzip
 import io
 import itertools
-import json
 import math
-import shutil
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipelines.config import RunConfig
-from pipelines.fields import filled_in, job_from_text, partner_of, unknown_fields, with_fields_named
-from pipelines.sweeps import PROMPTS, ROW_KEYS, check_letters, check_number, drawn_seed, expand, row_key, size, swept
+from pipelines.fields import filled_in, job_from_text, partner_of, with_fields_named
+from pipelines.parquet import read_parquet
+from pipelines.rows import UTF8_MARK, PromptFileError, Row, read_jsonl, read_txt, shortened
+from pipelines.sweeps import PROMPTS, check_letters, check_number, drawn_seed, expand, row_key, size, swept
+from pipelines.tables import read_table
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, repeated
+from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, printable, repeated
 from sdjax.text.template_grammar import Template, TemplateError, has_template, parse_template
 from sdjax.text.templates import choose, combinations
 from sdjax.text.wildcards import Wildcards, count
 
 OpenBinary = Callable[[], io.BufferedIOBase]
 
-# The longest line, and the longest record of several lines. Two prompts of the greatest length
-# (`job.MAX_PROMPT`), with each letter as JSON's 12-byte escape, take 2.4 MB.
-MAX_LINE_BYTES = 4 * 2**20
-# What is shown of a line that is longer, and of a reason.
-_SHOWN_LETTERS = 500
-_PARQUET_BATCH = 256
-
 _GZIP_MAGIC = b"\x1f\x8b"
-_UTF8_MARK = b"\xef\xbb\xbf"
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-
-
-class PromptFileError(ValueError):
-    """A prompt file that can't be used as a whole; the message names the file and says what to do."""
-
-
-class Row(NamedTuple):
-    """One row of a prompt file.
-
-    source: the file's name.
-    line: where it begins: the physical line, or in parquet the row, counted from 1.
-    values: by job field, text as in the file or typed as in JSON and parquet; None if there is a problem.
-    text: the row as it stands, for the report of rejects (unreadable bytes as U+FFFD, very long ones cut).
-    problem: why it can't be read, or None.
-    """
-
-    source: str
-    line: int
-    values: dict[str, Any] | None
-    text: str
-    problem: str | None
 
 
 class Reject(NamedTuple):
@@ -77,233 +43,28 @@ class Reject(NamedTuple):
     reason: str
 
 
-# --- From bytes to lines ---
-
-
-class _Line(NamedTuple):
-    number: int
-    raw: bytes
-    problem: str | None
-
-    def shown(self) -> str:
-        text = self.raw.rstrip(b"\r\n").decode("utf-8", "replace")
-        return text if self.problem is None else shortened(text)
-
-
-def shortened(text: str) -> str:
-    """The text, cut where it is too long to show."""
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}… ({len(text)} letters)"
-
-
-def _lines(stream: io.BufferedIOBase) -> Iterator[_Line]:
-    """The physical lines with their ends, without the mark of UTF-8; bounded in memory."""
-    number = 0
-    while raw := stream.readline(MAX_LINE_BYTES):
-        number += 1
-        problem = None
-        if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-            problem = f"the line is longer than {MAX_LINE_BYTES} bytes; is a line break missing?"
-            while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                pass
-        if number == 1:
-            raw = raw.removeprefix(_UTF8_MARK)
-        yield _Line(number, raw, problem)
-
-
-def _bad_utf8(error: UnicodeDecodeError, raw: bytes) -> str:
-    return f"byte {error.start + 1} of the row, 0x{raw[error.start]:02x}, is not UTF-8; save the file so"
-
-
 # --- The formats ---
 
 
-def _read_txt(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
-    """A prompt a line, taken whole."""
-    for line in _lines(stream):
-        text, problem = line.shown(), line.problem
-        if not problem:
-            try:
-                text = line.raw.rstrip(b"\r\n").decode()
-            except UnicodeDecodeError as error:
-                problem = _bad_utf8(error, line.raw)
-            if "\r" in text and not problem:
-                problem = "carriage returns within the line; save the file with line ends of Unix or Windows"
-        if problem:
-            yield Row(name, line.number, None, text, problem)
-        elif text.strip():
-            yield Row(name, line.number, {"prompt": text}, text, None)
-
-
-def _read_jsonl(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
-    """An object a line."""
-    for line in _lines(stream):
-        if not line.raw.strip():
-            continue
-        try:
-            if line.problem:
-                raise ValueError(line.problem)
-            values = _json_object(line.raw.decode())
-        except UnicodeDecodeError as error:
-            yield Row(name, line.number, None, line.shown(), _bad_utf8(error, line.raw))
-        except ValueError as error:
-            yield Row(name, line.number, None, line.shown(), str(error))
-        else:
-            yield Row(name, line.number, values, line.shown(), None)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = [name for name, count in collections.Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(f"the key {twice[0]!r} is there twice; keep one")
-        return dict(pairs)
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON; leave the key out where there is no value")
-
-    try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at letter {error.pos + 1}; expected an object") from None
-    except RecursionError:
-        raise ValueError("nested too deep; expected a flat object") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"a JSON {type(value).__name__}; expected an object with the key 'prompt'")
-    return value
-
-
-class _Record(NamedTuple):
-    """A record of a table: its fields, or a problem and the line that is given up for it."""
-
-    lines: list[_Line]
-    fields: list[str]
-    problem: str | None
-
-    def shown(self) -> str:
-        return "\n".join(line.shown() for line in self.lines)
-
-
-def _records(lines: Iterator[_Line], delimiter: str) -> Iterator[_Record]:
-    """Records as Excel writes them (RFC 4180), each of one physical line or of several within quotes.
-
-    A record that breaks the rules, such as by a quote that is never closed, costs its first line only: the
-    reading goes on with the second.
-    """
-    waiting: collections.deque[_Line] = collections.deque()
-
-    def taken(into: list[_Line]) -> Iterator[str]:
-        size = 0
-        while size < MAX_LINE_BYTES:
-            line = waiting.popleft() if waiting else next(lines, None)
-            if line is None:
-                return
-            into.append(line)
-            if line.problem:
-                return
-            size += len(line.raw)
-            yield line.raw.decode("utf-8", "surrogateescape")
-
-    while True:
-        record: list[_Line] = []
-        try:
-            fields = next(csv.reader(taken(record), delimiter=delimiter, strict=True))
-            problem = None
-        except StopIteration:
-            fields, problem = [], None
-        except csv.Error as error:
-            fields, problem = [], f"not a record: {error}; is a quote not closed or not doubled?"
-        if not record:
-            return
-        if record[-1].problem and len(record) == 1:
-            problem = record[0].problem
-        if problem:
-            waiting.extendleft(reversed(record[1:]))
-            yield _Record(record[:1], [], problem)
-        elif any(field.strip() for field in fields) or len(fields) > 1:
-            yield _Record(record, fields, _undecodable(record))
-
-
-def _undecodable(record: list[_Line]) -> str | None:
-    raw = b"".join(line.raw for line in record)
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        return _bad_utf8(error, raw)
-    return None
-
-
-def _table(delimiter: str) -> Callable[[io.BufferedIOBase, str], Iterator[Row]]:
-    def read(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
-        records = _records(_lines(stream), delimiter)
-        header = next(records, None)
-        if header is None:
-            return
-        if header.problem:
-            raise PromptFileError(f"{name}, line {header.lines[0].number}: the header: {header.problem}")
-        columns = [column.strip() for column in header.fields]
-        _check_columns(columns, name)
-        for record in records:
-            fields, problem = record.fields, record.problem
-            if not problem and len(fields) != len(columns):
-                problem = f"{len(fields)} values for {len(columns)} columns; is a quote missing?"
-            values = None if problem else dict(zip(columns, fields, strict=True))
-            yield Row(name, record.lines[0].number, values, record.shown(), problem)
-
-    return read
-
-
-def _check_columns(columns: Sequence[str], name: str) -> None:
-    problem = unknown_fields(column for column in columns if column not in ROW_KEYS)
-    if problem:
-        raise PromptFileError(f"{name}: {problem}. Rename or remove it: nothing in a prompt file is ignored.")
-    twice = [column for column, count in collections.Counter(columns).items() if count > 1]
-    if twice:
-        raise PromptFileError(f"{name}: the column {twice[0]!r} is there twice; keep one")
-    if "prompt" not in columns:
-        raise PromptFileError(f"{name}: no column 'prompt' in the header, which is {', '.join(columns)}")
-
-
-def _read_parquet(stream: io.BufferedIOBase, name: str) -> Iterator[Row]:
-    """A column per job field; lines are rows, counted from 1."""
-    with contextlib.ExitStack() as stack:
-        if not isinstance(stream, gzip.GzipFile):
-            file: Any = stream
-        else:  # which can't be read from its end, where parquet keeps its table of contents
-            file = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(stream, file)
-        try:
-            table = pq.ParquetFile(file)
-            _check_columns(table.schema_arrow.names, name)
-            number = 0
-            for batch in table.iter_batches(_PARQUET_BATCH):
-                for index in range(batch.num_rows):
-                    number += 1
-                    yield _parquet_row(batch.slice(index, 1), name, number)
-        except (pa.ArrowException, OSError) as error:
-            raise PromptFileError(f"{name}: not a whole parquet file: {error}. Write it again.") from error
-
-
-def _parquet_row(row: pa.RecordBatch, name: str, number: int) -> Row:
-    try:
-        [values] = row.to_pylist()
-    except (ValueError, OverflowError) as error:  # text that is not UTF-8, dates out of Python's range
-        return Row(name, number, None, "", f"a value can't be read: {error}")
-    return Row(name, number, values, json.dumps(values, default=str, ensure_ascii=False), None)
-
-
 class _Format(NamedTuple):
+    """How files of an extension are read.
+
+    holds: what is expected in one.
+    typed: whether its values have types, so that an empty text is one and no gap.
+    """
+
     read: Callable[[io.BufferedIOBase, str], Iterator[Row]]
-    holds: str  # what is expected in such a file
+    holds: str
+    typed: bool = False
 
 
 FORMATS: dict[str, _Format] = {
-    ".txt": _Format(_read_txt, "a prompt a line"),
-    ".csv": _Format(_table(","), "a header with the column 'prompt', and rows under it"),
-    ".tsv": _Format(_table("\t"), "a header with the column 'prompt', and rows under it"),
-    ".jsonl": _Format(_read_jsonl, "an object with the key 'prompt' a line"),
-    ".ndjson": _Format(_read_jsonl, "an object with the key 'prompt' a line"),
-    ".parquet": _Format(_read_parquet, "a column 'prompt', and rows"),
+    ".txt": _Format(read_txt, "a prompt a line"),
+    ".csv": _Format(read_table(","), "a header with the column 'prompt', and rows under it"),
+    ".tsv": _Format(read_table("\t"), "a header with the column 'prompt', and rows under it"),
+    ".jsonl": _Format(read_jsonl, "an object with the key 'prompt' a line", typed=True),
+    ".ndjson": _Format(read_jsonl, "an object with the key 'prompt' a line", typed=True),
+    ".parquet": _Format(read_parquet, "a column 'prompt', and rows", typed=True),
 }
 
 
@@ -326,7 +87,7 @@ def read_rows(open_binary: OpenBinary, name: str) -> Iterator[Row]:
     count, line = 0, 0
     try:
         with open_binary() as stream:
-            head = stream.read(len(_UTF8_MARK))
+            head = stream.read(len(UTF8_MARK))
         _check_head(head, gzipped, name)
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(open_binary())
@@ -401,7 +162,7 @@ def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> l
     except OverflowError:
         return Reject(row.source, row.line, row.text, "a number in it is far too large; make it smaller")
     except ValueError as error:  # of jobs, sweeps, templates, or one of Python's own about numbers of too many digits
-        return Reject(row.source, row.line, row.text, shortened(str(error)))
+        return Reject(row.source, row.line, row.text, printable(shortened(str(error))))
 
 
 def _asked(
@@ -499,8 +260,7 @@ def _with_texts_chosen(job: Job, templates: Mapping[str, Template], wildcards: W
 
 def _is_empty_prompt(row: Row, name: str) -> bool:
     """Whether the prompt is said to be empty: where values have types, as in JSON; in a table it was left out."""
-    typed = any(ending in row.source.lower() for ending in (".jsonl", ".ndjson", ".parquet"))
-    return typed and name == "prompt" and (row.values or {}).get(name) == ""
+    return name == "prompt" and (row.values or {}).get(name) == "" and _format(row.source)[0].typed
 
 
 def _is_blank(value: Any) -> bool:

@@ -11,12 +11,13 @@ from typing import Any
 from pipelines.fields import (
     field_from_text,
     field_named,
+    is_number,
     job_from_text,
     unknown_fields,
     with_fields_named,
     with_partners,
 )
-from sdjax.job import PICTURES, allowed_types, near_match, shown
+from sdjax.job import PICTURES, allowed_types, near_match, printable, shown
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -73,7 +74,7 @@ def values_of(name: str, value: Any) -> Sequence[Any]:
     found: list[Any] = []
     for each in value:
         if isinstance(each, list | tuple):
-            raise SweepError(f"{name}: a list within a list; expected values such as {_EXAMPLES[_is_number(name)]}")
+            raise SweepError(f"{name}: a list within a list; expected values such as {_EXAMPLES[is_number(name)]}")
         found += _from_text(name, each) if isinstance(each, str) else (each,)
         _bounded(name, found)
     return found
@@ -82,20 +83,16 @@ def values_of(name: str, value: Any) -> Sequence[Any]:
 _EXAMPLES = {True: "1, 4, 7..9", False: "euler, ddim"}
 
 
-def _is_number(name: str) -> bool:
-    return not {str, bool} & set(allowed_types(name))
-
-
 def _from_text(name: str, text: str) -> Sequence[Any]:
-    if name in PROMPTS or name in PICTURES or ("," not in text and (".." not in text or not _is_number(name))):
+    if name in PROMPTS or name in PICTURES or ("," not in text and (".." not in text or not is_number(name))):
         return (text,)
     found: list[Any] = []
     for piece in text.split(","):
         if not piece.strip():
             raise SweepError(
-                f"{name} = {shown(text)}: nothing between two commas; expected {_EXAMPLES[_is_number(name)]}"
+                f"{name} = {shown(text)}: nothing between two commas; expected {_EXAMPLES[is_number(name)]}"
             )
-        if not _is_number(name):
+        if not is_number(name):
             found.append(piece.strip())
         elif ".." in piece:
             found += _range(name, piece)
@@ -261,7 +258,7 @@ def read_sweeps(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
     """
     found: dict[str, tuple[Any, ...]] = {}
     for text in texts:
-        said = f"--sweep {text[:_SHOWN_LETTERS]}"
+        said = f"--sweep {printable(text[:_SHOWN_LETTERS])}"
         name, equals, values = (part.strip() for part in text.partition("="))
         key = field_named(name)
         if not equals or not values:

@@ -49,8 +49,21 @@ _SOURCE_NAMES = {"cpu": "torch", "nv": "philox", "gpu": "philox", "cuda": "philo
 # Other names of what fields can be, as `_plain` leaves them: A1111's.
 _OTHER_NAMES: Mapping[str, Mapping[str, str]] = {
     "noise_source": _SOURCE_NAMES,
-    "resize_mode": {"just_resize": "stretch", "crop_and_resize": "crop", "resize_and_fill": "pad"},
-    "inpaint_fill": {"latent_noise": "noise", "latent_nothing": "blank"},
+    "resize_mode": {
+        **{"just_resize": "stretch", "crop_and_resize": "crop", "resize_and_fill": "pad"},
+        **{"0": "stretch", "1": "crop", "2": "pad"},
+    },
+    "inpaint_fill": {"latent_noise": "noise", "latent_nothing": "blank", "1": "original", "2": "noise", "3": "blank"},
+}
+# Fields that A1111's API has as numbers.
+NUMBERED = ("resize_mode", "inpaint_fill")
+# What else these can be there, and what is said of it.
+_ONLY_THERE: Mapping[tuple[str, str], str] = {
+    **dict.fromkeys(
+        (("inpaint_fill", "0"), ("inpaint_fill", "fill")),
+        "; A1111's fill (0) paints the mask with the colours around it, of which average is the nearest here",
+    ),
+    ("resize_mode", "3"): "; A1111's 3 enlarges latents instead of the image, which is not done here",
 }
 # Fields that want another beside them.
 NEEDS: Mapping[str, str] = {
@@ -253,7 +266,8 @@ class Job:
                 if plain in _CHOICES[name]:
                     object.__setattr__(self, name, plain)
         for name, known in _CHOICES.items():
-            _one_of(name, getattr(self, name), known)
+            value = getattr(self, name)
+            _one_of(name, value, known, hint=_ONLY_THERE.get((name, _plain(value or "")), ""))
         require(
             self.guidance_start < self.guidance_end,
             "guidance_start",
@@ -467,7 +481,14 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # more digits than Python writes
         return "a number of thousands of digits"
+    except RecursionError:
+        return f"a {type(value).__name__} of hundreds of levels"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def printable(text: str) -> str:
+    """A text in which control characters are written as escapes."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def near_match(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -518,9 +539,9 @@ def _within(name: str, value: float | None, least: float, most: float) -> None:
         require(least <= value <= most, name, value, f"a number from {least} to {most}")
 
 
-def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Iterable[str] = ()) -> None:
+def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Iterable[str] = (), hint: str = "") -> None:
     if value is not None and value not in known:
-        hint = near_match(value, (*spellings, *known), 0.4)
+        hint = hint or near_match(value, (*spellings, *known), 0.4)
         raise JobError(f"{name} = {shown(value)}: expected one of {', '.join(known)}{hint}")
 
 

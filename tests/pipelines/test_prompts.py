@@ -14,13 +14,13 @@ from pipelines import prompts, sweeps
 from pipelines.config import RunConfig
 from pipelines.prompts import (
     FORMATS,
-    MAX_LINE_BYTES,
     Asked,
     PromptFileError,
     Reject,
     Row,
     read_rows,
 )
+from pipelines.rows import MAX_LINE_BYTES
 from sdjax.job import Job
 from sdjax.text.wildcards import Wildcards
 
