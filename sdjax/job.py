@@ -13,7 +13,7 @@ from typing import Any
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
-from sdjax.diffusion.samplers import SAMPLERS, Options, names
+from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS, Options, names
 from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
@@ -72,7 +72,9 @@ NEEDS: Mapping[str, str] = {
     "seed_resize_from_height": "seed_resize_from_width",
     "classifier_scale": "classifier_label",
     "only_masked_padding": "only_masked",
-    **dict.fromkeys(("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked"), "mask_image"),
+    **dict.fromkeys(
+        ("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked", "binarize_mask"), "mask_image"
+    ),
     "mask_image": "image",
     "strength": "image",
     "resize_mode": "image",
@@ -117,6 +119,7 @@ class Job:
       s_tmax: likewise; None is no limit.
       s_noise: likewise.
       solver_order: 1 to 3 (lms: 4); None is the sampler's default.
+      multistep_start: one of `MULTISTEP_STARTS`: how lms, plms and pndm begin with a picture.
       guidance_scale: of classifier-free guidance; 0 is unconditional, 1 conditional alone.
       guidance_rescale: 0 to 1, how far the deviation of guided predictions is brought back.
       guidance_start: share of the steps before guidance begins, 0 to 1.
@@ -132,6 +135,7 @@ class Job:
       mask_image: path of a mask of `image`: white is drawn anew, black stays.
       mask_blur: standard deviation, in pixels of the image, by which the mask is blurred.
       invert_mask: draws black anew instead.
+      binarize_mask: takes greys from the middle on for white and others for black, where latents are drawn.
       inpaint_fill: one of `FILLINGS`: what stands there before anything is drawn.
       only_masked: draws the part around the mask alone, at the image's size, and puts it back into the picture.
       only_masked_padding: pixels of the picture around the mask which are part of it.
@@ -186,6 +190,7 @@ class Job:
     s_tmax: float | None = None
     s_noise: float = 1.0
     solver_order: int | None = None
+    multistep_start: str = "diffusers"
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
     guidance_start: float = 0.0
@@ -200,6 +205,7 @@ class Job:
     mask_image: str | None = None
     mask_blur: float = 0.0
     invert_mask: bool = False
+    binarize_mask: bool = False
     inpaint_fill: str = "original"
     only_masked: bool = False
     only_masked_padding: int = 32
@@ -378,7 +384,9 @@ class Job:
     @property
     def sampler_options(self) -> Options:
         """What is set of the sampler."""
-        return Options(self.eta, self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, self.solver_order)
+        return Options(
+            self.eta, self.s_churn, self.s_tmin, self.s_tmax, self.s_noise, self.solver_order, self.multistep_start
+        )
 
     def to_json(self) -> str:
         """The canonical form: the prompt and all that is not at its default, sorted, without spaces.
@@ -447,6 +455,7 @@ _CHOICES: Mapping[str, Iterable[str]] = {
     "prompt_problems": ("reject", "accept"),
     "noise_source": SOURCES,
     "timestep_spacing": SPACINGS,
+    "multistep_start": MULTISTEP_STARTS,
     "resize_mode": RESIZE_MODES,
     "inpaint_fill": FILLINGS,
 }

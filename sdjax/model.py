@@ -17,7 +17,7 @@ from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Para
 from sdjax.checkpoints.vae_file import find_vae
 from sdjax.checkpoints.variants import extra_channels, variant_name
 from sdjax.diffusion.noise import MAX_SEED
-from sdjax.diffusion.samplers import SAMPLERS, config_for, fill_in, table_of
+from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, table_of
 from sdjax.diffusion.schedule import PREDICTION_TYPES, ScheduleError, SchedulerConfig, default_schedule, default_spacing
 from sdjax.diffusion.tableau import Table
 from sdjax.job import RANDOM_SEED, Job, JobError
@@ -133,7 +133,7 @@ class Model:
             solver_order=options.solver_order,
             dynamic_thresholding_ratio=ratio,
             sample_max_value=most if ratio is not None else Job.sample_max_value,
-            **_without_effect(job),
+            **_without_effect(job, sampler, spacing, self.extra_channels > 1),
         )
         if resolved.strength == 1 and not resolved.mask_image and not self._sees_picture(resolved):
             mode = resolved.resize_mode if resolved.control_image or resolved.depth_image else Job.resize_mode
@@ -191,7 +191,7 @@ def _strength(job: Job) -> float | None:
     return 1.0 if job.mask_image else 0.8
 
 
-def _without_effect(job: Job) -> dict[str, Any]:
+def _without_effect(job: Job, sampler: str, spacing: str, sees_mask: bool) -> dict[str, Any]:
     """Fields that say nothing in this job, at their defaults: what does not decide a picture is not in its id."""
     changes: dict[str, Any] = {}
     if job.s_churn == 0:
@@ -202,6 +202,11 @@ def _without_effect(job: Job) -> dict[str, Any]:
         changes |= {"keep_unmasked": False, "resize_mode": Job.resize_mode}  # so it is anyway
     if _strength(job) == 1:
         changes["inpaint_fill"] = Job.inpaint_fill  # nothing of it is left under the noise
+    if sees_mask and (_strength(job) == 1 or job.inpaint_fill == Job.inpaint_fill):
+        changes["binarize_mask"] = Job.binarize_mask  # such models are told a binary one
+    in_the_middle = _strength(job) not in (None, 0, 1) or job.hires_scale is not None
+    if sampler not in MULTISTEP or spacing == "k_diffusion" or not in_the_middle:
+        changes["multistep_start"] = Job.multistep_start
     return changes
 
 

@@ -244,7 +244,8 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
         else:
             image = _sized("image", job, fitted, image)
             mask = masks.blurred(_sized("mask_image", job, fitted_mask, mask), job.mask_blur)
-        latent_mask = masks.latent_mask(mask, size[0] // factor, size[1] // factor)
+        seen = (mask >= masks.HALF).astype(mask.dtype) if job.binarize_mask else mask
+        latent_mask = masks.latent_mask(seen, size[0] // factor, size[1] // factor)
         if not latent_mask.any():
             raise JobError(f"mask_image: {job.mask_image}: at {size[1]}x{size[0]} pixels no latent of it is {kind}")
         if job.keep_unmasked and whole is None:

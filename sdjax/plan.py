@@ -148,7 +148,7 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
     task = _task(setup, job, opened)
     again = second_pass(job, model)
     if again is not None:
-        second = _task(setup, again, opened)
+        second = _task(setup, again, opened, steps_before=task.table.steps)
         # Latents are enlarged as they are; a picture is encoded again.
         encodes = job.hires_upscaler not in LATENT_UPSCALERS
         second = second._replace(together=second.together._replace(begins_with_picture=encodes))
@@ -197,8 +197,8 @@ class _Told(NamedTuple):
     metadata: Mapping[str, Any]
 
 
-def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
-    """A job, or one pass of it, worked out; without what is told of it."""
+def _task(setup: Setup, job: Job, opened: pictures.Opened, steps_before: int | None = None) -> Task:
+    """A job, or one pass of it after one of `steps_before`, worked out; without what is told of it."""
     model = setup.model
     shown = pictures.show(job, opened, model.vae.config.factor, setup.pictures.estimate, model.takes_depth)
     assert job.height is not None and job.width is not None
@@ -209,7 +209,7 @@ def _task(setup: Setup, job: Job, opened: pictures.Opened) -> Task:
         )
     table = model.table(job)
     steps = int(table.step[-1]) + 1
-    read = _read(setup, job, steps)
+    read = _read(setup, job, steps, steps_before)
     if read.problems and job.prompt_problems == "reject":
         raise JobError(
             f"{'; '.join(read.problems)}. Set prompt_problems = accept to have it read all the same, or "
@@ -305,7 +305,7 @@ def _digests_of_pictures(setup: Setup, task: Task) -> dict[str, str]:
     return found | library.upscalers.digests(job)
 
 
-def _read(setup: Setup, job: Job, steps: int) -> Conditioning:
+def _read(setup: Setup, job: Job, steps: int, steps_before: int | None) -> Conditioning:
     """The prompts, with the words of embeddings, also of those that come with the LoRAs named there."""
 
     def read(bundled: Mapping[str, Embedding]) -> Conditioning:
@@ -316,6 +316,8 @@ def _read(setup: Setup, job: Job, steps: int) -> Conditioning:
             syntax=job.prompt_syntax,
             emphasis=job.emphasis,
             steps=steps,
+            steps_before=steps_before,
+            followed=job.hires_scale is not None,
             embeddings=setup.adapters.vectors(bundled),
         )
 

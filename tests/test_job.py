@@ -36,6 +36,7 @@ OTHER = {
     "s_tmax": 10.0,
     "s_noise": 1.1,
     "solver_order": 3,
+    "multistep_start": "k_diffusion",
     "guidance_scale": 3.0,
     "guidance_rescale": 0.7,
     "guidance_start": 0.1,
@@ -50,6 +51,7 @@ OTHER = {
     "mask_image": "b.png",
     "mask_blur": 4.0,
     "invert_mask": True,
+    "binarize_mask": True,
     "inpaint_fill": "noise",
     "only_masked": True,
     "only_masked_padding": 8,
@@ -83,7 +85,7 @@ TOGETHER = {
     "mask_image": {"image": "e.png"},
     **{
         name: {"image": "e.png", "mask_image": "f.png"}
-        for name in ("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked")
+        for name in ("mask_blur", "invert_mask", "inpaint_fill", "only_masked", "keep_unmasked", "binarize_mask")
     },
     "only_masked_padding": {"image": "e.png", "mask_image": "f.png", "only_masked": True},
     "resize_mode": {"image": "e.png"},

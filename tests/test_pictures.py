@@ -438,3 +438,39 @@ def test_each_way_of_enlarging_a_finished_image(engine):
     assert {result.image.shape for result in results} == {(2 * SIDE, 2 * SIDE, 3)}
     plain = make(engine, [dataclasses.replace(job(60))])[0].image
     assert np.array_equal(results[PIXEL_UPSCALERS.index("nearest")].image[::2, ::2], plain)
+
+
+def test_a_prompt_goes_on_switching_in_the_second_pass(engine):
+    asked = job(70, steps=4, hires_scale=2.0, hires_steps=8, hires_strength=1.0)
+    task = engine.prepare(dataclasses.replace(asked, prompt="a [red:green:1.5] apple"))
+    first, second = ([row[0] for row in each.read.schedule] for each in (task, task.second))
+    assert len(set(first)) == 1
+    assert second == [first[0]] * 5 + [second[-1]] * 3 and second[-1] != first[0]
+
+
+def test_a_prompt_that_switches_in_neither_pass_is_refused(engine):
+    asked = job(71, steps=4, hires_scale=2.0, hires_steps=8, hires_strength=1.0)
+    with pytest.raises(sdjax.JobError, match="12 of 4 steps and 8 of the second pass"):
+        engine.prepare(dataclasses.replace(asked, prompt="a [red:green:12] apple"))
+
+
+def test_greys_of_a_mask_are_shares_or_made_binary_as_by_diffusers(engine):
+    soft, hard = (
+        engine.prepare(job(72, **from_cat, mask_image="soft.png", binarize_mask=binary)) for binary in (False, True)
+    )
+    np.testing.assert_array_equal(hard.shown.latent_mask, soft.shown.latent_mask >= 0.5)
+    assert ((soft.shown.latent_mask > 0) & (soft.shown.latent_mask < 1)).any()
+    assert hard.id != soft.id
+    # Pixels are put back by the soft one, as there.
+    np.testing.assert_array_equal(hard.shown.mask, soft.shown.mask)
+
+
+def test_how_a_multistep_sampler_begins_is_in_the_id_only_where_it_has_a_say(engine):
+    def ids(**fields):
+        return {engine.prepare(job(73, **fields, multistep_start=start)).id for start in ("diffusers", "k_diffusion")}
+
+    assert len(ids(**from_cat, strength=0.5, sampler="plms")) == 2
+    assert len(ids(hires_scale=2.0, sampler="lms")) == 2
+    assert len(ids(**from_cat, strength=0.5, sampler="plms", timestep_spacing="k_diffusion")) == 1
+    assert len(ids(**from_cat, strength=0.5, sampler="euler")) == 1
+    assert len(ids(sampler="plms")) == 1

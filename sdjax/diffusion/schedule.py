@@ -260,7 +260,7 @@ class Steps(NamedTuple):
     start: the standard deviation of the first latents.
     spacing: how the timesteps were laid.
     schedule: how the sigmas were.
-    skipped: steps of the schedule before these, which begin with a picture.
+    skipped_timesteps, skipped_sigmas: (k,) of the steps before these, which begin with a picture.
     """
 
     timesteps: Float64[np.ndarray, " n"]
@@ -268,7 +268,13 @@ class Steps(NamedTuple):
     start: float
     spacing: Spacing
     schedule: str
-    skipped: int = 0
+    skipped_timesteps: Float64[np.ndarray, " k"] = np.zeros(0)
+    skipped_sigmas: Float64[np.ndarray, " k"] = np.zeros(0)
+
+    @property
+    def skipped(self) -> int:
+        """Steps of the schedule before these."""
+        return len(self.skipped_timesteps)
 
     @property
     def laid(self) -> int:
@@ -294,7 +300,8 @@ def steps_of_strength(steps: Steps, strength: float) -> Steps:
         timesteps=steps.timesteps[skipped:],
         sigmas=left,
         start=float(left[0]) if len(left) > 1 else 0.0,
-        skipped=skipped,
+        skipped_timesteps=steps.timesteps[:skipped],
+        skipped_sigmas=steps.sigmas[:skipped],
     )
 
 

@@ -132,12 +132,12 @@ class _Side(NamedTuple):
 class _Syntax(NamedTuple):
     """How prompts are read.
 
-    read: (words, prompt, whether it is the negative one, steps) -> the prompt.
+    read: (words, prompt, whether it is the negative one, the pass of the sampler) -> the prompt.
     around_empty: as in `Conditioning`.
     even: whether shorter texts are filled up with chunks of the empty prompt.
     """
 
-    read: Callable[[Words, str, bool, int], _Side]
+    read: Callable[[Words, str, bool, grammar.Pass], _Side]
     around_empty: bool
     even: bool
 
@@ -150,6 +150,8 @@ def condition(
     syntax: str,
     emphasis: str,
     steps: int,
+    steps_before: int | None = None,
+    followed: bool = False,
     embeddings: Mapping[str, int] = _NO_EMBEDDINGS,
 ) -> Conditioning:
     """Reads a prompt and its negative.
@@ -162,6 +164,8 @@ def condition(
         "comfyui" is ComfyUI's; "plain" takes every sign as text and cuts what does not fit in one chunk, as diffusers.
       emphasis: what weights do in "a1111": "original", "no_norm" (the same without restoring means) or "ignore".
       steps: of the sampler, at least 1.
+      steps_before: of a second pass: those of the first; see `grammar.Pass`.
+      followed: whether a second pass comes after it.
       embeddings: the names of embeddings which prompts may use, and how many vectors each has. A number is asked for
         only if its name is used.
 
@@ -170,8 +174,9 @@ def condition(
     """
     words = Words(tokenizer, embeddings)
     kind = SYNTAXES[syntax]
-    positive = _read("prompt", kind, words, prompt, steps)
-    negative = _read("negative_prompt", kind, words, negative_prompt, steps)
+    span = grammar.Pass(steps, steps_before, followed)
+    positive = _read("prompt", kind, words, prompt, span)
+    negative = _read("negative_prompt", kind, words, negative_prompt, span)
     branches = (*positive.branches, *negative.branches)
     if kind.even:
         most = max(text.chunks for branch in branches for text in branch.sums)
@@ -211,10 +216,10 @@ def condition(
     )
 
 
-def _read(name: str, kind: _Syntax, words: Words, prompt: str, steps: int) -> _Side:
+def _read(name: str, kind: _Syntax, words: Words, prompt: str, span: grammar.Pass) -> _Side:
     try:
         words.left.clear()
-        side = kind.read(words, prompt, name == "negative_prompt", steps)
+        side = kind.read(words, prompt, name == "negative_prompt", span)
         side = side._replace(problems=(*side.problems, *_left_alone(words, prompt)))
         _check("texts in all its steps together", _chunks_of_texts(side.branches), MAX_CHUNKS_OF_TEXTS, "chunks")
         return side
@@ -346,7 +351,7 @@ def _unweighted(reading: Reading) -> Reading:
 # --- AUTOMATIC1111 ---
 
 
-def _read_a1111(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
+def _read_a1111(words: Words, prompt: str, negative: bool, span: grammar.Pass) -> _Side:
     plain, problems = cut(prompt), []
     if negative:  # there the web UI takes tags for text
         told = "in a negative prompt an adapter is read as text; name it in the prompt, maybe with a weight below 0"
@@ -357,23 +362,23 @@ def _read_a1111(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
         problems = [grammar.Problem(plain.letter(letter), told) for letter in look_alikes(plain.text)]
     problems += [grammar.Problem(letter, message) for letter, message in plain.problems]
     parsed = grammar.parse(plain.text, negative=negative)
-    for letter, message in (*parsed.problems, *grammar.step_problems(parsed.switches, steps)):
+    for letter, message in (*parsed.problems, *grammar.step_problems(parsed.switches, span)):
         problems.append(grammar.Problem(plain.letter(letter), message))
     _check("what AND joins", len(parsed.prompt.parts), MAX_PARTS, "parts")
     signs = sum(not isinstance(piece, str) for part in parsed.prompt.parts for piece in part.pieces)
     _check("step switches and alternations", signs, MAX_TEXTS_OF_STEPS, "brackets, bars and colons of theirs")
-    branches = tuple(_a1111_branch(words, part, steps) for part in parsed.prompt.parts)
+    branches = tuple(_a1111_branch(words, part, span) for part in parsed.prompt.parts)
     return _Side(branches, tuple(problems), plain.tags)
 
 
-def _a1111_branch(words: Words, part: grammar.Part, steps: int) -> _Branch:
+def _a1111_branch(words: Words, part: grammar.Part, span: grammar.Pass) -> _Branch:
     """A part, all of whose texts have as many chunks as the longest: the web UI encodes them as one batch."""
     known: dict[str, _Sum] = {}
     ends: list[int] = []
     sums: list[_Sum] = []
     letters = 0
-    for end in grammar.boundaries(part.pieces, steps):
-        text = grammar.resolve(part.pieces, end, steps)
+    for end in grammar.boundaries(part.pieces, span):
+        text = grammar.resolve(part.pieces, end, span)
         if text not in known:
             letters += len(text)
             _check("texts in all its steps together", letters, MAX_LETTERS_OF_TEXTS, "letters")
@@ -397,23 +402,23 @@ def _tags_as_text(prompt: str) -> list[grammar.Problem]:
     return [grammar.Problem(letter, told) for letter in look_alikes(prompt)]
 
 
-def _read_plain(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
+def _read_plain(words: Words, prompt: str, negative: bool, span: grammar.Pass) -> _Side:
     ids = words.encode(prompt)
     room = words.tokenizer.length - 2
     chunk = make_chunk(words.tokenizer, ids[:room], [1.0] * min(len(ids), room))
     text = _Sum(((_of_chunks([chunk]), 1.0),), len(ids), words.decode(ids[room:]))
-    return _Side((_Branch((steps,), (text,), 1.0),), ())
+    return _Side((_Branch((span.steps,), (text,), 1.0),), ())
 
 
 # --- ComfyUI ---
 
 
-def _read_comfyui(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
+def _read_comfyui(words: Words, prompt: str, negative: bool, span: grammar.Pass) -> _Side:
     parsed = comfyui.parse(prompt)
     chunks, tokens = comfyui_chunks(words, parsed.spans)
     _check("a text", len(chunks), MAX_CHUNKS, f"chunks of {words.tokenizer.length - 2} tokens")
     problems = sorted([*parsed.problems, *_not_there(words, prompt, parsed.spans), *_tags_as_text(prompt)])
-    return _Side((_Branch((steps,), (_Sum(((_of_chunks(chunks), 1.0),), tokens, ""),), 1.0),), tuple(problems))
+    return _Side((_Branch((span.steps,), (_Sum(((_of_chunks(chunks), 1.0),), tokens, ""),), 1.0),), tuple(problems))
 
 
 def _not_there(words: Words, prompt: str, spans: Sequence[grammar.Span]) -> Iterable[grammar.Problem]:
@@ -463,7 +468,7 @@ class _RowSum(NamedTuple):
     cut: str
 
 
-def _read_compel(words: Words, prompt: str, negative: bool, steps: int) -> _Side:
+def _read_compel(words: Words, prompt: str, negative: bool, span: grammar.Pass) -> _Side:
     parsed = compel.parse(prompt)
     _check("what .and() joins", len(parsed.parts), MAX_CHUNKS, "prompts")
     rows: list[_RowSum] = []
@@ -477,7 +482,7 @@ def _read_compel(words: Words, prompt: str, negative: bool, steps: int) -> _Side
     if negative and parsed.tags:
         told = "an adapter acts on the whole picture; name it in the prompt, maybe with a weight below 0"
         problems = (*problems, grammar.Problem(prompt.find("Lora") + 1, told))
-    return _Side((_Branch((steps,), (text,), 1.0),), problems, parsed.tags)
+    return _Side((_Branch((span.steps,), (text,), 1.0),), problems, parsed.tags)
 
 
 def _compel_row(words: Words, part: compel.Part) -> _RowSum:

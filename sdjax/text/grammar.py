@@ -336,20 +336,38 @@ def _print_when(when: int | float) -> str:
     return str(when) if isinstance(when, int) else _plain_number(when)
 
 
-def last_before(when: int | float, steps: int) -> int:
-    """The last step, counted from 1, at which a switch gives what it had before."""
-    return min(steps, int(when * steps) if isinstance(when, float) else when)
+class Pass(NamedTuple):
+    """One pass of the sampler, over whose steps a prompt switches.
+
+    A second pass goes on where the first one ends, as in the web UI: `[a:b:1.5]` switches after half of its steps, and
+    `[a:b:25]` after five if there were 20 before it. `[a|b]` begins again.
+
+    steps: its own, at least 1.
+    before: those of the pass before it; None of the first.
+    followed: whether another comes after it.
+    """
+
+    steps: int
+    before: int | None = None
+    followed: bool = False
 
 
-def boundaries(pieces: Sequence[Piece], steps: int) -> list[int]:
-    """The steps, counted from 1 and rising, after which the text may change; the last is `steps`."""
+def last_before(when: int | float, span: Pass) -> int:
+    """The last step of a pass, counted from 1, at which a switch gives what it had before."""
+    if isinstance(when, float):
+        return min(span.steps, int((when if span.before is None else when - 1.0) * span.steps))
+    return min(span.steps, when - (span.before or 0))
+
+
+def boundaries(pieces: Sequence[Piece], span: Pass) -> list[int]:
+    """The steps, counted from 1 and rising, after which the text may change; the last is the last of the pass."""
     if any(isinstance(piece, Alternate) for piece in pieces):
-        return list(range(1, steps + 1))
-    ends = {last_before(piece.when, steps) for piece in pieces if isinstance(piece, Switch)}
-    return sorted({end for end in ends if end >= 1} | {steps})
+        return list(range(1, span.steps + 1))
+    ends = {last_before(piece.when, span) for piece in pieces if isinstance(piece, Switch)}
+    return sorted({end for end in ends if end >= 1} | {span.steps})
 
 
-def resolve(pieces: Sequence[Piece], step: int, steps: int) -> str:
+def resolve(pieces: Sequence[Piece], step: int, span: Pass) -> str:
     """The text of a part at one of the steps, which are counted from 1."""
     if all(isinstance(piece, str) for piece in pieces):
         return "".join(piece for piece in pieces if isinstance(piece, str))
@@ -368,7 +386,7 @@ def resolve(pieces: Sequence[Piece], step: int, steps: int) -> str:
                 seen = outside and wanted == branch + 1
         else:
             if isinstance(piece, Switch):
-                wanted = int(step > last_before(piece.when, steps))
+                wanted = int(step > last_before(piece.when, span))
             else:
                 wanted = (step - 1) % piece.options
             stack.append((wanted, 0, seen))
@@ -384,15 +402,20 @@ def text_index(ends: Sequence[int], step: int) -> int:
     return bisect.bisect_left(ends, step)
 
 
-def step_problems(switches: Sequence[Placed], steps: int) -> Iterator[Problem]:
-    """The switches of which one side is never seen in so many steps."""
+def step_problems(switches: Sequence[Placed], span: Pass) -> Iterator[Problem]:
+    """The switches of which one side is never seen, neither in these steps nor in those of another pass."""
+    steps = span.steps
     for letter, when in switches:
-        last = last_before(when, steps)
+        last = last_before(when, span)
         told = f"this switch, {_print_when(when)} of {steps} steps,"
-        if last < 1:
+        if span.before is not None:
+            told = f"this switch, {_print_when(when)} of {span.before} steps and {steps} of the second pass,"
+        if last < 1 and span.before is None:
             yield Problem(letter, f"{told} is over before the first step: its first text is never seen")
-        elif last >= steps - 1:
+        elif last >= steps - 1 and not span.followed:
             room = f"{steps - 2} is the last step to give" if steps > 2 else "so few steps leave no room for a switch"
+            if span.before is not None:
+                room = f"{span.before + steps - 2} is the last step to give" if steps > 2 else room
             yield Problem(letter, f"{told} comes after the last step: its second text is never seen; {room}")
 
 

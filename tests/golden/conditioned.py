@@ -36,6 +36,11 @@ def mask() -> np.ndarray:
     return white
 
 
+def soft_mask() -> np.ndarray:
+    """Greys that rise from the left to the right, uint8, (32, 32)."""
+    return np.tile(np.linspace(0, 255, SIDE).round().astype(np.uint8), (SIDE, 1))
+
+
 def depth() -> np.ndarray:
     """A depth map of 16 bits."""
     return (picture("depth")[..., 0].astype(np.uint16) * 257)[4:28]
@@ -52,6 +57,7 @@ FILES = {
     "edges.png": png(picture("edges")),
     "pose.png": png(picture("pose")),
     "mask.png": png(mask()),
+    "soft.png": png(soft_mask()),
     "depth.png": png(depth()),
 }
 
@@ -94,10 +100,17 @@ MODELS = {
             "img2img dpmpp_2m": _from_picture(strength=0.6, sampler="dpmpp_2m", schedule="karras", steps=9),
             "img2img ancestral": _from_picture(strength=0.7, sampler="euler_ancestral"),
             "img2img heun": _from_picture(strength=0.5, sampler="heun"),
+            "img2img plms": _from_picture(strength=0.6, sampler="plms"),
+            "img2img pndm": _from_picture(strength=0.9, sampler="pndm"),
+            "img2img lms": _from_picture(strength=0.6, sampler="lms", schedule="karras"),
             "inpaint ddim": _in_mask(strength=0.6),
             "inpaint whole": _in_mask(),
             "inpaint euler": _in_mask(strength=0.9, sampler="euler"),
             "inpaint dpmpp_2m": _in_mask(strength=0.8, sampler="dpmpp_2m"),
+            "inpaint plms": _in_mask(strength=0.5, sampler="plms"),
+            "inpaint lms": _in_mask(strength=0.7, sampler="lms"),
+            "inpaint binary": _in_mask(strength=0.7, mask_image="soft.png", binarize_mask=True),
+            "hires plms": _job(hires_scale=2.0, hires_strength=0.6, sampler="plms"),
             "controlnet": _controlled(),
             "controlnet part": _controlled(controlnets="tiny:1.2:0.2:0.7"),
             "controlnet guess": _controlled(guess_mode=True),
@@ -129,6 +142,8 @@ MODELS = {
         {
             "depth": _from_picture(depth_image="depth.png", strength=0.8),
             "depth euler": _from_picture(depth_image="depth.png", strength=0.4, sampler="euler"),
+            "depth plms": _from_picture(depth_image="depth.png", strength=0.6, sampler="plms"),
+            "depth lms": _from_picture(depth_image="depth.png", strength=0.4, sampler="lms"),
         },
     ),
     "sd1": Model(toys.SD1, {"img2img": _from_picture(strength=0.3), "inpaint": _in_mask(strength=0.8)}),

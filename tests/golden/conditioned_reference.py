@@ -1,5 +1,6 @@
 """The pictures of `conditioned` by diffusers. Needs torch."""
 
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def draw(folder: Path, controls: Path, job: sdjax.Job) -> np.ndarray:
     if job.image:
         given |= {"image": _picture(job.image), "strength": job.strength or (1.0 if job.mask_image else 0.8)}
     if job.mask_image:
-        given["mask_image"] = PIL.Image.fromarray(conditioned.mask())
+        given["mask_image"] = PIL.Image.open(io.BytesIO(conditioned.FILES[job.mask_image]))
     if job.controlnets:
         nets = [diffusers.ControlNetModel.from_pretrained(controls / each.name) for each in job.controls]
         shown = [_picture(name) for name in split(job.control_image)]

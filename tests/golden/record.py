@@ -31,6 +31,7 @@ from tests.golden import (
     pickle_reference,
     pictures,
     reference,
+    sampler_reference,
     sd_upscaler_reference,
     upscaler_reference,
     variant_reference,
@@ -98,6 +99,7 @@ def main() -> None:
     pickle_reference.record()
     record_variants()
     conditioned_reference.record()
+    sampler_reference.record_strengths()
     depth_reference.record([])
     sd_upscaler_reference.record()
     upscaler_reference.record()

@@ -16,7 +16,7 @@ import importlib.util
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -24,7 +24,7 @@ import diffusers
 import numpy as np
 import torch
 
-from tests.golden import samplers
+from tests.golden import samplers, strengths
 from tests.golden.samplers import Case
 
 
@@ -71,6 +71,12 @@ class _Noise:
 # --- diffusers ---
 
 
+def _timesteps(scheduler: Any, case: Case) -> torch.Tensor:
+    """Those that img2img takes."""
+    parts = types.SimpleNamespace(scheduler=scheduler)
+    return diffusers.StableDiffusionImg2ImgPipeline.get_timesteps(parts, case.steps, case.strength, "cpu")[0]  # type: ignore[arg-type]
+
+
 def by_diffusers(case: Case) -> np.ndarray:
     """What its scheduler makes of the latents."""
     config = dict(case.config)
@@ -83,8 +89,13 @@ def by_diffusers(case: Case) -> np.ndarray:
         scheduler = kind.from_config({**config, "clip_sample": False})
         scheduler.set_timesteps(case.steps)
         told = {"eta": case.options.eta} if case.options.eta is not None else {}
-        latents = torch.from_numpy(samplers.LATENTS) * scheduler.init_noise_sigma
-        for timestep in scheduler.timesteps:
+        timesteps, latents = scheduler.timesteps, torch.from_numpy(samplers.LATENTS)
+        if case.strength < 1:
+            timesteps = _timesteps(scheduler, case)
+            latents = scheduler.add_noise(torch.from_numpy(samplers.PICTURE), latents, timesteps[:1])
+        else:
+            latents = latents * scheduler.init_noise_sigma
+        for timestep in timesteps:
             if hasattr(scheduler, "noise_sampler"):
                 scheduler.noise_sampler = noise.path
             scaled = scheduler.scale_model_input(latents, timestep)
@@ -275,8 +286,18 @@ def main() -> None:
         for schedule in samplers.WEBUI_SCHEDULES
         for steps in samplers.WEBUI_STEPS
     }
-    names = np.frombuffer("\n".join(samplers.CASES).encode(), np.uint8)
-    np.savez_compressed(samplers.FILE, names=names, values=np.array(values).reshape(len(values), -1), **laid)
+    _write(samplers.FILE, samplers.CASES, values, **laid)
+    record_strengths()
+
+
+def record_strengths() -> None:
+    """Records the samplers that begin with a picture, for which A1111's code is not needed."""
+    _write(strengths.FILE, strengths.CASES, [by_reference(case) for case in strengths.CASES.values()])
+
+
+def _write(file: pathlib.Path, cases: Iterable[str], values: list[np.ndarray], **more: np.ndarray) -> None:
+    names = np.frombuffer("\n".join(cases).encode(), np.uint8)
+    np.savez_compressed(file, names=names, values=np.array(values).reshape(len(values), -1), **more)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ SIGMA_TOLERANCE = 2e-7
 # Of one picture, channels second.
 SHAPE = (1, 1, 2, 3)
 LATENTS = np.linspace(-1.7, 1.9, 6).reshape(SHAPE)
+PICTURE = np.linspace(0.8, -0.6, 6).reshape(SHAPE) ** 3
 STEPS = (20, 7, 1)
 
 SD1 = (("beta_start", 0.00085), ("beta_end", 0.012), ("beta_schedule", "scaled_linear"))
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     config: the checkpoint's `scheduler_config.json`.
     sampler: by k-diffusion or A1111; None is diffusers' class that the config names.
     schedule: None is what the config says.
+    strength: below 1 it begins with `PICTURE`, as diffusers' img2img pipelines do.
     """
 
     steps: int
@@ -55,6 +57,7 @@ class Case(NamedTuple):
     sampler: str | None = None
     schedule: str | None = None
     options: Options = Options()
+    strength: float = 1.0
 
     @property
     def tolerance(self) -> float:
@@ -76,7 +79,8 @@ class Case(NamedTuple):
             if key not in ("_class_name", "clip_sample") and known.get(key, ...) != value
         ]
         schedule = [self.schedule] if self.schedule else []
-        return " ".join([self.sampler or dict(self.config)["_class_name"], *words, *schedule, f"{self.steps}"])
+        share = [f"x {self.strength:g}"] if self.strength < 1 else []
+        return " ".join([self.sampler or dict(self.config)["_class_name"], *words, *schedule, f"{self.steps}", *share])
 
 
 # --- The formula ---
@@ -291,7 +295,8 @@ def table(case: Case) -> Table:
     heeded = config_for(config, name, own=case.sampler is None)
     schedule = case.schedule or default_schedule(config)
     spacing = "k_diffusion" if case.sampler else default_spacing(config, SAMPLERS[name].rules, schedule)
-    return table_of(heeded, name, schedule, spacing, case.steps, fill_in(heeded, name, case.options))
+    options = fill_in(heeded, name, case.options)
+    return table_of(heeded, name, schedule, spacing, case.steps, options, case.strength)
 
 
 def given(case: Case) -> np.ndarray:
@@ -312,7 +317,8 @@ def given(case: Case) -> np.ndarray:
     for index, place in enumerate(np.flatnonzero(written.draws)):
         span = written.span[place]
         noise[place] = path(*span) if written.brownian[place] and follows_path else white(index)
-    return run_on_host(written, denoise, LATENTS, noise)
+    picture = PICTURE / written.start if case.strength < 1 else 0.0
+    return run_on_host(written, denoise, LATENTS + picture, noise)
 
 
 def sigmas(schedule: str, steps: int) -> np.ndarray:

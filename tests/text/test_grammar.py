@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.text import grammar
-from sdjax.text.grammar import Alternate, Mark, Part, Prompt, Span, Switch, parse, resolve, to_text, weigh
+from sdjax.text.grammar import Alternate, Mark, Part, Pass, Prompt, Span, Switch, parse, resolve, to_text, weigh
 from tests.golden import prompts
 
 RECORDED = prompts.read("a1111")
@@ -41,8 +41,8 @@ def seen(schedule):
 
 
 def ours(part):
-    ends = grammar.boundaries(part.pieces, prompts.STEPS)
-    timed = [(end, grammar.resolve(part.pieces, end, prompts.STEPS)) for end in ends]
+    ends = grammar.boundaries(part.pieces, Pass(prompts.STEPS))
+    timed = [(end, grammar.resolve(part.pieces, end, Pass(prompts.STEPS))) for end in ends]
     ends = [end for end, _ in timed]
     return [timed[grammar.text_index(ends, step)][1] for step in range(prompts.STEPS)]
 
@@ -54,6 +54,25 @@ def test_every_step_sees_what_it_sees_in_the_web_ui(case):
         # More than one where the web UI's own reading changes from start to start.
         assert ours(part) in [seen(schedule) for schedule in recorded["schedules"]]
     assert ours(parse(case["prompt"], negative=True).prompt.parts[0]) in [seen(found) for found in case["negative"]]
+
+
+# The examples in the web UI's own parser, of 10 steps and 10 of the second pass; and more by its rule.
+@pytest.mark.parametrize(
+    ("text", "schedule"),
+    [
+        ("a [b:.5] c", [(10, "a b c")]),
+        ("a [b:1.5] c", [(5, "a  c"), (10, "a b c")]),
+        ("a [b:3]", [(10, "a b")]),
+        ("a [b:13]", [(3, "a "), (10, "a b")]),
+        ("a [b:c:10]", [(10, "a c")]),
+        ("a [b:c:25]", [(10, "a b")]),
+        ("[a:b:1.25][c:d:17]", [(2, "ac"), (7, "bc"), (10, "bd")]),
+        ("[a|b]", [(step, "ab"[(step - 1) % 2]) for step in range(1, 11)]),
+    ],
+)
+def test_switches_go_on_in_a_second_pass_as_in_the_web_ui(text, schedule):
+    pieces, span = parse(text).prompt.parts[0].pieces, Pass(10, before=10)
+    assert [(end, resolve(pieces, end, span)) for end in grammar.boundaries(pieces, span)] == schedule
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,11 +104,11 @@ def test_reading_print_and_reading_again_is_the_identity(text, negative):
 @given(text=ANY, negative=st.booleans(), steps=st.integers(1, 30))
 def test_anything_is_read_and_problems_are_at_a_letter_of_it(text, negative, steps):
     parsed = parse(text, negative=negative)
-    for letter, message in (*parsed.problems, *grammar.step_problems(parsed.switches, steps)):
+    for letter, message in (*parsed.problems, *grammar.step_problems(parsed.switches, Pass(steps))):
         assert 1 <= letter <= max(1, len(text)) and message
     for part in parsed.prompt.parts:
         for step in range(1, steps + 1):
-            weigh(resolve(part.pieces, step, steps))
+            weigh(resolve(part.pieces, step, Pass(steps)))
 
 
 @settings(deadline=None, max_examples=200)
@@ -109,14 +128,14 @@ def test_escaped_signs_are_letters(text):
 
 
 @settings(deadline=None, max_examples=100)
-@given(text=ANY, steps=st.integers(1, 12))
-def test_between_two_boundaries_the_text_does_not_change(text, steps):
+@given(text=ANY, steps=st.integers(1, 12), before=st.none() | st.integers(0, 12))
+def test_between_two_boundaries_the_text_does_not_change(text, steps, before):
     pieces = parse(text, negative=True).prompt.parts[0].pieces
-    ends = grammar.boundaries(pieces, steps)
+    ends = grammar.boundaries(pieces, Pass(steps, before))
     assert ends == sorted(set(ends)) and ends[-1] == steps
     for step in range(1, steps + 1):
         end = min(end for end in ends if end >= step)
-        assert resolve(pieces, step, steps) == resolve(pieces, end, steps)
+        assert resolve(pieces, step, Pass(steps, before)) == resolve(pieces, end, Pass(steps, before))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +159,7 @@ def test_no_prompt_is_too_long_or_too_deep(text):
     parsed = parse(text)
     assert parse(to_text(parsed.prompt)).prompt == parsed.prompt
     for part in parsed.prompt.parts[:3]:
-        weigh(resolve(part.pieces, 3, 20))
+        weigh(resolve(part.pieces, 3, Pass(20)))
     assert time.monotonic() - start < 30  # seconds, of which one or two are needed
 
 
@@ -228,8 +247,9 @@ def test_what_is_wrong_is_told_with_its_letter(text, letter, told):
     assert at == letter and told in message
 
 
-def step_messages(text, steps):
-    return [(letter, message) for letter, message in grammar.step_problems(parse(text).switches, steps)]
+def step_messages(text, steps, before=None, *, followed=False):
+    span = Pass(steps, before, followed)
+    return [(letter, message) for letter, message in grammar.step_problems(parse(text).switches, span)]
 
 
 @pytest.mark.parametrize("text", ["[a:b:5]", "[a:b:18]", "[a:b:0.9]", "[a:b:1]"])
@@ -277,3 +297,21 @@ def test_weights_may_have_blanks_and_signs(text, weight):
 def test_other_weights_are_problems(text):
     [problem] = parse(text).problems
     assert problem.letter == 3 and "is no number" in problem.message
+
+
+def test_a_switch_may_come_in_either_pass():
+    assert step_messages("[a:b:0.5] [c:d:20] [e:f:1.0] [g:h:1.5] [i:k:25]", 20, followed=True) == []
+    assert step_messages("[a:b:0.5] [c:d:20] [e:f:1.0] [g:h:1.5] [i:k:25]", 10, 20) == []
+
+
+def test_a_switch_that_comes_in_neither_pass_is_told_once():
+    assert step_messages("[a:b:2.0] [c:d:0]", 20, followed=True) == [
+        (11, "this switch, 0 of 20 steps, is over before the first step: its first text is never seen")
+    ]
+    assert step_messages("[a:b:2.0] [c:d:0]", 10, 20) == [
+        (
+            1,
+            "this switch, 2.0 of 20 steps and 10 of the second pass, comes after the last step: its second text is "
+            "never seen; 28 is the last step to give",
+        )
+    ]

@@ -1,10 +1,12 @@
 """Every sampler as a function that is written down once, their registry, and their names."""
 
 from sdjax.diffusion.samplers.names import own_sampler, sampler_named, schedule_named
-from sdjax.diffusion.samplers.registry import SAMPLERS, Sampler, config_for, fill_in, table_of
-from sdjax.diffusion.samplers.run import Options, Run
+from sdjax.diffusion.samplers.registry import MULTISTEP, SAMPLERS, Sampler, config_for, fill_in, table_of
+from sdjax.diffusion.samplers.run import MULTISTEP_STARTS, Options, Run
 
 __all__ = [
+    "MULTISTEP",
+    "MULTISTEP_STARTS",
     "SAMPLERS",
     "Options",
     "Run",

@@ -91,12 +91,14 @@ def lms(run: Run) -> Vector:
     """Linear multistep (Adams and Bashforth) in sigma, of order 4 and of as many steps as there were before."""
     x = run.start
     slopes: list[Vector] = []
-    sigmas = run.steps.sigmas
+    sigmas = np.array([step.now for step in run.counted_steps()])
     for step in run:
         denoised = run.denoise(x, step.now, step.timestep)
         slopes = [run.keep((x - denoised) / step.now), *slopes][: run.order]
-        nodes = sigmas[step.number - np.arange(len(slopes))]
-        for slope, weight in zip(slopes, lagrange_integrals(nodes, step.now, step.after), strict=True):
+        counted = run.skipped + step.number
+        nodes = sigmas[counted - np.arange(min(counted + 1, run.order))]
+        # diffusers takes the weights of a whole history also where a picture's first steps have none.
+        for slope, weight in zip(slopes, lagrange_integrals(nodes, step.now, step.after), strict=not run.skipped):
             x = x + slope * weight
     return x
 

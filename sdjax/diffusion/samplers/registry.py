@@ -94,6 +94,9 @@ SAMPLERS: dict[str, Sampler] = {
     "uni_pc_bh2": Sampler(exponential.uni_pc_bh2, _NO_LU, orders=(2, 1, 3)),
 }
 
+# Those that begin with a picture as `Options.multistep_start` says.
+MULTISTEP = ("lms", "plms", "pndm")
+
 # Fields of a scheduler's config that only the checkpoint's own sampler heeds.
 _OWN: dict[str, Any] = {
     field.name: field.default

@@ -11,6 +11,10 @@ from sdjax.diffusion import elementary
 from sdjax.diffusion.schedule import SchedulerConfig, Steps, sigma_of, timestep_of, training_sigmas
 from sdjax.diffusion.tableau import Recorder, Table, Vector
 
+# How multistep samplers begin with a picture, that is in the middle of the schedule: as diffusers' classes, which go on
+# counting from the steps that were left out; or afresh, as k-diffusion and A1111.
+MULTISTEP_STARTS = ("diffusers", "k_diffusion")
+
 
 class Options(NamedTuple):
     """What may be set of a sampler, under the names of diffusers and k-diffusion.
@@ -20,6 +24,7 @@ class Options(NamedTuple):
       algorithm 2).
     s_noise: factor of all noise that is added.
     solver_order: of solvers that have several; None is the sampler's own default.
+    multistep_start: one of `MULTISTEP_STARTS`; in k-diffusion's spacing it is always its own.
     """
 
     eta: float | None = None
@@ -28,6 +33,7 @@ class Options(NamedTuple):
     s_tmax: float | None = None
     s_noise: float = 1.0
     solver_order: int | None = None
+    multistep_start: str = "diffusers"
 
 
 class Step(NamedTuple):
@@ -88,16 +94,43 @@ class Run:
         """The first latents: `steps.start` times standard normal noise."""
         return self._recorder.start
 
+    def start_at(self, sigma: float) -> Vector:
+        """The first latents of a sampler that begins a picture at another level than the first of the steps."""
+        return self.start * (sigma / self.steps.start if self.steps.skipped else 1.0)
+
+    @property
+    def counts_skipped(self) -> bool:
+        """Whether a multistep sampler goes on counting from the steps that are left out, as in diffusers."""
+        free = self.steps.spacing == "k_diffusion"
+        return self.steps.skipped > 0 and not free and self.options.multistep_start == "diffusers"
+
+    @property
+    def skipped(self) -> int:
+        """The steps from which a multistep sampler goes on counting."""
+        return self.steps.skipped if self.counts_skipped else 0
+
     def __iter__(self) -> Iterator[Step]:
         """The steps, one after the other; what is done in between belongs to the step."""
-        count = len(self.steps.timesteps)
-        for index in range(count):
-            self._recorder.step = index
-            now, after = float(self.steps.sigmas[index]), float(self.steps.sigmas[index + 1])
-            yield Step(index, now, after, float(self.steps.timesteps[index]), index == count - 1)
+        for step in self.counted_steps()[self.skipped :]:
+            self._recorder.step = step.number
+            yield step
+
+    def counted_steps(self) -> list[Step]:
+        """The steps after those from which a multistep sampler goes on counting; which have the number of the first."""
+        steps, skipped = self.steps, self.skipped
+        timesteps, sigmas = steps.timesteps, steps.sigmas
+        if skipped:
+            timesteps = np.concatenate([steps.skipped_timesteps, timesteps])
+            sigmas = np.concatenate([steps.skipped_sigmas, sigmas])
+        last = len(timesteps) - 1
+        levels = enumerate(zip(timesteps, sigmas[:-1], sigmas[1:], strict=True))
+        return [
+            Step(max(index - skipped, 0), float(now), float(after), float(timestep), index == last)
+            for index, (timestep, now, after) in levels
+        ]
 
     def begin_step(self, index: int) -> None:
-        """For samplers that lay their own steps."""
+        """For samplers that lay their own steps, or take some in another order."""
         self._recorder.step = index
 
     def denoise(self, latents: Vector, sigma: float, timestep: float | None = None) -> Vector:

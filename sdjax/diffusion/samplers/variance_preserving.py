@@ -5,7 +5,9 @@ classes of diffusers go down from a timestep to where they think the next one is
 the network is told the latter all the same, and takes the latents for what they are not: that is followed here.
 """
 
+import itertools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -19,9 +21,13 @@ def _reached(run: Run, step: Step) -> float:
     """The noise level at which a step of DDIM or PNDM arrives."""
     if run.steps.spacing == "k_diffusion":
         return step.after
-    before = round(step.timestep) - run.config.num_train_timesteps // run.steps.laid
-    if before >= 0:
-        return float(run.levels[before])
+    return _level_or_last(run, step.timestep - run.config.num_train_timesteps // run.steps.laid)
+
+
+def _level_or_last(run: Run, timestep: float) -> float:
+    """The noise at a whole timestep; below all of them what comes after the last step."""
+    if round(timestep) >= 0:
+        return run.level_of(timestep)
     return 0.0 if run.config.set_alpha_to_one else float(run.levels[0])
 
 
@@ -90,20 +96,25 @@ def _sum(outputs: list[Vector], weights: tuple[float, ...]) -> Vector:
 
 
 def plms(run: Run) -> Vector:
-    """Liu et al. 2022, the pseudo linear multistep method; its first step is taken twice, as in Stable Diffusion."""
-    scaled = run.start * alpha(run.steps.sigmas[0])
+    """Liu et al. 2022, the pseudo linear multistep method; its second step is asked twice, as in Stable Diffusion.
+
+    diffusers leaves out steps of a picture in the list of what is asked. So the latents are one step noisier from then
+    on than the network is told, where two or more are left out.
+    """
+    steps = run.counted_steps()
+    asked = [*steps[:2], *steps[1:]][run.skipped :]
+    scaled = run.start_at(asked[0].now) * alpha(asked[0].now)
     outputs = _Outputs(run)
     history: list[Vector] = []
-    first, first_step = scaled, None
-    for step in run:
+    first = scaled
+    for count, step in enumerate(asked):
+        run.begin_step(step.number)
         scaled, output = outputs.of(scaled, step.now, step.timestep)
-        if step.number == 0:
-            first, first_step = scaled, step
-        elif step.number == 1 and first_step is not None:
-            # Back to the beginning, with the mean of both outputs; then on from where it ends.
-            begin = _began(run, first_step, step)
+        if count == 1:  # back to the beginning, with the mean of both outputs
+            begin = _began(run, asked[0], step)
             scaled = outputs.moved(first, (output + history[0]) / 2, begin, step.now)
-            scaled, output = outputs.of(scaled, step.now, step.timestep)
+            continue
+        first = scaled if count == 0 else first
         history = [output, *history][: len(_ADAMS)]
         scaled = outputs.moved(scaled, _sum(history, _ADAMS[len(history) - 1]), step.now, _reached(run, step))
     return scaled
@@ -116,42 +127,86 @@ def _began(run: Run, first: Step, second: Step) -> float:
     return run.level_of(second.timestep + run.config.num_train_timesteps // run.steps.laid)
 
 
-# Steps by Runge and Kutta's method before there are outputs enough.
+# Steps by Runge and Kutta's method before there are outputs enough, and the weights of the outputs in one.
 _RUNGE_KUTTA_STEPS = 3
+_RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+
+
+class _Move(NamedTuple):
+    """One evaluation in PNDM: told `timestep` (None: that of `now`) at the level `now`; and a move between levels."""
+
+    number: int
+    timestep: float | None
+    now: float
+    begin: float
+    after: float
 
 
 def pndm(run: Run) -> Vector:
     """Liu et al. 2022, algorithm 2: three pseudo Runge-Kutta steps, then linear multistep ones."""
-    count = len(run.steps.timesteps)
+    count = len(run.counted_steps())
     if count <= _RUNGE_KUTTA_STEPS:
         raise ScheduleError(f"steps = {count}: pndm takes {_RUNGE_KUTTA_STEPS + 1} at least; plms takes any number")
-    free = run.steps.spacing == "k_diffusion"
-    half = run.config.num_train_timesteps // run.steps.laid // 2
-
-    def following(step: Step) -> float:
-        return float(run.steps.timesteps[step.number + 1])
-
-    scaled = run.start * alpha(run.steps.sigmas[0])
+    moves = _by_levels(run) if run.steps.spacing == "k_diffusion" else _by_timesteps(run)
+    scaled = run.start_at(moves[0].now) * alpha(moves[0].now)
     outputs = _Outputs(run)
     history: list[Vector] = []
-    for step in run:
-        begin, one = outputs.of(scaled, step.now, step.timestep)
-        history = [one, *history][: len(_ADAMS)]
-        if step.number >= _RUNGE_KUTTA_STEPS:
-            scaled = outputs.moved(begin, _sum(history, _ADAMS[len(history) - 1]), step.now, _reached(run, step))
-            continue
-        if free:
-            down = middle = math.sqrt(step.now * step.after)
-        else:  # the middle is seen from both ends, which differ by one if they are an odd number of timesteps apart
-            down, middle = run.level_of(step.timestep - half), run.level_of(following(step) + half)
-        end = step.after if free else run.level_of(following(step))
-        _, two = outputs.of(outputs.moved(begin, one, step.now, down), middle)
-        total = run.keep(one / 6 + two / 3)
-        _, three = outputs.of(outputs.moved(begin, two, step.now, middle), middle)
-        total = run.keep(total + three / 3)
-        _, four = outputs.of(outputs.moved(begin, three, step.now, end), end)
-        scaled = outputs.moved(begin, total + four / 6, step.now, end)
+    begin = total = scaled
+    for index, move in enumerate(moves):
+        run.begin_step(move.number)
+        scaled, output = outputs.of(scaled, move.now, move.timestep)
+        pseudo = index < len(_RUNGE_KUTTA) * _RUNGE_KUTTA_STEPS
+        stage = index % len(_RUNGE_KUTTA) if pseudo else 0
+        if stage == 0:
+            begin, history = scaled, [output, *history][: len(_ADAMS)]
+        total = output * _RUNGE_KUTTA[stage] + (total if stage else output * 0.0)
+        if pseudo:
+            total = run.keep(total) if stage in (1, 2) else total
+            moved_by = total if stage == len(_RUNGE_KUTTA) - 1 else output
+        else:
+            moved_by = _sum(history, _ADAMS[len(history) - 1])
+        scaled = outputs.moved(begin, moved_by, move.begin, move.after)
     return scaled
+
+
+def _by_levels(run: Run) -> list[_Move]:
+    """Runge and Kutta's middle is that of the logarithms of the levels."""
+    moves = []
+    for step in run:
+        if step.number < _RUNGE_KUTTA_STEPS:
+            middle = math.sqrt(step.now * step.after)
+            moves += [
+                _Move(step.number, step.timestep, step.now, step.now, middle),
+                _Move(step.number, None, middle, step.now, middle),
+                _Move(step.number, None, middle, step.now, step.after),
+                _Move(step.number, None, step.after, step.now, step.after),
+            ]
+        else:
+            moves.append(_Move(step.number, step.timestep, step.now, step.now, step.after))
+    return moves
+
+
+def _by_timesteps(run: Run) -> list[_Move]:
+    """As diffusers, which leaves out steps of a picture in the list of what is asked, but not in that of beginnings."""
+    steps = run.counted_steps()
+    half = run.config.num_train_timesteps // run.steps.laid // 2
+    told = []
+    for step, following in itertools.pairwise(steps[: _RUNGE_KUTTA_STEPS + 1]):
+        # The middle is seen from both ends, which differ by one if they are an odd number of timesteps apart.
+        middle = following.timestep + half
+        told += [(step.number, timestep) for timestep in (step.timestep, middle, middle, following.timestep)]
+    begins = [run.level_of(timestep) for _, timestep in told]
+    moves = []
+    asked = [*told, *((step.number, step.timestep) for step in steps[_RUNGE_KUTTA_STEPS:])][run.skipped :]
+    for index, (number, timestep) in enumerate(asked):
+        now = run.level_of(timestep)
+        if index < len(told):
+            after = _level_or_last(run, timestep - (0 if index % 2 else half))
+            begin = begins[index - index % len(_RUNGE_KUTTA)]
+        else:
+            begin, after = now, _level_or_last(run, timestep - run.config.num_train_timesteps // run.steps.laid)
+        moves.append(_Move(number, timestep, now, begin, after))
+    return moves
 
 
 def distilled_timesteps(config: SchedulerConfig, count: int) -> Float64[np.ndarray, " n"]:
