@@ -3,13 +3,14 @@
 That is `adapter_config.json` in the same folder or, in files that diffusers writes, a text in the metadata.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdjax.adapters.files import AdapterError, AdapterFile
+from sdjax.checkpoints.json_file import parse_json
+from sdjax.checkpoints.stored import CheckpointError
 
 _FILE = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
@@ -105,9 +106,6 @@ def _content(file: Path) -> bytes:
 
 def _parsed(where: str, text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{where} is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise AdapterError(f"{where} holds {type(found).__name__}, not an object")
-    return found
+        return parse_json(text, where)
+    except CheckpointError as error:
+        raise AdapterError(str(error)) from error

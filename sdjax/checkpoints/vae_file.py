@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from sdjax.checkpoints import names
-from sdjax.checkpoints.diffusers_folder import PARTS, VAEFile, param_shapes, read_json
+from sdjax.checkpoints.diffusers_folder import PARTS, VAEFile, param_shapes
 from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original import (
     DIFFUSERS_NAMES,
     ORIGINAL_NAMES,
@@ -23,6 +24,7 @@ from sdjax.checkpoints.tensors import (
     CheckpointError,
     MissingWeightsError,
     Tensor,
+    check_layers,
     check_tensors,
     list_file,
     list_tensors,
@@ -85,6 +87,7 @@ def _in_folder(folder: Path, variant: str | None, pickled: bool) -> VAEFile:
 def _found(
     where: Path, config: VAEConfig, tensors: dict[str, Tensor], root: Path, decisive: tuple[Path, ...]
 ) -> VAEFile:
+    check_layers(config.layers, tensors, str(where))
     chosen = check_tensors(tensors, param_shapes(config), names.VAE, str(where))
     knows_scale = decisive != (where,)
     return VAEFile(where, config, knows_scale, chosen, root, decisive)
