@@ -181,7 +181,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], ControlConfig]] = {
 def _read_config(file: Path) -> ControlConfig:
     data = read_json(file)
     kind = str(data.get("_class_name")).removeprefix("Flax")
-    check_class(data.get("_class_name", ""), tuple(_READERS), str(file))
+    check_class(data.get("_class_name") or "", tuple(_READERS), str(file))
     if data.get("addition_embed_type") is not None:
         raise CheckpointError(f"{file}: a ControlNet for Stable Diffusion XL: not supported")
     return _READERS[kind](data, str(file))

@@ -1,5 +1,6 @@
 """A VAE that is not a checkpoint's own: a single file, or a folder that diffusers writes."""
 
+import re
 from pathlib import Path
 
 from sdjax.checkpoints import names
@@ -33,6 +34,18 @@ from sdjax.checkpoints.tensors import (
 from sdjax.models import VAEConfig
 
 _PART = PARTS["vae"]
+# Autoencoders of other kinds, by the beginning of a name in their files, with or without what stands before all.
+_OTHERS = {
+    re.compile(rf"({re.escape(VAE)})?{pattern}"): what
+    for pattern, what in (
+        (r"(encoder|decoder)\.layers\.\d", "an AutoencoderTiny (TAESD)"),
+        (r"decoder\.condition_encoder\.", "an AsymmetricAutoencoderKL, whose decoder sees a mask"),
+        (r"decoder_unet\.", "a ConsistencyDecoderVAE (of DALL-E 3)"),
+        (r"quantize\.", "a VQModel, an autoencoder with a codebook"),
+        (r".*\.temporal_res_block\.|decoder\.time_conv_out\.", "the autoencoder of Stable Video Diffusion"),
+        (r"(encoder|decoder)\.((mid|up|down)_blocks?\..*)?(conv_in|conv1)\.conv\.", "an autoencoder of videos"),
+    )
+}
 
 
 def find_vae(path: Path, variant: str | None = None, pickled: bool = False) -> VAEFile:
@@ -51,6 +64,9 @@ def find_vae(path: Path, variant: str | None = None, pickled: bool = False) -> V
     if path.is_dir():
         return _in_folder(path / "vae" if (path / "vae").is_dir() else path, variant, pickled)
     tensors = list_file(path, pickled).tensors
+    for pattern, what in _OTHERS.items():
+        if any(map(pattern.match, tensors)):
+            raise CheckpointError(f"{path} is {what}: not supported; expected an AutoencoderKL")
     if any(name.startswith("encoder.down_blocks.") for name in tensors):
         beside = path.parent / "config.json"
         if beside.is_file() and (data := read_json(beside)).get("_class_name") == "AutoencoderKL":

@@ -26,6 +26,8 @@ MOST_POSITIONS = 4096  # of a text: 77, 248 of LongCLIP
 _MOST_NUMBER = 3e38
 # Letters of a value that an error shows.
 _SHOWN = 100
+# Letters of a message, and of its beginning and its end where it has more.
+_LONGEST_MESSAGE, _MESSAGE_END = 800, 300
 
 # Classes of diffusers and transformers that stand where the networks of Stable Diffusion 1 and 2 are expected.
 _OTHER_CLASSES = {
@@ -192,6 +194,7 @@ def require_layers(count: int, *said_by: str) -> None:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises `ConfigError(message)` unless `condition` holds."""
+    """Raises `ConfigError(message)` unless `condition` holds; of a message without end the middle is left out."""
     if not condition:
-        raise ConfigError(message)
+        long = len(message) > _LONGEST_MESSAGE
+        raise ConfigError(f"{message[:_MESSAGE_END]}...{message[-_MESSAGE_END:]}" if long else message)

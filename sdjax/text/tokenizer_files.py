@@ -159,9 +159,9 @@ def _check_whole(data: Mapping[str, Any], where: str) -> None:
     merges = model.get("merges")
     if not isinstance(merges, list) or not all(map(_is_merge, merges)):
         raise TokenizerError(f"{where}: model.merges: expected a list of pairs of symbols")
-    if (kind := _precompiled(data.get("normalizer"))) is not None:
+    if (found := _precompiled(data.get("normalizer"))) is not None:
         raise TokenizerError(
-            f"{where}: normalizer is of the type {kind}, with a precompiled_charsmap: SentencePiece's, and not CLIP's"
+            f"{where}: normalizer is of the type {found}, with a precompiled_charsmap: SentencePiece's, and not CLIP's"
         )
     added = data.get("added_tokens", [])
     if not isinstance(added, list):
