@@ -11,9 +11,10 @@ import jax
 from pipelines.compiled import cache_folder
 from sdjax.checkpoints.carried import carried, is_carried
 from sdjax.checkpoints.contents import content_digest, of_file, of_folder
-from sdjax.checkpoints.diffusers_folder import read_folder, read_json
+from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.hashes import hash_file
 from sdjax.checkpoints.identify import identify, listed, millions, precision, shortened
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, Listing, list_file, list_tensors
 from sdjax.checkpoints.variants import variant_name

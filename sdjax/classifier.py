@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sdjax.assets import BUNDLED, bundled
-from sdjax.checkpoints.diffusers_folder import digest_files, read_json
+from sdjax.checkpoints.diffusers_folder import digest_files, floats
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.names import NameTable
-from sdjax.checkpoints.tensors import CheckpointError, list_tensors, read_params
+from sdjax.checkpoints.tensors import CheckpointError, check_layers, list_tensors, read_params
 from sdjax.diffusion.guidance import LogProbability
 from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig
 
@@ -68,9 +69,11 @@ def load_classifier(name: str | Path) -> Classifier:
     config = NoiseClassifierConfig.from_json(read_json(root / CONFIG), str(root / CONFIG))
     labels = _read_labels(root / LABELS, config.labels)
     network = NoiseClassifier(config)
-    latents, timesteps = jnp.zeros((1, 1, 1, config.in_channels)), jnp.zeros(1)
+    tensors = list_tensors([root / WEIGHTS])
+    check_layers(config.layers, tensors, str(root))
+    latents, timesteps = floats(1, 1, 1, config.in_channels), floats(1)
     shapes = jax.eval_shape(network.init, jax.random.key(0), latents, timesteps)["params"]
-    params = read_params(list_tensors([root / WEIGHTS]), shapes, NameTable(), str(root), jnp.float32)
+    params = read_params(tensors, shapes, NameTable(), str(root), jnp.float32)
 
     def log_probability(
         latents: Float[Array, "b h w c"], timesteps: Float[Array, " b"], labels: Int[Array, " b"], params: Any

@@ -14,7 +14,7 @@ from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS, Options, names
-from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
+from sdjax.diffusion.schedule import SAMPLE_MAX_VALUES, SCHEDULES, SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
 from sdjax.text import controls, tags
@@ -431,7 +431,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "guidance_start": (0.0, 1.0),
     "guidance_end": (0.0, 1.0),
     "dynamic_thresholding_ratio": (0.0, 1.0),
-    "sample_max_value": (1.0, 1000.0),
+    "sample_max_value": SAMPLE_MAX_VALUES,
     "strength": (0.0, 1.0),
     "mask_blur": (0.0, 256.0),
     "only_masked_padding": (0, MAX_SIDE),

@@ -3,13 +3,15 @@
 That is `adapter_config.json` in the same folder or, in files that diffusers writes, a text in the metadata.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdjax.adapters.files import AdapterError, AdapterFile
+from sdjax.checkpoints.json_file import parse_json
+from sdjax.checkpoints.stored import CheckpointError
+from sdjax.models.config import shown
 
 _FILE = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
@@ -45,7 +47,10 @@ class Scales(NamedTuple):
         alpha_name = _ALPHAS[config.get("peft_type", "LORA")]
         alpha = self._number(config, alpha_name, "alpha_pattern", module)
         rank = self._number(config, "r", "rank_pattern", module)
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        strength = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        if not 0 < strength < _MOST:
+            raise AdapterError(f"{self.where}: {alpha_name} = {alpha} over r = {rank} of {module} is {strength}")
+        return strength
 
     def _number(self, config: Mapping[str, Any], name: str, patterns: str, module: str) -> float:
         listed = config.get(patterns) or {}
@@ -87,10 +92,10 @@ def read_scales(opened: AdapterFile) -> Scales | None:
         return None
     for config in configs.values():
         if str(config.get("peft_type", "LORA")) not in _ALPHAS:
-            raise AdapterError(f"{where}: {config['peft_type']!r} is not supported; expected {', '.join(_ALPHAS)}")
+            raise AdapterError(f"{where}: {shown(config['peft_type'])} is not supported; expected {', '.join(_ALPHAS)}")
         used = [name for name in _UNKNOWN_OPTIONS if config.get(name)]
         if str(config.get("init_lora_weights")).startswith(_OTHER_BEGINNINGS):
-            used.append(f"init_lora_weights = {config['init_lora_weights']!r}")
+            used.append(f"init_lora_weights = {shown(config['init_lora_weights'])}")
         if used:
             raise AdapterError(f"{where}: {', '.join(used)} is not supported")
     return Scales(configs, where, text)
@@ -105,9 +110,6 @@ def _content(file: Path) -> bytes:
 
 def _parsed(where: str, text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{where} is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise AdapterError(f"{where} holds {type(found).__name__}, not an object")
-    return found
+        return parse_json(text, where)
+    except CheckpointError as error:
+        raise AdapterError(str(error)) from error

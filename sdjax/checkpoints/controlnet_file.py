@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import names, original
-from sdjax.checkpoints.diffusers_folder import digest_files, digest_with, param_shapes, read_json, sha256_of
+from sdjax.checkpoints.diffusers_folder import digest_files, digest_with, floats, param_shapes, sha256_of
 from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original import Shapes, Source, naming, under
 from sdjax.checkpoints.tensors import (
     CheckpointError,
@@ -25,6 +25,7 @@ from sdjax.checkpoints.tensors import (
     Params,
     Part,
     Tensor,
+    check_layers,
     check_tensors,
     list_file,
     list_tensors,
@@ -33,6 +34,7 @@ from sdjax.checkpoints.tensors import (
     write_params,
 )
 from sdjax.models import UNetConfig
+from sdjax.models.config import check_class
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.t2i_adapter import FULL, LIGHT, T2IAdapter, T2IAdapterConfig
 
@@ -157,19 +159,15 @@ def control_shapes(config: ControlConfig) -> Params:
     """The parameter tree as shapes, nothing allocated. It is shared: not to be changed."""
     key = jax.random.key(0)
     if isinstance(config, T2IAdapterConfig):
-        picture = jnp.zeros((1, config.downscale_factor, config.downscale_factor, config.in_channels))
+        picture = floats(1, config.downscale_factor, config.downscale_factor, config.in_channels)
         return jax.eval_shape(T2IAdapter(config).init, key, picture)["params"]
     network = ControlNet(config)
-    condition = jnp.zeros((1, config.factor, config.factor, config.conditioning_channels))
+    condition = floats(1, config.factor, config.factor, config.conditioning_channels)
     embedding = jax.eval_shape(functools.partial(network.init, method="embed"), key, condition)["params"]
     shared = {name: tree for name, tree in param_shapes(config.unet).items() if not name.startswith(_WAY_UP)}
-    *down, mid = ({"kernel": _shape(1, 1, width, width), "bias": _shape(width)} for width in config.residual_channels)
+    *down, mid = ({"kernel": floats(1, 1, width, width), "bias": floats(width)} for width in config.residual_channels)
     zeros = {f"controlnet_down_blocks_{index}": tree for index, tree in enumerate(down)}
     return shared | embedding | zeros | {"controlnet_mid_block": mid}
-
-
-def _shape(*lengths: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(lengths, jnp.float32)
 
 
 # --- Folders, and files under diffusers' names ---
@@ -182,9 +180,8 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], ControlConfig]] = {
 
 def _read_config(file: Path) -> ControlConfig:
     data = read_json(file)
-    kind = str(data.get("_class_name"))
-    if kind not in _READERS:
-        raise CheckpointError(f"{file}: {kind!r} is not supported; expected one of {', '.join(_READERS)}")
+    kind = str(data.get("_class_name")).removeprefix("Flax")
+    check_class(data.get("_class_name") or "", tuple(_READERS), str(file))
     if data.get("addition_embed_type") is not None:
         raise CheckpointError(f"{file}: a ControlNet for Stable Diffusion XL: not supported")
     return _READERS[kind](data, str(file))
@@ -202,6 +199,7 @@ def _in_folder(folder: Path, variant: str | None, pickled: bool) -> ControlFile:
     except MissingWeightsError:
         files = weight_files(folder, _STEM, None, pickled)
     tensors = list_tensors(files, pickled)
+    check_layers(config.layers, tensors, str(folder))
     chosen = check_tensors(tensors, control_shapes(config), _table(config), str(folder))
     return ControlFile(folder, config, chosen, folder, (file, *files))
 
@@ -213,6 +211,7 @@ def _under_diffusers_names(path: Path, tensors: Tensors) -> ControlFile:
     expected = "ControlNetModel" if is_controlnet else "T2IAdapter"
     if beside.is_file() and read_json(beside).get("_class_name") == expected:
         config = _read_config(beside)
+        check_layers(config.layers, tensors, str(beside))
         chosen = check_tensors(tensors, control_shapes(config), _table(config), str(path))
         return ControlFile(path, config, chosen, path.parent, (path, beside))
     shapes = under(tensors, "")

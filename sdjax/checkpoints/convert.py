@@ -15,8 +15,9 @@ from typing import NamedTuple
 from sdjax.checkpoints import original
 from sdjax.checkpoints.carried import WEIGHTS, as_metadata, carried, may_be_carried
 from sdjax.checkpoints.contents import Folder, Parameter, of_file, of_folder
-from sdjax.checkpoints.diffusers_folder import PARTS, Checkpoint, read_json, write_configs
+from sdjax.checkpoints.diffusers_folder import PARTS, Checkpoint, write_configs
 from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.json_file import MOST_INDEX_BYTES, read_json
 from sdjax.checkpoints.pickled import is_pickled
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.stored import CheckpointError, Tensor
@@ -167,7 +168,7 @@ def _is_used(index: Path, folder: Folder) -> bool:
     if ".bin." in index.name:  # of pickled ones, which become safetensors
         return False
     used = {file.name for file in folder.files.get(index.parent.name, ())}
-    listed = read_json(index).get("weight_map")
+    listed = read_json(index, MOST_INDEX_BYTES).get("weight_map")
     return isinstance(listed, dict) and {str(name) for name in listed.values()} == used
 
 
@@ -197,7 +198,7 @@ def _other_weights(root: Path, variant: str | None) -> list[Path]:
 
 def _as_recorded(root: Path, recorded: Path, found: Sequence[Parameter]) -> tuple[list[Target], bytes]:
     """What the single file held of which a folder was made, and its header."""
-    written = read_json(recorded)
+    written = read_json(recorded, MOST_INDEX_BYTES)
     pieces = {f"{each.part}/{name}": each.piece for each in found for name in each.names}
     left_over = list_file(root / _LEFT_OVER).tensors if (root / _LEFT_OVER).is_file() else {}
 

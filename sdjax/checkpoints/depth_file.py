@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import names
-from sdjax.checkpoints.diffusers_folder import digest_files, read_json
+from sdjax.checkpoints.diffusers_folder import digest_files, floats
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original import Shapes, Source, choose, naming, under
 from sdjax.checkpoints.tensors import (
     CheckpointError,
     Chosen,
     Params,
     Tensor,
+    check_layers,
     check_tensors,
     list_file,
     list_tensors,
@@ -31,7 +32,7 @@ from sdjax.checkpoints.tensors import (
     write_params,
 )
 from sdjax.models.bit import BitConfig
-from sdjax.models.config import ConfigError, read_config, require, require_positive
+from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, require_positive, shown
 from sdjax.models.depth import MAPS, DepthConfig, DepthEstimator
 
 # Where the parts lie in a diffusers folder, and what the files are called.
@@ -99,7 +100,8 @@ class DepthProcessor:
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        require_positive(self, "size", "ensure_multiple_of", "rescale_factor", "image_std")
+        require_positive(self, "size", "ensure_multiple_of", most=MOST_SIDE)
+        require_positive(self, "rescale_factor", "image_std")
         require(len(self.size) == 2, f"size = {self.size} is not a height and a width")
         require(self.resample in _FILTERS, f"resample = {self.resample} is none of Pillow's filters, 0 to 5")
         for name in ("image_mean", "image_std"):
@@ -112,9 +114,9 @@ class DepthProcessor:
         size = data.get("size", (384, 384))
         if isinstance(size, Mapping):
             if size.keys() != {"height", "width"}:
-                raise ConfigError(f"{where}: size = {dict(size)} is not supported; supported: height and width")
+                raise ConfigError(f"{where}: size = {shown(dict(size))} is not supported; supported: height and width")
             data["size"] = (size["height"], size["width"])
-        elif isinstance(size, int):
+        elif isinstance(size, int) and not isinstance(size, bool):
             data["size"] = (size, size)
         return read_config(cls, data, fixed=_FIXED, informative=_INFORMATIVE, where=where)
 
@@ -148,7 +150,7 @@ def depth_shapes(config: DepthConfig) -> Params:
 
 @functools.lru_cache(maxsize=8)
 def _depth_shapes(config: DepthConfig) -> Params:
-    pixels = jnp.zeros((1, config.patch_size, config.patch_size, 3))
+    pixels = floats(1, config.patch_size, config.patch_size, 3)
     return jax.eval_shape(DepthEstimator(config).init, jax.random.key(0), pixels)["params"]
 
 
@@ -214,6 +216,7 @@ def _in_folder(folder: Path, pickled: bool) -> DepthFile:
     processor = DepthProcessor.from_json(read_json(settings), str(settings)) if said else DepthProcessor()
     files = weight_files(folder, _STEM, None, pickled)
     tensors: dict[str, Tensor] = list_tensors(files, pickled)
+    check_layers(config.layers, tensors, str(folder))
     chosen = check_tensors(tensors, depth_shapes(config), DEPTH, str(folder))
     return DepthFile(folder, config, processor, chosen, root, (folder / _CONFIG, *said, *files))
 

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import names
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.tensors import (
     CheckpointError,
     Chosen,
     Params,
     Part,
+    check_layers,
     check_tensors,
     list_tensors,
     load_parts,
@@ -30,6 +33,7 @@ from sdjax.checkpoints.variants import DEPTH, INPAINTING, PIPELINES, check_fit, 
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
+from sdjax.models.config import check_class, shown
 
 # Pipelines that draw pictures from text, and maybe more, with the parts below.
 _PIPELINES = (*PIPELINES.values(), "StableDiffusionImg2ImgPipeline")
@@ -124,6 +128,11 @@ PARTS = {
 }
 
 
+def floats(*lengths: int) -> jax.ShapeDtypeStruct:
+    """The shape of an array of float32, nothing allocated."""
+    return jax.ShapeDtypeStruct(lengths, np.float32)
+
+
 def param_shapes(config: NetworkConfig) -> Params:
     """The parameter tree of a network as shapes, nothing allocated. It is shared: not to be changed."""
     if isinstance(config, UNetConfig):  # without what shapes no parameter
@@ -135,42 +144,29 @@ def param_shapes(config: NetworkConfig) -> Params:
 def _param_shapes(config: NetworkConfig) -> Params:
     key = jax.random.key(0)
     if isinstance(config, TextEncoderConfig):
-        tree = jax.eval_shape(TextEncoder(config).init, key, jnp.zeros((1, 2), jnp.int32))
+        tree = jax.eval_shape(TextEncoder(config).init, key, jax.ShapeDtypeStruct((1, 2), np.int32))
     elif isinstance(config, UNetConfig):
         side = 2 ** (len(config.block_out_channels) - 1)
         labels = _class_labels(config)
-        context = jnp.zeros((1, 2, config.per_level("cross_attention_dim")[0]))
-        sample = jnp.zeros((1, side, side, config.in_channels))
-        tree = jax.eval_shape(UNet(config).init, key, sample, jnp.zeros(1), context, labels)
+        context = floats(1, 2, config.per_level("cross_attention_dim")[0])
+        sample = floats(1, side, side, config.in_channels)
+        tree = jax.eval_shape(UNet(config).init, key, sample, floats(1), context, labels)
     else:
         side = config.factor
-        pixels, noise = jnp.zeros((1, side, side, config.in_channels)), jnp.zeros((1, 1, 1, config.latent_channels))
+        pixels, noise = floats(1, side, side, config.in_channels), floats(1, 1, 1, config.latent_channels)
         tree = jax.eval_shape(VAE(config).init, key, pixels, noise)
     return tree["params"]
 
 
-def _class_labels(config: UNetConfig) -> jax.Array | None:
+def _class_labels(config: UNetConfig) -> jax.ShapeDtypeStruct | None:
     """Labels of the kind a UNet takes, or None."""
     if not config.has_class_embedding:
         return None
     if config.class_embed_type == "identity":
-        return jnp.zeros((1, 4 * config.block_out_channels[0]))
+        return floats(1, 4 * config.block_out_channels[0])
     if config.class_embed_type == "projection":
-        return jnp.zeros((1, config.projection_class_embeddings_input_dim or 0))
-    return jnp.zeros(1) if config.class_embed_type == "timestep" else jnp.zeros(1, jnp.int32)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises `CheckpointError` naming the file."""
-    try:
-        data = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing; is {file.parent} a whole diffusers folder?") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{file} holds {type(data).__name__}, not an object")
-    return data
+        return floats(1, config.projection_class_embeddings_input_dim or 0)
+    return floats(1) if config.class_embed_type == "timestep" else jax.ShapeDtypeStruct((1,), np.int32)
 
 
 def digest_files(root: Path, files: Iterable[Path], hashed: Mapping[Path, str] = types.MappingProxyType({})) -> str:
@@ -206,6 +202,43 @@ def read_scheduler(file: Path, pipeline: str | None = None) -> tuple[SchedulerCo
     if pipeline == PIPELINES[INPAINTING]:
         scheduler = dataclasses.replace(scheduler, skip_prk_steps=True)
     return scheduler, str(data.get("_class_name"))
+
+
+# How many unknown ones an error names.
+_MOST_PARTS = 10
+# The classes of a pipeline's parts that are read.
+_PART_CLASSES: Mapping[str, tuple[str, ...]] = {
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "scheduler": (),
+}
+
+
+def check_parts(
+    index: Mapping[str, Any], where: str, unused: frozenset[str], more: frozenset[str] = frozenset()
+) -> None:
+    """Raises if a pipeline's `model_index.json` has other parts than these.
+
+    Args:
+      index: the JSON object.
+      where: names the file in errors.
+      unused: parts that say nothing in the pictures.
+      more: parts of any class, besides the networks, the tokenizer and the scheduler.
+
+    Raises:
+      CheckpointError: for an unknown part.
+      ConfigError: for a part of another class.
+    """
+    used = {name: value for name, value in index.items() if isinstance(value, list) and value and value[0]}
+    strange = used.keys() - unused - more - _PART_CLASSES.keys()
+    if strange:
+        told = [name if name.isidentifier() else shown(name) for name in sorted(strange)]
+        raise CheckpointError(f"{where}: unknown parts {', '.join(told[:_MOST_PARTS])}")
+    for name, classes in _PART_CLASSES.items():
+        if classes and name in used:
+            check_class(used[name][-1], classes, where, name)
 
 
 def vae_dtype_of(config: VAEConfig, dtype: DTypeLike, asked: DTypeLike | None) -> DTypeLike:
@@ -252,12 +285,9 @@ def read_folder(
     kind = index.get("_class_name")
     if kind not in _PIPELINES:
         raise CheckpointError(
-            f"{root / 'model_index.json'}: {kind!r} is not supported; expected one of {', '.join(_PIPELINES)}"
+            f"{root / 'model_index.json'}: {shown(kind)} is not supported; expected one of {', '.join(_PIPELINES)}"
         )
-    used = {name for name, value in index.items() if isinstance(value, list) and value and value[0]}
-    strange = used - _UNUSED_PARTS - {"text_encoder", "tokenizer", "unet", "vae", "scheduler"}
-    if strange:
-        raise CheckpointError(f"{root / 'model_index.json'}: unknown parts {', '.join(sorted(strange))}")
+    check_parts(index, str(root / "model_index.json"), _UNUSED_PARTS)
 
     own = {name: part for name, part in PARTS.items() if vae is None or name != "vae"}
     config_files = {name: root / part.folder / "config.json" for name, part in own.items()}
@@ -278,6 +308,8 @@ def read_folder(
     decisive += [file for file in (root / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
     # A missing shard must be reported as such, not by the digest.
     tensors = {name: list_tensors(listed, pickled) for name, listed in files.items()}
+    for name, part in own.items():
+        check_layers(configs[name].layers, tensors[name], str(root / part.folder))
     params: Params = {}
     digest = ""
     if dtype is not None:

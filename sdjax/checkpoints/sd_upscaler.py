@@ -18,16 +18,19 @@ from sdjax.checkpoints import original
 from sdjax.checkpoints.diffusers_folder import (
     PARTS,
     NetworkConfig,
+    check_parts,
     digest_files,
+    floats,
     param_shapes,
-    read_json,
     vae_dtype_of,
 )
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import Configs, choose_tensors
 from sdjax.checkpoints.tensors import (
     CheckpointError,
     Params,
     Part,
+    check_layers,
     check_tensors,
     list_file,
     list_tensors,
@@ -36,7 +39,9 @@ from sdjax.checkpoints.tensors import (
 )
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_classes import same_class
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
+from sdjax.models.config import shown
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 
 X4, X2 = "StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline"
@@ -117,10 +122,10 @@ def shapes_of(config: NetworkConfig | LatentUpscalerConfig) -> Params:
 
 @functools.lru_cache(maxsize=8)
 def _latent_upscaler_shapes(config: LatentUpscalerConfig) -> Params:
-    sample = jnp.zeros((1, config.factor, config.factor, config.in_channels))
-    context, condition = jnp.zeros((1, 2, config.cross_attention_dim)), jnp.zeros((1, config.time_cond_proj_dim))
+    sample = floats(1, config.factor, config.factor, config.in_channels)
+    context, condition = floats(1, 2, config.cross_attention_dim), floats(1, config.time_cond_proj_dim)
     network = LatentUpscalerUNet(config)
-    tree: Params = jax.eval_shape(network.init, jax.random.key(0), sample, jnp.zeros(1), context, condition)
+    tree: Params = jax.eval_shape(network.init, jax.random.key(0), sample, floats(1), context, condition)
     return tree["params"]
 
 
@@ -134,13 +139,9 @@ def _read_folder(
     index = read_json(index_file)
     kind = index.get("_class_name")
     if kind not in (X4, X2):
-        raise CheckpointError(f"{index_file}: {kind!r} is no upscaler; expected {X4} or {X2}")
-    used = {name for name, value in index.items() if isinstance(value, list) and value and value[0]}
+        raise CheckpointError(f"{index_file}: {shown(kind)} is no upscaler; expected {X4} or {X2}")
     low_res_files = [root / "low_res_scheduler" / "scheduler_config.json"] if kind == X4 else []
-    strange = used - _UNUSED_PARTS - {*PARTS, "tokenizer", "scheduler", *(file.parent.name for file in low_res_files)}
-    if strange:
-        raise CheckpointError(f"{index_file}: unknown parts {', '.join(sorted(strange))}")
-
+    check_parts(index, str(index_file), _UNUSED_PARTS, frozenset(file.parent.name for file in low_res_files))
     files = {name: root / part.folder / "config.json" for name, part in PARTS.items()}
     readers = {name: part.read_config for name, part in PARTS.items()}
     configs: dict[str, Any] = {
@@ -157,10 +158,11 @@ def _read_folder(
     low_res = [SchedulerConfig.from_json(read_json(file), str(file)) for file in low_res_files]
 
     weights = {name: weight_files(root / part.folder, part.stem, variant, pickled) for name, part in PARTS.items()}
+    tensors = {name: list_tensors(listed, pickled) for name, listed in weights.items()}
+    for name, config in configs.items():
+        check_layers(config.layers, tensors[name], str(root / PARTS[name].folder))
     chosen = {
-        name: check_tensors(
-            list_tensors(weights[name], pickled), shapes_of(configs[name]), part.table, str(root / part.folder)
-        )
+        name: check_tensors(tensors[name], shapes_of(configs[name]), part.table, str(root / part.folder))
         for name, part in PARTS.items()
     }
     params, hashed = _load(configs, chosen, dtype, vae_dtype)
@@ -185,7 +187,7 @@ def _read_folder(
 def _read_scheduler(file: Path) -> tuple[SchedulerConfig, str]:
     data = read_json(file)
     name = str(data.get("_class_name"))
-    if name in _CLIPPING and data.get("clip_sample", True) is not False:
+    if same_class(name) in _CLIPPING and data.get("clip_sample", True) is not False:
         raise CheckpointError(f"{file}: clip_sample is not false: {name} clips clean latents, which is not implemented")
     return SchedulerConfig.from_json(data, str(file)), name
 
@@ -194,7 +196,7 @@ def _max_noise_level(file: Path, index: Mapping[str, Any], low_res: SchedulerCon
     level = index.get("max_noise_level", _MAX_NOISE_LEVEL)
     if type(level) is not int or not 0 <= level < low_res.num_train_timesteps:
         raise CheckpointError(
-            f"{file}: max_noise_level = {level!r}: expected a number from 0 to {low_res.num_train_timesteps - 1}"
+            f"{file}: max_noise_level = {shown(level)}: expected a number from 0 to {low_res.num_train_timesteps - 1}"
         )
     return level
 

@@ -26,12 +26,12 @@ from sdjax.checkpoints.diffusers_folder import (
     digest_files,
     digest_with,
     param_shapes,
-    read_json,
     read_scheduler,
     sha256_of,
     vae_dtype_of,
 )
 from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original_config import OriginalConfig, read_original_config
 from sdjax.checkpoints.tensors import CheckpointError, Listing, Part, Tensor, list_file, load_parts
 from sdjax.checkpoints.variants import check_fit, extra_channels, family

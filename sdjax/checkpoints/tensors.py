@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from jaxtyping import DTypeLike
 from safetensors.numpy import save_file
 
 from sdjax.checkpoints import names
+from sdjax.checkpoints.json_file import MOST_INDEX_BYTES, read_json
 from sdjax.checkpoints.pickled import is_pickled, read_pickle
 from sdjax.checkpoints.reading import Chosen, Params, Part, load_chosen, load_parts
 from sdjax.checkpoints.stored import DTYPES, CheckpointError, Tensor, check_shape, read_tensor
@@ -28,6 +29,7 @@ __all__ = [
     "Params",
     "Part",
     "Tensor",
+    "check_layers",
     "check_tensors",
     "list_file",
     "list_tensors",
@@ -217,6 +219,19 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _flat(each, f"{name}.{key}" if name else str(key))
 
 
+# Layers of a network that is built whatever its files hold, for which missing tensors are told by name.
+_BUILT_AT_ONCE = 100
+
+
+def check_layers(layers: int, tensors: Sized, where: str) -> None:
+    """Raises `CheckpointError` if a config says more layers than its files have tensors, before any is built."""
+    if layers > max(len(tensors), _BUILT_AT_ONCE):
+        raise CheckpointError(
+            f"{where}: its config makes a network of {layers} layers, but its files hold {len(tensors)} tensors: "
+            "they do not belong together, or a file is missing"
+        )
+
+
 def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str) -> list[Chosen]:
     """Finds the tensor of each parameter, in the order of the tree's leaves.
 
@@ -336,9 +351,7 @@ def _variants_in(folder: Path, stem: str, suffix: str) -> list[str]:
 
 def _files_of_index(index: Path, suffix: str) -> tuple[Path, ...]:
     try:
-        if index.stat().st_size > _MOST_HEADER:
-            raise ValueError(f"it has more than {_MOST_HEADER} bytes")
-        listed = json.loads(index.read_bytes())["weight_map"]
+        listed = read_json(index, MOST_INDEX_BYTES)["weight_map"]
         files = sorted(set(listed.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         kind = suffix.removeprefix(".")

@@ -1,10 +1,12 @@
 """A VAE that is not a checkpoint's own: a single file, or a folder that diffusers writes."""
 
+import re
 from pathlib import Path
 
 from sdjax.checkpoints import names
-from sdjax.checkpoints.diffusers_folder import PARTS, VAEFile, param_shapes, read_json
+from sdjax.checkpoints.diffusers_folder import PARTS, VAEFile, param_shapes
 from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original import (
     DIFFUSERS_NAMES,
     ORIGINAL_NAMES,
@@ -23,6 +25,7 @@ from sdjax.checkpoints.tensors import (
     CheckpointError,
     MissingWeightsError,
     Tensor,
+    check_layers,
     check_tensors,
     list_file,
     list_tensors,
@@ -31,6 +34,18 @@ from sdjax.checkpoints.tensors import (
 from sdjax.models import VAEConfig
 
 _PART = PARTS["vae"]
+# Autoencoders of other kinds, by the beginning of a name in their files, with or without what stands before all.
+_OTHERS = {
+    re.compile(rf"({re.escape(VAE)})?{pattern}"): what
+    for pattern, what in (
+        (r"(encoder|decoder)\.layers\.\d", "an AutoencoderTiny (TAESD)"),
+        (r"decoder\.condition_encoder\.", "an AsymmetricAutoencoderKL, whose decoder sees a mask"),
+        (r"decoder_unet\.", "a ConsistencyDecoderVAE (of DALL-E 3)"),
+        (r"quantize\.", "a VQModel, an autoencoder with a codebook"),
+        (r".*\.temporal_res_block\.|decoder\.time_conv_out\.", "the autoencoder of Stable Video Diffusion"),
+        (r"(encoder|decoder)\.((mid|up|down)_blocks?\..*)?(conv_in|conv1)\.conv\.", "an autoencoder of videos"),
+    )
+}
 
 
 def find_vae(path: Path, variant: str | None = None, pickled: bool = False) -> VAEFile:
@@ -49,6 +64,9 @@ def find_vae(path: Path, variant: str | None = None, pickled: bool = False) -> V
     if path.is_dir():
         return _in_folder(path / "vae" if (path / "vae").is_dir() else path, variant, pickled)
     tensors = list_file(path, pickled).tensors
+    for pattern, what in _OTHERS.items():
+        if any(map(pattern.match, tensors)):
+            raise CheckpointError(f"{path} is {what}: not supported; expected an AutoencoderKL")
     if any(name.startswith("encoder.down_blocks.") for name in tensors):
         beside = path.parent / "config.json"
         if beside.is_file() and (data := read_json(beside)).get("_class_name") == "AutoencoderKL":
@@ -85,6 +103,7 @@ def _in_folder(folder: Path, variant: str | None, pickled: bool) -> VAEFile:
 def _found(
     where: Path, config: VAEConfig, tensors: dict[str, Tensor], root: Path, decisive: tuple[Path, ...]
 ) -> VAEFile:
+    check_layers(config.layers, tensors, str(where))
     chosen = check_tensors(tensors, param_shapes(config), names.VAE, str(where))
     knows_scale = decisive != (where,)
     return VAEFile(where, config, knows_scale, chosen, root, decisive)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from sdjax.diffusion import elementary
-from sdjax.models.config import read_config, require, require_positive
+from sdjax.diffusion.scheduler_classes import filled_in
+from sdjax.models.config import ConfigError, read_config, require, require_positive, shown
 
 Spacing = Literal["leading", "linspace", "trailing", "k_diffusion"]
 # Of diffusers' schedulers, as each class rounds them; and k-diffusion's, which A1111 and ComfyUI use for all samplers.
@@ -22,6 +23,10 @@ SPACINGS = ("leading", "linspace", "trailing", "k_diffusion")
 
 # What a zero terminal signal-to-noise ratio is lifted to: the least positive float16 (as in diffusers).
 _LEAST_ALPHA_CUMPROD = 2.0**-24
+# Training timesteps: 1,000 of all published models. With fewer than two there is nothing between noise and image.
+LEAST_TIMESTEPS, MOST_TIMESTEPS = 2, 100_000
+# By which a consistency model's timesteps are multiplied: 10.
+_MOST_SCALING = 1e6
 # The exponent of Karras et al. 2022, equation 5.
 _KARRAS_RHO = 7.0
 # The distribution of Lee et al. 2024 (arXiv:2407.12173).
@@ -93,7 +98,7 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         known_betas = self.trained_betas is not None or self.beta_schedule in _BETAS
-        require(known_betas, f"beta_schedule = {self.beta_schedule!r} is not one of {', '.join(_BETAS)}")
+        require(known_betas, f"beta_schedule = {shown(self.beta_schedule)} is not one of {', '.join(_BETAS)}")
         for name, known in (
             ("prediction_type", PREDICTION_TYPES),
             ("timestep_spacing", (None, *SPACINGS[:3])),
@@ -106,8 +111,14 @@ class SchedulerConfig:
         ):
             value = getattr(self, name)
             words = ", ".join(str(word) for word in known if word is not None)
-            require(value in known, f"{name} = {value!r} is not one of {words}")
-        require_positive(self, "num_train_timesteps", "original_inference_steps", "timestep_scaling")
+            require(value in known, f"{name} = {shown(value)} is not one of {words}")
+        require_positive(self, "num_train_timesteps")
+        require(
+            LEAST_TIMESTEPS <= self.num_train_timesteps <= MOST_TIMESTEPS,
+            f"num_train_timesteps = {shown(self.num_train_timesteps)}: expected {LEAST_TIMESTEPS} to {MOST_TIMESTEPS}",
+        )
+        require_positive(self, "original_inference_steps", most=MOST_TIMESTEPS)
+        require_positive(self, "timestep_scaling", most=_MOST_SCALING)
         require(
             0 < self.beta_start <= self.beta_end < 1,
             f"beta_start = {self.beta_start}, beta_end = {self.beta_end}: expected numbers that rise, within 0 and 1",
@@ -118,7 +129,7 @@ class SchedulerConfig:
         )
         require(
             0 <= self.steps_offset < self.num_train_timesteps,
-            f"steps_offset = {self.steps_offset} is not within 0 to {self.num_train_timesteps - 1}",
+            f"steps_offset = {shown(self.steps_offset)} is not within 0 to {self.num_train_timesteps - 1}",
         )
         require(
             self.trained_betas is None or len(self.trained_betas) == self.num_train_timesteps,
@@ -126,13 +137,17 @@ class SchedulerConfig:
         )
         require(sum(getattr(self, flag) for flag in _FLAGS) <= 1, f"only one of {', '.join(_FLAGS)} can be on")
         require(
-            0 < self.dynamic_thresholding_ratio <= 1 <= self.sample_max_value,
-            "dynamic_thresholding_ratio is not within 0 and 1, or sample_max_value is below 1",
+            0 < self.dynamic_thresholding_ratio <= 1,
+            f"dynamic_thresholding_ratio = {self.dynamic_thresholding_ratio}: expected a number above 0, up to 1",
         )
+        least, most = SAMPLE_MAX_VALUES if self.thresholding else (0.0, math.inf)
         require(
-            self.original_inference_steps <= self.num_train_timesteps,
-            f"original_inference_steps = {self.original_inference_steps} is more than num_train_timesteps",
+            least <= self.sample_max_value <= most,
+            f"sample_max_value = {self.sample_max_value}: expected a number from {least} to {most}",
         )
+        for name in ("sigma_min", "sigma_max"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} = {value} is not positive")
         require(
             self.algorithm_type not in ("dpmsolver", "sde-dpmsolver") or self.final_sigmas_type == "sigma_min",
             f"algorithm_type = {self.algorithm_type} needs final_sigmas_type = sigma_min",
@@ -145,26 +160,22 @@ class SchedulerConfig:
         Raises:
           ConfigError: for what is not implemented.
         """
-        filled = {**_CLASS_DEFAULTS.get(str(data.get("_class_name")), {}), **data}
+        filled = filled_in(data, where)
         if filled.get("lambda_min_clipped") == -math.inf:  # nothing is clipped
             del filled["lambda_min_clipped"]
-        return read_config(cls, filled, fixed=_FIXED, informative=_INFORMATIVE, where=where)
+        config = read_config(cls, filled, fixed=_FIXED, informative=_INFORMATIVE, where=where)
+        try:
+            _check_levels(config, "original_inference_steps" in data)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        return config
 
 
 _FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+# Of a job or, where it thresholds, of a checkpoint.
+SAMPLE_MAX_VALUES = (0.001, 1000.0)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
-# What diffusers' classes take for a key that is not in the file, where that is not the default above.
-_SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
-_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
-    "PNDMScheduler": {"set_alpha_to_one": False},
-    "HeunDiscreteScheduler": _SD_BETAS,
-    "KDPM2DiscreteScheduler": _SD_BETAS,
-    "KDPM2AncestralDiscreteScheduler": _SD_BETAS,
-    "DPMSolverSDEScheduler": _SD_BETAS,
-    "LCMScheduler": {**_SD_BETAS, "beta_schedule": "scaled_linear"},
-    "TCDScheduler": {**_SD_BETAS, "beta_schedule": "scaled_linear"},
-}
 
 
 def _betas_of(signal: Callable[[np.ndarray], np.ndarray]) -> Callable[[SchedulerConfig], Float64[np.ndarray, " t"]]:
@@ -211,6 +222,29 @@ def alphas_cumprod(config: SchedulerConfig) -> Float64[np.ndarray, " t"]:
         result = _squared(root)
         result[-1] = _LEAST_ALPHA_CUMPROD
     return result
+
+
+def _check_levels(config: SchedulerConfig, says_original_steps: bool) -> None:
+    """Raises `ConfigError` if there are no noise levels by this config, or none of those that it asks for."""
+    with np.errstate(all="ignore"):
+        levels = training_sigmas(config)
+    require(
+        bool(np.isfinite(levels).all() and levels[0] > 0 and (np.diff(levels) > 0).all()),
+        f"beta_start = {config.beta_start}, beta_end = {config.beta_end}, beta_schedule = {config.beta_schedule}, "
+        f"num_train_timesteps = {config.num_train_timesteps}: by these (or trained_betas) the noise does not rise from "
+        "timestep to timestep within float64",
+    )
+    low, high = config.sigma_min or float(levels[0]), config.sigma_max or float(levels[-1])
+    require(low < high, f"sigma_min = {config.sigma_min}, sigma_max = {config.sigma_max}: {low} is not below {high}")
+    require(
+        config.lambda_min_clipped is None or math.log(levels[1]) <= -config.lambda_min_clipped,
+        f"lambda_min_clipped = {config.lambda_min_clipped} leaves fewer than two noise levels",
+    )
+    require(
+        not says_original_steps or config.original_inference_steps <= config.num_train_timesteps,
+        f"original_inference_steps = {config.original_inference_steps} is more than num_train_timesteps = "
+        f"{config.num_train_timesteps}",
+    )
 
 
 @functools.lru_cache(maxsize=64)

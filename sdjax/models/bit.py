@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from sdjax.models.config import read_config, require, require_positive
+from sdjax.models.config import MOST_CHANNELS, read_config, require, require_layers, require_positive
 from sdjax.models.convolution import Conv
 
 # Of the group norms, and of the variance by which a filter is divided.
@@ -78,7 +78,8 @@ class BitConfig:
     num_groups: int = 32
 
     def __post_init__(self) -> None:
-        require_positive(self, "embedding_size", "hidden_sizes", "depths", "num_groups")
+        require_positive(self, "embedding_size", "hidden_sizes", "depths", "num_groups", most=MOST_CHANNELS)
+        require_layers(sum(self.depths), "depths")
         require(len(self.depths) == 3, f"depths = {self.depths} are not those of three stages")
         require(
             len(self.hidden_sizes) == len(self.depths),

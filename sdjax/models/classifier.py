@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sdjax.models.config import read_config, require_positive
+from sdjax.models.config import MOST_CHANNELS, MOST_SIDE, read_config, require_layers, require_positive
 from sdjax.models.unet import TimestepEmbedding, sinusoidal_embedding
 
 
@@ -34,7 +34,9 @@ class NoiseClassifierConfig:
     time_channels: int = 64
 
     def __post_init__(self) -> None:
-        require_positive(self, *(field.name for field in dataclasses.fields(self)))
+        require_positive(self, "in_channels", "labels", "width", "layers", "time_channels", most=MOST_CHANNELS)
+        require_positive(self, "sample_size", most=MOST_SIDE)
+        require_layers(self.layers, "layers")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "config.json") -> "NoiseClassifierConfig":

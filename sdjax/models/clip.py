@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.models.attention import dot_product_attention
-from sdjax.models.config import read_config, require, require_positive
+from sdjax.models.config import (
+    MOST_CHANNELS,
+    MOST_POSITIONS,
+    MOST_TOKENS,
+    check_class,
+    read_config,
+    require,
+    require_layers,
+    require_positive,
+)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -29,6 +38,9 @@ _INFORMATIVE = frozenset(
         "return_dict", "tie_word_embeddings", "tokenizer_class", "use_cache",
     }
 )  # fmt: skip
+# A whole CLIP, or one with a projection, has the same text encoder; what else they have is accounted for by name.
+_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
+_MODEL_TYPES = ("clip_text_model", "clip")
 _FIXED = {
     "output_attentions": False,
     "output_hidden_states": False,
@@ -50,10 +62,16 @@ class TextEncoderConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        require_positive(
-            self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "max_position_embeddings",
-        )  # fmt: skip
+        require_positive(self, "hidden_size", "intermediate_size", "num_attention_heads", most=MOST_CHANNELS)
+        require_positive(self, "vocab_size", most=MOST_TOKENS)
+        # There is a start and an end around what a text says.
+        require(
+            3 <= self.max_position_embeddings <= MOST_POSITIONS,
+            f"max_position_embeddings = {self.max_position_embeddings}: expected 3 to {MOST_POSITIONS}",
+        )
+        require_positive(self, "num_hidden_layers")
+        require_layers(self.num_hidden_layers, "num_hidden_layers")
+        require_positive(self, "layer_norm_eps", most=1.0)
         require(
             self.hidden_act in ACTIVATIONS,
             f"hidden_act = {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}",
@@ -63,9 +81,18 @@ class TextEncoderConfig:
             f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
         )
 
+    @property
+    def layers(self) -> int:
+        """As the other networks' configs have it."""
+        return self.num_hidden_layers
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "text_encoder/config.json") -> "TextEncoderConfig":
         """Reads transformers' config; raises `ConfigError` for what is not implemented."""
+        named = data.get("architectures")
+        for name in named if isinstance(named, list | tuple) else [named]:
+            check_class(name, _CLASSES, where, "architectures")
+        check_class(data.get("model_type"), _MODEL_TYPES, where, "model_type")
         return read_config(cls, data, fixed=_FIXED, informative=_INFORMATIVE, where=where)
 
 

@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sdjax.models.config import ConfigError, read_config, require, require_positive
+from sdjax.models.config import (
+    MOST_CHANNELS,
+    ConfigError,
+    check_class,
+    read_config,
+    require,
+    require_levels,
+    require_positive,
+    shown,
+)
 from sdjax.models.convolution import Conv
 from sdjax.models.unet import Context, Residuals, UNetConfig, descend, embedded_time
 
@@ -37,7 +46,13 @@ class ControlNetConfig:
     global_pool_conditions: bool = False
 
     def __post_init__(self) -> None:
-        require_positive(self, "conditioning_channels", "conditioning_embedding_out_channels")
+        require_levels(self, "conditioning_embedding_out_channels")
+        require_positive(self, "conditioning_channels", "conditioning_embedding_out_channels", most=MOST_CHANNELS)
+
+    @property
+    def layers(self) -> int:
+        """Of its UNet's way down, less than half of the whole."""
+        return self.unet.layers // 2
 
     @property
     def factor(self) -> int:
@@ -73,12 +88,14 @@ class ControlNetConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "config.json") -> "ControlNetConfig":
         """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
+        check_class(data.get("_class_name"), ("ControlNetModel",), where)
         own = {field.name for field in dataclasses.fields(cls)} - {"unet"}
         kinds = data.get("down_block_types", UNetConfig.down_block_types)
         if not isinstance(kinds, list | tuple):
-            raise ConfigError(f"{where}: down_block_types = {kinds!r} is no list")
+            raise ConfigError(f"{where}: down_block_types = {shown(kinds)} is no list")
         ups = [str(kind).replace("Down", "Up") for kind in reversed(kinds)]
         rest = {key: value for key, value in data.items() if key not in own and key not in _OF_THE_WAY_UP}
+        rest.pop("_class_name", None)
         unet = UNetConfig.from_json({**rest, "up_block_types": ups}, where)
         conditioning = read_config(cls, {key: data[key] for key in own if key in data}, fixed={}, where=where)
         return dataclasses.replace(conditioning, unet=unet)

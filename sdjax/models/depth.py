@@ -15,7 +15,17 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sdjax.models.bit import FIXED, INFORMATIVE, Bit, BitConfig
-from sdjax.models.config import ConfigError, read_config, require, require_positive
+from sdjax.models.config import (
+    MOST_CHANNELS,
+    MOST_SIDE,
+    ConfigError,
+    check_class,
+    read_config,
+    require,
+    require_layers,
+    require_positive,
+    shown,
+)
 from sdjax.models.convolution import Conv
 from sdjax.models.interpolation import bilinear
 from sdjax.models.vit import ViTLayer
@@ -24,6 +34,10 @@ from sdjax.models.vit import ViTLayer
 _HEAD_CHANNELS, _BATCH_NORM_EPS = 32, 1e-5
 # How many feature maps are fused, and how many of them a hybrid takes from its ResNet as they are.
 MAPS, _FROM_RESNET = 4, 2
+# By which features are enlarged or reduced: 4.
+_MOST_FACTOR = 256
+# Pixels of a patch along a side: 16.
+_MOST_PATCH = 256
 
 _FIXED = {
     **FIXED,
@@ -69,9 +83,14 @@ class DepthConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps",
-            "image_size", "patch_size", "reassemble_factors", "neck_hidden_sizes", "fusion_hidden_size",
+            self, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+            "neck_hidden_sizes", "fusion_hidden_size", most=MOST_CHANNELS,
         )  # fmt: skip
+        require_positive(self, "layer_norm_eps", most=1.0)
+        require_positive(self, "image_size", most=MOST_SIDE)
+        require_positive(self, "patch_size", most=_MOST_PATCH)
+        require_positive(self, "reassemble_factors", most=_MOST_FACTOR)
+        require_layers(self.layers, "num_hidden_layers", "backbone_config")
         require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}",
@@ -91,7 +110,10 @@ class DepthConfig:
         )
         for factor in self.reassemble_factors:
             whole = factor if factor >= 1 else 1 / factor
-            require(whole == int(whole), f"reassemble_factors: neither {factor} nor 1 / {factor} is a whole number")
+            require(
+                whole <= _MOST_FACTOR and whole == int(whole),
+                f"reassemble_factors: neither {factor} nor 1 / {factor} is a whole number",
+            )
         require(
             self.is_hybrid == (self.backbone_config is not None),
             "backbone_config and is_hybrid say different things; of backbones sdjax has the hybrid's ResNet only",
@@ -108,6 +130,11 @@ class DepthConfig:
             )
 
     @property
+    def layers(self) -> int:
+        """Of the transformer, and of the ResNet before it."""
+        return self.num_hidden_layers + sum(self.backbone_config.depths if self.backbone_config else ())
+
+    @property
     def passed_on(self) -> int:
         """How many of the feature maps come from the ResNet."""
         return _FROM_RESNET if self.is_hybrid else 0
@@ -121,6 +148,7 @@ class DepthConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "config.json") -> "DepthConfig":
         """Reads transformers' config; raises `ConfigError` for what is not implemented."""
+        check_class(data.get("model_type"), ("dpt",), where, "model_type")
         rest = dict(data)
         is_hybrid = rest.get("is_hybrid") is True
         shape, ignored, backbone = (
@@ -134,11 +162,11 @@ class DepthConfig:
         if is_hybrid:
             resnet = BitConfig() if backbone is None else _backbone(backbone, where)
             if ignored not in (None, [0, 1], (0, 1)):
-                raise ConfigError(f"{where}: neck_ignore_stages = {ignored!r} is not supported; supported: [0, 1]")
+                raise ConfigError(f"{where}: neck_ignore_stages = {shown(ignored)} is not supported; supported: [0, 1]")
             channels = resnet.hidden_sizes[-1]
             if shape is not None and (not isinstance(shape, list | tuple) or list(shape[1:2]) != [channels]):
                 raise ConfigError(
-                    f"{where}: backbone_featmap_shape = {shape!r}: its second entry is not {channels}, the "
+                    f"{where}: backbone_featmap_shape = {shown(shape)}: its second entry is not {channels}, the "
                     "channels that the backbone gives"
                 )
             rest["backbone_config"] = resnet
@@ -147,7 +175,7 @@ class DepthConfig:
 
 def _backbone(data: Any, where: str) -> BitConfig:
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: backbone_config = {data!r} is no object")
+        raise ConfigError(f"{where}: backbone_config = {shown(data)} is no object")
     return BitConfig.from_json(data, f"{where}, backbone_config")
 
 

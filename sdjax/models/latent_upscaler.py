@@ -17,7 +17,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sdjax.models.attention import Attention
-from sdjax.models.config import ConfigError, read_config, require, require_positive
+from sdjax.models.config import (
+    MOST_CHANNELS,
+    ConfigError,
+    check_class,
+    read_config,
+    require,
+    require_layers,
+    require_levels,
+    require_positive,
+    require_sample_size,
+)
 from sdjax.models.convolution import Conv
 
 # Channels of a group of the group norms.
@@ -87,10 +97,14 @@ class LatentUpscalerConfig:
 
     def __post_init__(self) -> None:
         channels, levels = self.block_out_channels, len(self.block_out_channels)
+        require_levels(self, "block_out_channels", "down_block_types", "up_block_types")
         require_positive(
-            self, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_eps",
-            "cross_attention_dim", "attention_head_dim", "time_cond_proj_dim",
+            self, "in_channels", "out_channels", "block_out_channels", "layers_per_block",
+            "cross_attention_dim", "attention_head_dim", "time_cond_proj_dim", most=MOST_CHANNELS,
         )  # fmt: skip
+        require_positive(self, "norm_eps", most=1.0)
+        require_sample_size(self.sample_size)
+        require_layers(self.layers, "block_out_channels", "layers_per_block")
         require(levels >= 2, f"block_out_channels = {channels}: expected two levels or more")
         for name, types in (
             ("down_block_types", ("KDownBlock2D",) + ("KCrossAttnDownBlock2D",) * (levels - 1)),
@@ -111,6 +125,11 @@ class LatentUpscalerConfig:
         )
 
     @property
+    def layers(self) -> int:
+        """Residual blocks, each with attention but on the highest level, down and up."""
+        return len(self.block_out_channels) * (2 * self.layers_per_block + 1) * 2
+
+    @property
     def time_width(self) -> int:
         """Of the embedding of noise level and condition."""
         return 2 * self.block_out_channels[0]
@@ -123,6 +142,7 @@ class LatentUpscalerConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "unet/config.json") -> "LatentUpscalerConfig":
         """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
+        check_class(data.get("_class_name"), ("UNet2DConditionModel",), where)
         for key, value in _MADE_BY.items():
             if key not in data:
                 raise ConfigError(f"{where}: {key} is missing; a latent upscaler has {value!r}, which is no default")

@@ -11,7 +11,14 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from sdjax.models.config import read_config, require, require_positive
+from sdjax.models.config import (
+    MOST_CHANNELS,
+    read_config,
+    require,
+    require_layers,
+    require_levels,
+    require_positive,
+)
 from sdjax.models.convolution import Conv
 from sdjax.models.interpolation import pixel_unshuffle
 from sdjax.models.unet import Residuals, UNetConfig
@@ -19,6 +26,8 @@ from sdjax.models.unet import Residuals, UNetConfig
 FULL, LIGHT = "full_adapter", "light_adapter"
 # Of a light adapter, the part of a level's channels that its layers have.
 _LIGHT_PART = 4
+# Pixels along a side that become one at once: 8, for Stable Diffusion XL 16.
+_MOST_DOWNSCALE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +41,10 @@ class T2IAdapterConfig:
     adapter_type: str = FULL
 
     def __post_init__(self) -> None:
-        require_positive(self, "in_channels", "channels", "num_res_blocks", "downscale_factor")
+        require_levels(self, "channels")
+        require_positive(self, "in_channels", "channels", "num_res_blocks", most=MOST_CHANNELS)
+        require_positive(self, "downscale_factor", most=_MOST_DOWNSCALE)
+        require_layers(self.layers, "channels", "num_res_blocks")
         require(
             self.adapter_type != "full_adapter_xl",
             "adapter_type 'full_adapter_xl' is for Stable Diffusion XL, which is not supported",
@@ -45,6 +57,11 @@ class T2IAdapterConfig:
             self.adapter_type == FULL or all(channels % _LIGHT_PART == 0 for channels in self.channels),
             f"channels = {self.channels} of a light adapter are not multiples of {_LIGHT_PART}",
         )
+
+    @property
+    def layers(self) -> int:
+        """Residual blocks."""
+        return len(self.channels) * self.num_res_blocks
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
@@ -62,7 +79,7 @@ class T2IAdapterConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "config.json") -> "T2IAdapterConfig":
         """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
-        return read_config(cls, data, fixed={}, where=where)
+        return read_config(cls, data, fixed={}, where=where, classes=("T2IAdapter",))
 
 
 class _Residual(nn.Module):

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.models.attention import SpatialTransformer
-from sdjax.models.config import read_config, require, require_positive
+from sdjax.models.config import (
+    MOST_CHANNELS,
+    MOST_TOKENS,
+    read_config,
+    require,
+    require_layers,
+    require_levels,
+    require_positive,
+    require_sample_size,
+)
 from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
@@ -86,10 +95,23 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        require_levels(
+            self, "block_out_channels", "down_block_types", "up_block_types", "only_cross_attention",
+            "layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim",
+        )  # fmt: skip
         require_positive(
             self, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups",
-            "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim",
+            "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim", most=MOST_CHANNELS,
         )  # fmt: skip
+        require_positive(self, "norm_eps", most=1.0)
+        require_sample_size(self.sample_size)
+        for name, most in (("num_class_embeds", MOST_TOKENS), ("projection_class_embeddings_input_dim", MOST_CHANNELS)):
+            if getattr(self, name) is not None:
+                require_positive(self, name, most=most)
+        require(
+            0 <= self.freq_shift <= 1,
+            f"freq_shift = {self.freq_shift}: expected a number from 0 to 1",
+        )
         for kind in self.down_block_types:
             require(kind in _DOWN_ATTENTION, f"down block {kind!r} is not one of {', '.join(_DOWN_ATTENTION)}")
         for kind in self.up_block_types:
@@ -119,11 +141,29 @@ class UNetConfig:
             all(channels % self.norm_num_groups == 0 for channels in self.block_out_channels),
             f"block_out_channels {self.block_out_channels} are not multiples of norm_num_groups {self.norm_num_groups}",
         )
+        heads = self.per_level("attention_head_dim")
         require(
-            all(c % h == 0 for c, h in zip(self.block_out_channels, self.per_level("attention_head_dim"), strict=True)),
+            all(self.block_out_channels[level] % heads[level] == 0 for level in self._levels_with_attention),
             f"block_out_channels {self.block_out_channels} are not multiples of the head counts "
-            f"{self.attention_head_dim}",
+            f"{self.attention_head_dim} where there is attention",
         )
+        require_layers(self.layers, "block_out_channels", "layers_per_block", "transformer_layers_per_block")
+
+    @property
+    def layers(self) -> int:
+        """Residual blocks, down and up, and the layers of the transformers after them."""
+        transformers, attends = self.per_level("transformer_layers_per_block"), self._levels_with_attention
+        return sum(
+            (2 * count + 1) * (1 + transformers[level] * (level in attends))
+            for level, count in enumerate(self.per_level("layers_per_block"))
+        )
+
+    @property
+    def _levels_with_attention(self) -> set[int]:
+        """Those of the way down and up, and the last, whose middle block has it."""
+        down = {level for level, kind in enumerate(self.down_block_types) if _DOWN_ATTENTION[kind]}
+        up = {level for level, kind in enumerate(reversed(self.up_block_types)) if _UP_ATTENTION[kind]}
+        return down | up | {len(self.block_out_channels) - 1}
 
     def per_level(self, name: str) -> tuple[Any, ...]:
         """The field `name`, repeated for each level if it is a single value."""
@@ -138,7 +178,7 @@ class UNetConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "unet/config.json") -> "UNetConfig":
         """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
-        return read_config(cls, data, fixed=_FIXED, where=where)
+        return read_config(cls, data, fixed=_FIXED, where=where, classes=("UNet2DConditionModel",))
 
 
 def sinusoidal_embedding(

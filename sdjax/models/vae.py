@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.models.attention import Attention
-from sdjax.models.config import read_config, require, require_positive
+from sdjax.models.config import (
+    MOST_CHANNELS,
+    read_config,
+    require,
+    require_layers,
+    require_levels,
+    require_positive,
+    require_sample_size,
+)
 from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 
@@ -49,10 +57,13 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
+        require_levels(self, "block_out_channels", "down_block_types", "up_block_types")
         require_positive(
             self, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "latent_channels",
-            "norm_num_groups", "scaling_factor",
+            "norm_num_groups", "scaling_factor", most=MOST_CHANNELS,
         )  # fmt: skip
+        require_sample_size(self.sample_size)
+        require_layers(self.layers, "block_out_channels", "layers_per_block")
         require(
             self.down_block_types == ("DownEncoderBlock2D",) * levels,
             f"down_block_types = {self.down_block_types} is not DownEncoderBlock2D at each of {levels} levels",
@@ -67,6 +78,11 @@ class VAEConfig:
         )
 
     @property
+    def layers(self) -> int:
+        """Residual blocks of encoder and decoder."""
+        return len(self.block_out_channels) * (2 * self.layers_per_block + 1) + 4
+
+    @property
     def factor(self) -> int:
         """Pixels per latent, along one side."""
         return 2 ** (len(self.block_out_channels) - 1)
@@ -74,7 +90,7 @@ class VAEConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "vae/config.json") -> "VAEConfig":
         """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
-        return read_config(cls, data, fixed=_FIXED, where=where)
+        return read_config(cls, data, fixed=_FIXED, where=where, classes=("AutoencoderKL",))
 
 
 class Gaussian(NamedTuple):

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 from transformers import CLIPTokenizer
 
+from sdjax.text.tokenizer_files import TokenizerError, check_files, text_length
+
+__all__ = ["Tokenizer", "TokenizerError", "Tokens"]
+
 # The files of a tokenizer's folder that are read, and that digests of checkpoints are over.
 _ENDINGS = (".json", ".txt")
 # What a config may say that makes transformers open files. All of it is found in the folder under its usual name.
@@ -16,10 +20,6 @@ _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _FILES = ("vocab_file", "merges_file", "tokenizer_file", "added_tokens_file", "special_tokens_map_file")
 _NOT_NAMED = ("vocab", "merges", "tokenizer_object", "gguf_file", "spm_file")
 _MOST_SHOWN = 200
-
-
-class TokenizerError(ValueError):
-    """A tokenizer folder can't be read."""
 
 
 class Tokens(NamedTuple):
@@ -43,25 +43,29 @@ class Tokenizer:
 
         Args:
           folder: as written by transformers.
-          length: positions of the text encoder.
+          length: positions of the text encoder. Texts have as many tokens, or as the folder's `model_max_length` says.
 
         Raises:
-          TokenizerError: if files are missing, do not parse, or name files that do not lie in the folder.
+          TokenizerError: if files are missing, do not parse, or name files that do not lie in the folder; if they say a
+            length that the text encoder does not have.
         """
         if not (folder / "tokenizer.json").is_file() and not (
             (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
         ):
             raise TokenizerError(f"{folder} has neither tokenizer.json nor vocab.json with merges.txt")
+        config = check_files(folder)
         self._tokenizer = _read(folder)
-        self.length = length
+        self.length = text_length(config, length, str(folder / "tokenizer_config.json"))
         self.start, self.end, self.padding = (
             self._tokenizer.bos_token_id,
             self._tokenizer.eos_token_id,
             self._tokenizer.pad_token_id,
         )
-        self.size = len(self._tokenizer)
+        vocabulary = self._tokenizer.get_vocab()
+        # One more than the greatest number of a token: numbers may be left out.
+        self.size = max(vocabulary.values()) + 1
         # The token of a comma with a space or nothing after it.
-        self.comma = self._tokenizer.get_vocab().get(",</w>")
+        self.comma = vocabulary.get(",</w>")
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without start and end."""
@@ -91,8 +95,11 @@ def _read(folder: Path) -> Any:
             _check_config(Path(name) / config, folder / config)
         try:
             return CLIPTokenizer.from_pretrained(name, local_files_only=True, **dict.fromkeys(_FILES))
-        except Exception as error:  # the library raises bare Exception for files that do not parse
-            why = str(error).replace(name, str(folder))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # bare Exception for files that do not parse, a panic of its Rust code for some
+            said = str(error).replace(name, str(folder))[: len(str(folder)) + _MOST_SHOWN]
+            why = "".join(letter for letter in said if letter.isprintable())
             raise TokenizerError(f"{folder} does not hold a CLIP tokenizer: {why}") from error
 
 

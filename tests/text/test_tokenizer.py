@@ -73,8 +73,9 @@ def test_what_did_not_fit_is_told(clip):
     assert tokens.cut.split() == ["and", "a", "small", "dog"]
 
 
-def test_the_length_is_the_encoders(clip_folder):
-    tokens = Tokenizer(clip_folder, 8)("one two three four five six seven eight")
+def test_the_length_is_the_encoders(tmp_path):
+    write_tokenizer(tmp_path, clip_vocabulary(), 8)
+    tokens = Tokenizer(tmp_path, 8)("one two three four five six seven eight")
     assert len(tokens.ids) == 8 and tokens.total == 8
     assert tokens.cut.split() == ["seven", "eight"]
 
@@ -177,3 +178,112 @@ def test_what_is_written_is_what_transformers_reads(toy_folder):
     assert json.loads((toy_folder / "vocab.json").read_text("utf-8")) == SMALL.tokens
     assert (toy_folder / "merges.txt").read_text("utf-8").splitlines()[1:] == [" ".join(pair) for pair in SMALL.merges]
     assert Tokenizer(toy_folder, 77).size == len(SMALL.tokens)
+
+
+# --- How long texts may be ---
+
+
+def says(folder, **keys):
+    """The folder, with keys of its config."""
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **keys}), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("said", [40, 77, 3])
+def test_texts_have_as_many_tokens_as_the_tokenizers_config_says(toy_folder, said):
+    tokenizer = Tokenizer(says(toy_folder, model_max_length=said), 77)
+    tokens = tokenizer("cat " * 76)
+    assert tokenizer.length == len(tokens.ids) == said
+    assert tokens.cut.split() == ["cat"] * (76 - (said - 2))
+
+
+def test_an_encoder_of_more_positions_reads_as_many_tokens_as_the_tokenizers_config_says(toy_folder):
+    assert Tokenizer(toy_folder, 248).length == 77
+
+
+@pytest.mark.parametrize("said", [None, 10**30, 1e30, 1000000000000000019884624838656])
+def test_a_config_that_says_no_length_leaves_it_to_the_encoder(toy_folder, said):
+    assert Tokenizer(says(toy_folder, model_max_length=said), 77).length == 77
+
+
+@pytest.mark.parametrize("said", [120, 78, 2, 0, -1, 77.0, "77", True, [77], 10**19])
+def test_a_length_that_the_encoder_does_not_have_is_an_error_that_names_the_file_and_the_key(toy_folder, said):
+    message = r"tokenizer_config\.json: model_max_length = .*: expected a whole number from 3 to 77"
+    with pytest.raises(TokenizerError, match=message):
+        Tokenizer(says(toy_folder, model_max_length=said), 77)
+
+
+# --- Files that transformers or its Rust code would stumble over ---
+
+
+@pytest.fixture
+def whole(toy_folder):
+    """A tokenizer.json, and the function that writes it changed."""
+    CLIPTokenizer.from_pretrained(str(toy_folder)).save_pretrained(str(toy_folder))
+    file = toy_folder / "tokenizer.json"
+
+    def write(change):
+        data = json.loads(file.read_text("utf-8"))
+        change(data)
+        file.write_text(json.dumps(data), "utf-8")
+        return toy_folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAAAQ=="}),
+            "normalizer is of the type Precompiled",
+        ),
+        (
+            lambda d: d.update(
+                normalizer={"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "*"}]}
+            ),
+            "normalizer is of the type Precompiled",
+        ),
+        (lambda d: d.update(model={"type": "Unigram", "vocab": []}), "its model is 'Unigram'; expected BPE"),
+        (lambda d: d.update(model=[]), r"its model is \[\]; expected BPE"),
+        (lambda d: d["model"].update(vocab=[["a", 1]]), "the vocabulary is"),
+        (lambda d: d["model"]["vocab"].update(cat=-1), "the token 'cat' has the number -1"),
+        (lambda d: d["model"]["vocab"].update(cat=2**40), "the token 'cat' has the number 1099511627776"),
+        (lambda d: d["model"]["vocab"].update(cat=True), "the token 'cat' has the number True"),
+        (lambda d: d["model"].update(merges=["one two three"]), r"model\.merges: expected a list of pairs"),
+        (lambda d: d.update(added_tokens=[{"id": 10**9, "content": "x"}]), "added_tokens: 1000000000 is no number"),
+        (lambda d: d.update(added_tokens=["x"]), "added_tokens: None is no number"),
+        (lambda d: d.update(post_processor={"type": "Nonsense"}), "does not hold a CLIP tokenizer"),
+    ],
+)
+def test_a_tokenizer_json_that_is_none_of_clips_is_an_error_that_names_it(whole, change, message, capfd):
+    folder = whole(change)
+    with pytest.raises(TokenizerError, match=message) as raised:
+        Tokenizer(folder, 77)
+    assert str(folder) in str(raised.value) and len(str(raised.value)) < 1000
+    assert "panicked" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tokenizer_class": "T5Tokenizer"}, "tokenizer_class 'T5Tokenizer' is not supported"),
+        ({"bos_token": 5}, "bos_token = 5: expected a token"),
+        ({"added_tokens_decoder": {"-1": {"content": "x"}}}, "added_tokens_decoder: '-1' is no number of a token"),
+        ({"added_tokens_decoder": {"999999999": {"content": "x"}}}, "'999999999' is no number of a token"),
+        ({"added_tokens_decoder": {"1": "x"}}, "the token 1 is 'x'; expected an object"),
+        ({"added_tokens_decoder": [1]}, "expected tokens by their numbers"),
+    ],
+)
+def test_a_tokenizers_config_that_can_not_be_is_an_error_that_names_the_key(toy_folder, keys, message):
+    with pytest.raises(TokenizerError, match=message) as raised:
+        Tokenizer(says(toy_folder, **keys), 77)
+    assert str(toy_folder / "tokenizer_config.json") in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_nesting_without_end_is_an_error_that_names_the_file(toy_folder, name):
+    (toy_folder / name).write_text('{"a":' * 900 + "1" + "}" * 900, "utf-8")
+    with pytest.raises(TokenizerError, match=rf"{name} is nested deeper than 32"):
+        Tokenizer(toy_folder, 77)

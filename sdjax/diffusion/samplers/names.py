@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sdjax.diffusion.samplers.registry import SAMPLERS
 from sdjax.diffusion.schedule import SCHEDULES, SchedulerConfig
+from sdjax.diffusion.scheduler_classes import same_class
 
 # A1111's labels. Where it has none the label is made here, for the text that goes into pictures.
 A1111_SAMPLERS = {
@@ -170,6 +171,7 @@ def known_sampler_names() -> list[str]:
 
 def own_sampler(class_name: str, config: SchedulerConfig) -> str | None:
     """The sampler of a checkpoint's scheduler; None if it is none of ours."""
+    class_name = same_class(class_name)
     name = CLASSES.get(class_name)
     choices: dict[str, dict[Any, str | None]] = {
         "PNDMScheduler": {False: "pndm"},

@@ -216,6 +216,11 @@ def distilled_timesteps(config: SchedulerConfig, count: int) -> Float64[np.ndarr
       ScheduleError: if it was distilled for fewer.
     """
     original = config.original_inference_steps
+    if original > config.num_train_timesteps:
+        raise ScheduleError(
+            f"the model has {config.num_train_timesteps} training timesteps, fewer than the {original} steps "
+            "(original_inference_steps) from which this sampler takes its own; name another sampler"
+        )
     if count > original:
         raise ScheduleError(f"steps = {count} is not within 1 to {original}, the steps of the distilled model")
     known = np.arange(1, original + 1) * (config.num_train_timesteps // original) - 1
