@@ -8,15 +8,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from rich.console import Console
-from rich.markup import escape
+# Whatever takes time to import is imported where it is used: from here on signals are heard.
+from pipelines import stopping, terminal
 
-_USAGE_ERROR, _FAILED = 2, 1
+_FAILED = 1
+# Commands that go on where they were stopped.
+_RESUMED = ("generate", "depth")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = terminal.Parser(
         prog="sdjax", description="Image data sets made with Stable Diffusion in JAX, reproducibly."
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -120,10 +123,41 @@ def _share(text: str) -> float:
     return share
 
 
+def program() -> NoReturn:
+    """The command line as a process of its own, which it ends with the status of the command.
+
+    Besides those of `main`: 128 and the number of the signal after Ctrl-C (130), SIGTERM (143) and SIGHUP (129).
+    """
+    stopping.run(_whole_command)
+
+
+def _whole_command() -> int:
+    terminal.use()
+    try:
+        status = _status()
+        terminal.flush()
+        return status
+    except stopping.ReaderGone:
+        return stopping.READER_GONE
+    except OSError as error:
+        terminal.error(str(error))
+    except BaseException as bug:
+        terminal.crash(bug)
+    return _FAILED
+
+
+def _status() -> int:
+    try:
+        return main()
+    except SystemExit as end:  # argparse's
+        return end.code if isinstance(end.code, int) else _FAILED
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit status.
 
-    0, 1 if something failed (an image, a file that breaks off, every row), 2 for bad usage, 130 after Ctrl-C.
+    0, 1 if something failed (an image, a file that breaks off, every row), 2 for bad usage, 141 if nobody reads what is
+    printed any more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags: list[str] = []
@@ -134,37 +168,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if flags and options.command != "generate":
         parser.error("only generate takes Beam's flags")
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     # Beam tells of each failing element with its traceback; what failed is told once, in plain words, below.
     logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     # The tokenizer's library says on import that there is no torch, which is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    console = Console(stderr=True)
+    if options.command in _RESUMED:
+        stopping.hint("the same command goes on from here")
     try:
-        if options.command == "generate":
-            return _generate(options, flags, console)
-        if options.command == "verify":
-            return _verify(options, console)
-        if options.command == "sheet":
-            return _sheet(options)
-        if options.command == "grid":
-            return _grid(options)
-        if options.command == "depth":
-            return _depth(options, console)
-        if options.command == "convert":
-            return _convert(options)
-        return _inspect(options) if options.command == "inspect" else _env()
+        return _run(options, flags)
+    except stopping.ReaderGone:
+        return stopping.READER_GONE
     except (ValueError, OSError) as error:
         # Every error of ours is one of these and says what to do.
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        terminal.error(str(error))
         return _FAILED
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from here")
-        return 130
 
 
-def _generate(options: argparse.Namespace, flags: list[str], console: Console) -> int:
+def _run(options: argparse.Namespace, flags: list[str]) -> int:
+    if options.command == "generate":
+        return _generate(options, flags)
+    if options.command == "verify":
+        return _verify(options)
+    if options.command == "sheet":
+        return _sheet(options)
+    if options.command == "grid":
+        return _grid(options)
+    if options.command == "depth":
+        return _depth(options)
+    if options.command == "convert":
+        return _convert(options)
+    return _inspect(options) if options.command == "inspect" else _env()
+
+
+def _generate(options: argparse.Namespace, flags: list[str]) -> int:
     from pipelines import config, generate, manifest, progress, storage, sweeps
 
     keys = config.read_file(options.config) if options.config else {}
@@ -178,49 +215,44 @@ def _generate(options: argparse.Namespace, flags: list[str], console: Console) -
         if options.quiet:
             counts = generate.run_pipeline(options.prompts, options.out, run_config, flags, folder)
         else:
-            with progress.Bar(folder, console):
+            with progress.Bar(folder, terminal.console()):
                 counts = generate.run_pipeline(options.prompts, options.out, run_config, flags, folder)
     except Exception as error:  # in a worker, a runner adds to it or makes another one of it
-        if _was_stopped(error):
-            raise KeyboardInterrupt from error
-        told = progress.read(folder)[2]
-        if not told:
+        errors = progress.read(folder)[2]
+        if not errors:
             raise
-        raise OSError(told[0]) from error
+        raise OSError(errors[0]) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
     rejected = counts.rejected_rows + counts.failed + counts.broken_files + counts.damaged
-    print(f"rows     {counts.rows:>8}  {counts.rows - counts.rejected_rows} good, {counts.rejected_rows} rejected")
-    print(
+    terminal.line(
+        f"rows     {counts.rows:>8}  {counts.rows - counts.rejected_rows} good, {counts.rejected_rows} rejected"
+    )
+    terminal.line(
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
         f"{counts.duplicates} the same as others, {counts.failed} failed"
     )
-    print(f"written  {storage.join(options.out, manifest.METADATA)}")
+    terminal.line(f"written  {storage.join(options.out, manifest.METADATA)}")
     if rejected:
-        print(f"rejects  {storage.join(options.out, manifest.REJECTS)}")
+        terminal.line(f"rejects  {storage.join(options.out, manifest.REJECTS)}")
     if counts.cut_prompts:
-        print(f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut")
+        terminal.line(
+            f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut"
+        )
     if counts.broken_files:
-        print(f"files    {counts.broken_files:>8}  broke off: what follows in them is missing")
+        terminal.line(f"files    {counts.broken_files:>8}  broke off: what follows in them is missing")
     if counts.damaged:
-        print(f"damaged  {counts.damaged:>8}  files of earlier runs that are no whole images, and that no row asks for")
+        terminal.line(
+            f"damaged  {counts.damaged:>8}  files of earlier runs that are no whole images, and that no row asks for"
+        )
     for problem in counts.problems():
-        print(f"BUG: {problem}")
+        terminal.line(f"BUG: {problem}")
     nothing = counts.rows == counts.rejected_rows
     return _FAILED if counts.problems() or counts.broken_files or counts.failed or counts.damaged or nothing else 0
 
 
-def _was_stopped(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error that a runner made of it."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt) or str(error).startswith(KeyboardInterrupt.__name__):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _verify(options: argparse.Namespace, console: Console) -> int:
+def _verify(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from pipelines import config, storage, trust, verify
@@ -243,17 +275,17 @@ def _verify(options: argparse.Namespace, console: Console) -> int:
             raise CheckpointError(f"{error}; if the model of this output has moved, say where with --model") from error
 
     total = sum(verify.sampled(done.id, options.sample) for done in storage.list_done(options.out))
-    with Progress(console=console) as bar:
+    with Progress(console=terminal.console()) as bar:
         task = bar.add_task("making again", total=total)
         report = verify.remake(options.out, engine_for, options.sample, lambda: bar.advance(task), options.trust)
     for finding in report.findings:
-        print(f"{finding.file}: {finding.problem}")
-    print(
+        terminal.line(f"{finding.file}: {finding.problem}")
+    terminal.line(
         f"{report.pictures} pictures, {report.remade} made again, {report.exact} the same to the last byte, "
         f"{len(report.findings)} problems"
     )
     if report.other:
-        print(f"{report.other} of another model than {made.model}, not compared; --model says which to take")
+        terminal.line(f"{report.other} of another model than {made.model}, not compared; --model says which to take")
     nothing = report.other and not report.remade
     return _FAILED if report.findings or nothing else 0
 
@@ -263,7 +295,7 @@ def _sheet(options: argparse.Namespace) -> int:
 
     target = options.file or storage.join(options.out, "sheet.png")
     count = sheet.write(options.out, target, columns=options.columns, limit=options.limit)
-    print(f"{count} pictures in {target}")
+    terminal.line(f"{count} pictures in {target}")
     return 0
 
 
@@ -273,17 +305,17 @@ def _grid(options: argparse.Namespace) -> int:
     target = options.file or storage.join(options.out, "grid.png")
     axes = grid.Axes(*(grid.read_axis(text) for text in (options.x, options.y, options.z)))
     count, empty = grid.write(options.out, target, axes, grid.read_where(options.where))
-    print(f"{count} pictures in {target}" + (f", {empty} places empty" if empty else ""))
+    terminal.line(f"{count} pictures in {target}" + (f", {empty} places empty" if empty else ""))
     return 0
 
 
-def _depth(options: argparse.Namespace, console: Console) -> int:
+def _depth(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from pipelines import depth
     from sdjax.depth import load_depth
 
-    with Progress(console=console) as bar:
+    with Progress(console=terminal.console()) as bar:
         task = bar.add_task("depth", total=len(depth.pictures_in(options.pictures)))
         mapped = list(
             depth.map_folder(
@@ -296,17 +328,22 @@ def _depth(options: argparse.Namespace, console: Console) -> int:
     failed = [each for each in mapped if each.problem]
     there = sum(each.there for each in mapped)
     for each in failed:
-        print(each.problem)
-    print(f"pictures {len(mapped):>8}  {len(mapped) - there - len(failed)} made, {there} there, {len(failed)} failed")
+        terminal.line(str(each.problem))
+    terminal.line(
+        f"pictures {len(mapped):>8}  {len(mapped) - there - len(failed)} made, {there} there, {len(failed)} failed"
+    )
     return _FAILED if failed else 0
 
 
 def _convert(options: argparse.Namespace) -> int:
     from pipelines import convert
+    from sdjax.checkpoints.streamed import remove_unfinished
 
     keys = ("config", "prediction_type", "variant", "revision", "ema", "pickled", "prune")
-    for name, value in convert.convert(options.source, options.target, **{key: getattr(options, key) for key in keys}):
-        print(f"{name:<22}{value}")
+    with stopping.undoing(lambda: None, lambda _: remove_unfinished()):
+        written = list(convert.convert(options.source, options.target, **{key: getattr(options, key) for key in keys}))
+    for name, value in written:
+        terminal.line(f"{name:<22}{value}")
     return 0
 
 
@@ -314,7 +351,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from pipelines import inspect
 
     for name, value in inspect.describe(options.path, options.pickled):
-        print(f"{name:<22}{value}")
+        terminal.line(f"{name:<22}{value}")
     return 0
 
 
@@ -322,9 +359,9 @@ def _env() -> int:
     from pipelines import inspect
 
     for name, value in inspect.environment():
-        print(f"{name:<22}{value}")
+        terminal.line(f"{name:<22}{value}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

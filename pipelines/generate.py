@@ -394,16 +394,12 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         next(read_rows(functools.partial(storage.open_binary, path), path))
     config = checks.check_model(_with_whole_paths(config))
     run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or runners.workers(pipeline))
-    with storage.only_run(out):
+    with storage.only_run(out), storage.removing_temporaries(out, run.name):
         checks.check_format(out, config.format)
         storage.remove_leftovers(out)
         # A full or read-only output is found now, not after the first hour.
         storage.write_whole(group_path(run, "probe"), b"\n")
         storage.delete(group_path(run, "probe"))
-        try:
-            build(pipeline, paths, run)
-            runners.finish(pipeline)
-            return counted(run)
-        finally:
-            with contextlib.suppress(storage.StorageError):  # what ended the run is told, and the next run cleans up
-                storage.delete_temporaries(out, run.name)
+        build(pipeline, paths, run)
+        runners.finish(pipeline)
+        return counted(run)

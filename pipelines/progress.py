@@ -29,6 +29,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipelines.terminal import visible
+
 # How often a worker tells, and how often the bar looks, in seconds.
 _TELL_EVERY, _LOOK_EVERY = 0.3, 0.25
 # How often a line is printed where there is no terminal to draw on.
@@ -141,9 +143,9 @@ class Bar:
     def _look(self) -> None:
         counts, doing, _ = read(self._folder)
         wanted, made = counts["wanted"], counts["made"] + counts["failed"]
-        what = doing[-1] if doing else ("sampling" if wanted else f"reading prompts, {counts['rows']} rows")
+        what = visible(doing[-1]) if doing else ("sampling" if wanted else f"reading prompts, {counts['rows']} rows")
         self._bar.update(self._task, description=what, total=wanted or None, completed=min(made, wanted))
         if not self._console.is_terminal and time.monotonic() - self._printed > _PRINT_EVERY:
             self._printed = time.monotonic()
             seconds = self._printed - self._begun
-            self._console.print(f"{what}: {made} of {wanted} images after {seconds:.0f} s", markup=False)
+            self._console.print(Text(f"{what}: {made} of {wanted} images after {seconds:.0f} s"))

@@ -12,11 +12,13 @@ writing one just now. A local writer therefore holds a lock (`flock`) on its fil
 the process dies: `remove_leftovers` deletes what it can lock, and so nothing that anyone still writes, on
 whatever machine or in whatever container. Where there are no locks it deletes what nobody has touched for a
 day.
+
+A run holds a lock on a file of its output, `LOCK`, from beginning to end: not on the folder, which many a
+network's disk can't lock. Parts of the manifest, which wait for the others when they are written, are safe by it.
 """
 
 import contextlib
 import errno
-import fcntl
 import functools
 import io
 import json
@@ -30,10 +32,12 @@ from typing import Any, NamedTuple
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from pipelines import locks, stopping, terminal
+from pipelines.stopping import TEMPORARY
 from sdjax.images import encode
 
-# With a dot, so that readers of data sets pass over it.
-TEMPORARY = ".sdjax-tmp-"
+# What a run holds of its output; with a dot, so that readers of data sets pass over it.
+LOCK = ".sdjax-lock"
 IMAGES, STEPS = "images", "steps"
 # After this long without a change a file that can't be locked is nobody's any more. Writing one takes
 # seconds.
@@ -45,6 +49,11 @@ MAX_LINE_BYTES = 16 * 2**20
 EXTENSIONS = "|".join(known.extension for known in encode.FORMATS.values())
 _IMAGE_NAME = re.compile(rf"([0-9a-f]{{32}})\.({EXTENSIONS})")
 _STEPS_NAME = re.compile(r"([0-9a-f]{32})\.(png|webp|gif)")
+_IMAGE_FOLDER = re.compile(r"[0-9a-f]{2}")
+# In JSON, too, as escapes: who looks at a file in a terminal sends it there.
+_TURNING = re.compile(f"[{terminal.TURNING}]")
+# Where a disk keeps what was found after a crash; only root may look into it.
+_LOST = "lost+found"
 
 _NO_ROOM = "there is no room left: free some, then run the same command again. Nothing is lost"
 _NOT_ALLOWED = "writing is not allowed there: change the permissions or choose another output"
@@ -142,10 +151,14 @@ def write_jsonl(path: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     with _replacing(path) as stream:
         for row in rows:
-            text = json.dumps(dict(row), ensure_ascii=False, allow_nan=False)
+            text = _TURNING.sub(_escape, json.dumps(dict(row), ensure_ascii=False, allow_nan=False))
             with _clear_errors(path):
                 # Half of a surrogate pair is no UTF-8; with a backslash it is JSON's own escape.
                 stream.write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def read_jsonl(path: str) -> Iterator[dict[str, Any]]:
@@ -168,10 +181,10 @@ def read_jsonl(path: str) -> Iterator[dict[str, Any]]:
 
 
 def list_done(out: str) -> Iterator[Done]:
-    """The pictures below an output, found by one listing; other files are passed over.
+    """The pictures below an output, found by one listing; other files and folders are passed over.
 
     Raises:
-      StorageError: if a folder can't be listed.
+      StorageError: if a folder of pictures can't be listed.
     """
     return _files_of_images(join(out, IMAGES), _IMAGE_NAME)
 
@@ -182,14 +195,14 @@ def list_steps(out: str) -> Iterator[Done]:
 
 
 def _files_of_images(folder: str, named: re.Pattern[str]) -> Iterator[Done]:
-    for path, size, _ in _listed(folder):
+    for path, size, _ in _listed_by_id(folder):
         found = named.fullmatch(os.path.basename(path))
         if found and os.path.basename(os.path.dirname(path)) == found[1][:2]:
             yield Done(found[1], path, size)
 
 
 def list_files(folder: str) -> Iterator[str]:
-    """The paths of all files below a folder; none if it isn't there."""
+    """The paths of all files below a folder, but for a disk's `lost+found`; none if it isn't there."""
     return (path for path, _, _ in _listed(folder))
 
 
@@ -197,42 +210,69 @@ def list_files(folder: str) -> Iterator[str]:
 def only_run(out: str) -> Iterator[None]:
     """Holds an output for one run, where it is on a local disk: two would overwrite each other's manifest.
 
+    On a disk without locks that can't be, which is said. There, too, no run deletes what another is writing.
+
     Raises:
-      StorageError: if another run is at work there, or the folder can't be made.
+      StorageError: if another run is at work there, or the folder or the lock can't be made.
     """
     if not _is_local(out):
         yield
         return
     with _clear_errors(out):
         os.makedirs(out, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
-    try:
-        if _lock(descriptor) is False:
-            raise StorageError(f"{out}: another run is writing there: wait for its end or choose another output")
-        yield
-    finally:
-        os.close(descriptor)
+    with stopping.undoing(lambda: _held(join(out, LOCK)), locks.let_go) as held:
+        if held is None:
+            raise StorageError(
+                f"{out}: another run is writing there, which holds {LOCK}: wait for its end or choose another output"
+            )
+        if not held.locked:
+            terminal.note(
+                f"{out} is on a disk without locks: a second run there would not be noticed, and the manifest would be "
+                "that of the last to end; start one at a time"
+            )
+        try:
+            yield
+        finally:
+            locks.let_go(held)
+
+
+@contextlib.contextmanager
+def removing_temporaries(out: str, name: str) -> Iterator[None]:
+    """Deletes the temporary files right below an output whose names go on with `name` at its end, however that comes.
+
+    What can't be deleted then stays for the next run.
+    """
+
+    def remove(_: object) -> None:
+        with contextlib.suppress(StorageError):
+            _delete_temporaries(out, name)
+
+    with stopping.undoing(lambda: None, remove, far=not _is_local(out)):
+        try:
+            yield
+        finally:
+            remove(None)
 
 
 def remove_leftovers(out: str) -> list[str]:
-    """Deletes the temporary files of killed runs below an output, and tells which.
+    """Deletes the temporary files of killed runs in an output, and tells which; folders of others are not looked into.
 
     Safe beside runs that go on: see the top of this module.
 
     Raises:
-      StorageError: if a folder can't be listed.
+      StorageError: if a folder of ours can't be listed.
     """
-    remove = _remove_if_unlocked if _is_local(out) else _remove_if_abandoned
-    temporaries = [(path, changed) for path, _, changed in _listed(out) if os.path.basename(path).startswith(TEMPORARY)]
-    return [path for path, changed in temporaries if remove(path, changed)]
+    if not _is_local(out):
+        listed = [(path, changed) for path, _, changed in _listed(out)]
+        remove = _remove_if_abandoned
+    else:
+        folders = (_files_of(out), *(_listed_by_id(join(out, kind)) for kind in (IMAGES, STEPS)))
+        listed = [(path, changed) for found in folders for path, _, changed in found]
+        remove = _remove_if_unlocked
+    return [path for path, changed in listed if os.path.basename(path).startswith(TEMPORARY) and remove(path, changed)]
 
 
-def delete_temporaries(out: str, name: str) -> None:
-    """Deletes the temporary files right below an output whose names go on with `name`.
-
-    Raises:
-      StorageError: if they can't be listed or deleted.
-    """
+def _delete_temporaries(out: str, name: str) -> None:
     prefix = TEMPORARY + name
     if _is_local(out):
         with _clear_errors(out):
@@ -288,26 +328,50 @@ def _delete(path: str) -> None:
         FileSystems.delete([_as_pattern(path)])
 
 
-def _listed(folder: str) -> Iterator[tuple[str, int, float]]:
+_Listed = tuple[str, int, float]
+
+
+def _listed(folder: str) -> Iterator[_Listed]:
     """Path, size and time of last change of each file at any depth; nothing if the folder is not there."""
-    with _clear_errors(folder):
-        if not _is_local(folder):
+    if not _is_local(folder):
+        with _clear_errors(folder):
             [found] = FileSystems.match([join(_as_pattern(folder), "**")])
             for file in found.metadata_list:
                 yield file.path, file.size_in_bytes, file.last_updated_in_seconds or time.time()
-            return
+        return
+    folders = [folder]
+    while folders:
+        inside: list[str] = []
+        yield from _files_of(folders.pop(), inside)
+        folders += [path for path in inside if os.path.basename(path) != _LOST]
+
+
+def _listed_by_id(folder: str) -> Iterator[_Listed]:
+    """The same of the files right below a folder, and in those within it that are named by the digits of ids."""
+    if not _is_local(folder):
+        yield from _listed(folder)
+        return
+    inside: list[str] = []
+    yield from _files_of(folder, inside)
+    for path in inside:
+        if _IMAGE_FOLDER.fullmatch(os.path.basename(path)):
+            yield from _files_of(path)
+
+
+def _files_of(folder: str, folders: list[str] | None = None) -> Iterator[_Listed]:
+    """The same of the files right below a local folder; adds the folders there to `folders`."""
+    with _clear_errors(folder):
         if not os.path.exists(folder):
             return
-        folders = [folder]
-        while folders:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if folders is not None:
                         folders.append(entry.path)
-                        continue
-                    with contextlib.suppress(FileNotFoundError):  # another run has renamed it meanwhile
-                        status = entry.stat(follow_symlinks=False)
-                        yield entry.path, status.st_size, status.st_mtime
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # another run has renamed it meanwhile
+                    status = entry.stat(follow_symlinks=False)
+                    yield entry.path, status.st_size, status.st_mtime
 
 
 def _put(path: str, data: bytes) -> None:
@@ -332,70 +396,63 @@ def _replacing_locally(path: str) -> Iterator[io.BufferedIOBase]:
     folder = os.path.dirname(path)
     with _clear_errors(path):
         os.makedirs(folder or ".", exist_ok=True)
-        temporary, stream = _new_locked(folder)
-    try:
-        yield stream
-        with _clear_errors(path):
-            stream.flush()
-            # Else a loss of power can leave an empty file under the final name. That the name itself gets to
-            # the disk is not waited for: without it the picture is made once more.
-            os.fsync(stream.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        # What did not fit is in the buffer still, and closing tries it again.
-        with contextlib.suppress(OSError):
-            stream.close()
+    with stopping.undoing(lambda: _new_locked(path), lambda made: os.unlink(made[0])) as (temporary, stream):
+        try:
+            yield stream
+            with _clear_errors(path):
+                stream.flush()
+                # Else a loss of power can leave an empty file under the final name. That the name itself gets to
+                # the disk is not waited for: without it the picture is made once more.
+                os.fsync(stream.fileno())
+                os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        finally:
+            # What did not fit is in the buffer still, and closing tries it again.
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 @contextlib.contextmanager
 def _replacing_remotely(path: str) -> Iterator[io.BufferedIOBase]:
     with _clear_errors(path):
         temporary = join(FileSystems.split(path)[0], TEMPORARY + uuid.uuid4().hex)
-        stream: Any = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
-    try:
-        yield stream
-        with _clear_errors(path):
-            stream.close()
-            try:
-                FileSystems.rename([temporary], [path])
-            except OSError:
-                # HDFS does not rename over a file. Killed here, a rerun makes it again.
-                if not FileSystems.exists(path):
-                    raise
-                _delete(path)
-                FileSystems.rename([temporary], [path])
-    except BaseException:
-        with contextlib.suppress(Exception):
-            stream.close()
-        with contextlib.suppress(Exception):
-            _delete(temporary)
-        raise
+    with stopping.undoing(lambda: _created(path, temporary), lambda _: _delete(temporary), far=True) as stream:
+        try:
+            yield stream
+            with _clear_errors(path):
+                stream.close()
+                try:
+                    FileSystems.rename([temporary], [path])
+                except OSError:
+                    # HDFS does not rename over a file. Killed here, a rerun makes it again.
+                    if not FileSystems.exists(path):
+                        raise
+                    _delete(path)
+                    FileSystems.rename([temporary], [path])
+        except BaseException:
+            with contextlib.suppress(Exception):
+                stream.close()
+            with contextlib.suppress(Exception):
+                _delete(temporary)
+            raise
 
 
-def _new_locked(folder: str) -> tuple[str, io.BufferedIOBase]:
-    """A new temporary file, locked until it is closed (where the disk has locks)."""
-    while True:
-        path = os.path.join(folder, TEMPORARY + uuid.uuid4().hex)
-        stream = os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
-        if _lock(stream.fileno()) is not False and os.fstat(stream.fileno()).st_nlink:
-            return path, stream
-        # Another run came between the making and the locking, and takes it for a leftover.
-        stream.close()
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+def _created(path: str, temporary: str) -> Any:
+    with _clear_errors(path):
+        return FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Locks an open file: True if it could, False if another has it, None on a disk without locks."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
-    return True
+def _held(path: str) -> locks.Held | None:
+    with _clear_errors(path):
+        return locks.hold(path)
+
+
+def _new_locked(target: str) -> tuple[str, io.BufferedIOBase]:
+    with _clear_errors(target):
+        return locks.new_file(os.path.dirname(target), TEMPORARY)
 
 
 def _remove_if_unlocked(path: str, changed: float) -> bool:
@@ -404,7 +461,7 @@ def _remove_if_unlocked(path: str, changed: float) -> bool:
     except OSError:  # renamed meanwhile, or not ours to touch
         return False
     try:
-        locked = _lock(descriptor)
+        locked = locks.lock(descriptor)
         # Deleted with the lock held, so that its writer can tell.
         return _remove_if_abandoned(path, changed) if locked is None else locked and _removed(path)
     finally:

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +115,10 @@ def write_tensors(file: Path, targets: Sequence[Target], header: bytes) -> None:
                 opened.writelines(piece.chunks())
 
 
+# What `written_whole` is writing just now.
+_unfinished: set[Path] = set()
+
+
 @contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """A path beside `target` to write to, which gets its name at the end; if anything fails, nothing is left.
@@ -126,11 +130,23 @@ def written_whole(target: Path) -> Iterator[Path]:
         raise CheckpointError(f"{target} is there already and is not overwritten; give another name, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    _unfinished.add(partial)
     try:
         yield partial
         os.replace(partial, target)
     finally:
         _remove(partial)
+        _unfinished.discard(partial)
+
+
+def remove_unfinished() -> None:
+    """Removes what this process has not written whole; for one that ends without going back through its callers."""
+    for partial in tuple(_unfinished):
+        # What another thread goes on writing does not get there any more.
+        gone = partial.with_name(f"{partial.name}.gone")
+        with suppress(OSError):
+            os.rename(partial, gone)
+            _remove(gone)
 
 
 def _remove(path: Path) -> None:

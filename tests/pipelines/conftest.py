@@ -4,13 +4,13 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines import config, generate
+from pipelines import cli, config, generate
 from pipelines.generate import Counts
 
 
@@ -40,18 +40,21 @@ class Finished:
     err: str
 
 
-def start(arguments: Sequence[str | Path], devices: int | None = None, **options: Any) -> subprocess.Popen[str]:
-    """Starts the command line as a process of its own."""
-    environment = dict(os.environ)
+def start(
+    arguments: Sequence[str | Path],
+    devices: int | None = None,
+    variables: Mapping[str, str] | None = None,
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Starts the command line as a process of its own, with some variables of its environment changed."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent), **(variables or {})}
     if devices:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *map(str, arguments)],
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         text=True,
-        **options,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
 

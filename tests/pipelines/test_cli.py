@@ -8,9 +8,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.numpy import save_file
 
 import sdjax
 from pipelines import cli
@@ -322,6 +324,45 @@ def test_inspect_tells_of_a_picture_and_of_a_model(run, made, tiny_folder, tmp_p
     done = run("inspect", tiny_folder)
     assert done.status == 0 and "PNDMScheduler" in done.out
     assert_clear(run("inspect", tmp_path / "none"), "there is no model")
+
+
+CODES = "\x1b]0;title\x07\x9b31m\u202e[red]"
+SHOWN = r"\x1b]0;title\x07\x9b31m\u202e[red]"
+
+
+def test_what_files_hold_is_never_obeyed_by_the_terminal(run, generate, prompts, out, tiny_folder, tmp_path):
+    """Metadata of weights, texts in pictures, names in configs, names of files, rows, arguments."""
+    weights, picture, model = tmp_path / "w.safetensors", tmp_path / "p.png", tmp_path / "model"
+    save_file({"a": np.zeros(1, np.float32)}, weights, {"modelspec.title": CODES, CODES: "x"})
+    texts = PngInfo()
+    texts.add_itxt("parameters", f"a cat {CODES}\nSteps: 20")
+    Image.new("RGB", (8, 8)).save(picture, pnginfo=texts)
+    shutil.copytree(tiny_folder, model)
+    scheduler = model / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "_class_name": f"Other{CODES}"}))
+    row = next(read_jsonl(str(out / "metadata.jsonl")))
+    with open(out / "metadata.jsonl", "a") as manifest:
+        manifest.write(json.dumps({**row, "file_name": f"images/{CODES}.png"}) + "\n")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / f"{CODES}.png").write_bytes(b"")
+    for command in (
+        ("inspect", weights),
+        ("inspect", picture),
+        ("inspect", model),
+        ("inspect", tmp_path / CODES),
+        ("verify", out, "--sample", "0"),
+        ("sheet", tmp_path / CODES),
+        ("sheet", out, "--file", tmp_path / f"{CODES}.png"),
+        ("grid", out, "--x", CODES),
+        ("depth", pictures, tmp_path / "maps", "--model", tmp_path / CODES),
+        ("convert", tmp_path / CODES, tmp_path / "new"),
+        ("env", CODES),
+        ("generate", tmp_path / CODES, tmp_path / "new", "--quiet"),
+    ):
+        done = run(*command)
+        assert SHOWN in done.out + done.err, (command, done)
+        assert not set("\x1b\x07\x9b\u202e") & set(done.out + done.err), (command, done)
 
 
 def test_env_tells_versions_and_devices(run):

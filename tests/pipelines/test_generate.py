@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from pipelines import verify
+from pipelines import storage, verify
 from pipelines.generate import Counts
 from pipelines.prompts import PromptFileError
 from pipelines.records import without_sizes
@@ -75,8 +75,11 @@ def test_an_output_holds_pictures_metadata_and_a_summary_and_nothing_else(made):
     assert summary["counts"]["made"] == 3 and summary["config"]["job"] == {"sampler": "euler", "steps": 2}
 
 
-def test_hugging_face_datasets_opens_an_output_with_its_metadata(made, tmp_path):
-    loaded = datasets.load_dataset("imagefolder", data_dir=str(made), cache_dir=str(tmp_path), split="train")
+def test_hugging_face_datasets_opens_an_output_with_its_metadata_also_while_a_run_is_at_work_there(made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    for name in (storage.LOCK, f"{storage.TEMPORARY}1", f"images/{storage.TEMPORARY}2"):
+        (out / name).touch()
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(out), cache_dir=str(tmp_path / "cache"), split="train")
     rows = by_prompt(made)
     assert set(loaded.column_names) == {"image", *rows[PROMPTS[0]]} - {"file_name"}
     assert sorted(loaded["prompt"]) == sorted(PROMPTS)

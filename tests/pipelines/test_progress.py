@@ -47,6 +47,11 @@ def test_brackets_of_a_path_are_shown_as_they_are(tmp_path):
     assert "loading models/[/bold] [red]" in shown(tmp_path)
 
 
+def test_what_a_path_would_do_to_the_terminal_is_shown_as_an_escape(tmp_path):
+    Reporter(str(tmp_path)).doing("loading \x1b]0;title\x07")
+    assert "loading \\x1b]0;title\\x07" in shown(tmp_path)
+
+
 def test_what_stops_a_run_is_left_for_who_started_it(tmp_path):
     Reporter(str(tmp_path)).failed("/out/x: no room left")
     assert read(str(tmp_path))[2] == ["/out/x: no room left"]

@@ -1,13 +1,17 @@
+import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import io
 import os
 import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -17,6 +21,7 @@ from hypothesis import strategies as st
 
 from pipelines import storage
 from pipelines.storage import (
+    LOCK,
     TEMPORARY,
     Done,
     StorageError,
@@ -127,11 +132,25 @@ def test_a_folder_where_the_file_should_be_is_a_clear_error_and_leaves_nothing_b
     assert files_below(tmp_path) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_a_clear_error(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(StorageError, match="writing is not allowed there"):
-        write_whole(str(tmp_path / "x"), b"1")
+@contextlib.contextmanager
+def without_rights():
+    """As a user who is not root and owns nothing, where these tests are run by root."""
+    as_root = os.geteuid() == 0
+    if as_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if as_root:
+            os.seteuid(0)
+
+
+def test_a_folder_without_permission_is_a_clear_error(tmp_path, monkeypatch):
+    tmp_path.chmod(0o555)
+    monkeypatch.chdir(tmp_path)  # what is above it is for root alone
+    for use in (lambda: write_whole("x", b"1"), lambda: storage.only_run(".").__enter__()):
+        with without_rights(), pytest.raises(StorageError, match="writing is not allowed there"):
+            use()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no folder that nobody may write to")
@@ -170,6 +189,14 @@ def test_rows_are_readable_text_in_any_script(tmp_path):
     path = str(tmp_path / "x.jsonl")
     write_jsonl(path, [{"prompt": "漢字\u2028 \ud83d"}])
     assert read_whole(path) == '{"prompt": "漢字\u2028 \\ud83d"}\n'.encode()
+
+
+def test_what_a_terminal_would_obey_is_an_escape_in_the_file_and_the_same_when_read(tmp_path):
+    path = str(tmp_path / "x.jsonl")
+    row = {"text": "a\x1b[31m\x9b31m\x7f\u202eb", "\u2066": "\\u202e"}
+    write_jsonl(path, [row])
+    assert not set("\x1b\x9b\x7f\u202e\u2066") & set(read_whole(path).decode())
+    assert list(read_jsonl(path)) == [row]
 
 
 def test_nan_is_no_json_and_nothing_is_written(tmp_path):
@@ -225,6 +252,125 @@ def test_a_file_in_place_of_the_pictures_is_a_clear_error(tmp_path):
     (tmp_path / "images").write_bytes(b"")
     with pytest.raises(StorageError, match=rf"^{tmp_path}/images: "):
         list(list_done(str(tmp_path)))
+
+
+@pytest.fixture
+def shut(tmp_path, monkeypatch):
+    """Makes folders that can't be listed, in the present one, to which anybody may write."""
+    made = []
+    tmp_path.chmod(0o777)
+    monkeypatch.chdir(tmp_path)  # what is above it is for root alone
+
+    def shut(name):
+        made.append(tmp_path / name)
+        made[-1].mkdir(parents=True)
+        made[-1].chmod(0)
+
+    yield shut
+    for folder in made:
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["lost+found", "of others", "images/lost+found", "images/abc", "steps/others"])
+def test_a_folder_that_is_not_ours_is_not_looked_into(shut, tmp_path, name):
+    path = image_path(".", ID, "png")
+    write_whole(path, b"123")
+    (tmp_path / f"{TEMPORARY}1").touch()
+    tmp_path.joinpath("images/ab", f"{TEMPORARY}2").touch()
+    tmp_path.joinpath(f"{TEMPORARY}1").chmod(0o666)
+    tmp_path.joinpath("images/ab").chmod(0o777)
+    tmp_path.joinpath("images/ab", f"{TEMPORARY}2").chmod(0o666)
+    shut(name)
+    with without_rights():
+        with pytest.raises(PermissionError):
+            os.listdir(name)
+        assert list(list_done(".")) == [Done(ID, path, 3)]
+        with storage.only_run("."):
+            assert sorted(remove_leftovers(".")) == [f"./{TEMPORARY}1", f"./images/ab/{TEMPORARY}2"]
+
+
+def test_a_folder_of_pictures_that_can_not_be_listed_is_a_clear_error(shut):
+    shut("images/ab")
+    for use in (lambda: list(list_done(".")), lambda: remove_leftovers(".")):
+        with without_rights(), pytest.raises(StorageError, match=r"images/ab: Permission denied"):
+            use()
+
+
+def test_of_the_folders_that_a_user_names_only_what_a_disk_has_lost_is_passed_over(shut, tmp_path):
+    (tmp_path / "animals.txt").touch()
+    shut("lost+found")
+    with without_rights():
+        assert list(storage.list_files(".")) == ["./animals.txt"]
+    shut("more")
+    with without_rights(), pytest.raises(StorageError, match=r"more: Permission denied"):
+        list(storage.list_files("."))
+
+
+# --- One run at a time ---
+
+
+def fails_for(refused, error):
+    """`flock` as some disks have it: it fails for some files."""
+
+    def flock(descriptor, operation, original=fcntl.flock):
+        if refused(os.fstat(descriptor).st_mode):
+            raise OSError(error, os.strerror(error))
+        original(descriptor, operation)
+
+    return flock
+
+
+def test_a_second_run_is_refused_with_the_reason_also_where_folders_can_not_be_locked(tmp_path, monkeypatch):
+    out = str(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", fails_for(stat.S_ISDIR, errno.EBADF))
+    waiting = tmp_path / f"{TEMPORARY}run-ab"  # a part of the manifest, which waits for the others
+    with storage.only_run(out):
+        write_whole(str(waiting), b"{}")
+        reason = rf"^{out}: another run is writing there, which holds {LOCK}: wait"
+        with pytest.raises(StorageError, match=reason), storage.only_run(out):
+            pass
+        assert files_below(tmp_path) == [LOCK, waiting.name]
+    with storage.only_run(out):
+        assert remove_leftovers(out) == [str(waiting)]
+    assert files_below(tmp_path) == []
+
+
+def test_the_lock_of_a_killed_run_keeps_nobody_out(tmp_path):
+    (tmp_path / LOCK).touch()
+    with storage.only_run(str(tmp_path)):
+        assert files_below(tmp_path) == [LOCK]
+    assert files_below(tmp_path) == []
+
+
+def test_of_runs_that_follow_one_another_closely_never_two_are_at_work(tmp_path):
+    at_work = threading.Lock()
+
+    def run(_):
+        done = 0
+        while done < 200:
+            with contextlib.suppress(StorageError), storage.only_run(str(tmp_path)):
+                assert at_work.acquire(blocking=False)
+                at_work.release()
+                done += 1
+        return done
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(run, range(3))) == [200] * 3
+    assert files_below(tmp_path) == []
+
+
+def test_on_a_disk_without_locks_that_is_said_and_nothing_that_may_be_in_use_is_deleted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fcntl, "flock", fails_for(lambda mode: True, errno.ENOLCK))
+    new, old = tmp_path / f"{TEMPORARY}1", tmp_path / f"{TEMPORARY}2"
+    for path in (new, old):
+        path.touch()
+    os.utime(old, (0, time.time() - storage.ABANDONED_SECONDS - 60))
+    with storage.only_run(str(tmp_path)):
+        assert remove_leftovers(str(tmp_path)) == [str(old)]
+        write_whole(str(tmp_path / "x"), b"1")
+    told = capsys.readouterr().err
+    assert f"{tmp_path} is on a disk without locks" in told and "start one at a time" in told
+    assert files_below(tmp_path) == [new.name, "x"]
 
 
 # --- Leftovers of killed runs ---
