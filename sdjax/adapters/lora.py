@@ -76,7 +76,7 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     """
     name = file.name if file.is_dir() else file.stem
     if file.is_dir():
-        file = next((file / name for name in _FILES_IN_FOLDERS if (file / name).is_file()), file / _FILES_IN_FOLDERS[0])
+        file = _file_in(file)
     opened = open_adapter(file, pickled)
     modules = lora_names.modules_of(text_encoder, unet)
     stored, embeddings = _sorted(opened, modules, unet)
@@ -96,6 +96,12 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     if scales and scales.text:
         digest = hashlib.sha256(digest.encode() + scales.text).hexdigest()
     return Lora(name, opened.metadata.get("ss_output_name"), digest, opened.short_hash, changes, vectors)
+
+
+def _file_in(folder: File) -> File:
+    """The file of a folder that peft or diffusers wrote."""
+    there = {each.name.lower(): each for each in sorted(folder.iterdir())}
+    return next((there[name] for name in _FILES_IN_FOLDERS if name in there), folder / _FILES_IN_FOLDERS[0])
 
 
 Stored = dict[Path, tuple[str, dict[str, Tensor]]]
