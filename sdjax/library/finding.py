@@ -42,6 +42,14 @@ def files_under(root: Path) -> Iterator[Path]:
                 yield path
 
 
+def state_of(place: str | Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What there is of a file or folder now: another where a file in it came, went or was written."""
+    path = Path(place)
+    files = sorted(files_under(path)) if path.is_dir() else [path] if path.is_file() else []
+    found = ((str(file), file.stat()) for file in files)
+    return tuple((name, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for name, status in found)
+
+
 def _entries(folder: Path) -> list[Path]:
     """What is in a folder, but companion files; nothing where it may not be listed."""
     try:
