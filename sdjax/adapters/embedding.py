@@ -33,7 +33,7 @@ _CHUNK = "sd-ti-embedding"
 _ELSEWHERE = "load it in the web UI that made it, and save it there as .safetensors"
 # The token of a concept as diffusers' trainers are told it. Tensors of other forms are called by what they hold, or by
 # words that stand in any prompt.
-_TOKEN = re.compile(r"<[^<>\s][^<>]*>")
+_TOKEN = re.compile(r"<[^<>\s]+>")
 # Letters of a name, and of another library's error that are shown.
 _MOST_LETTERS = _SHOWN = 200
 

@@ -5,6 +5,7 @@ files that it lays beside others (`._x`). All that is looked for by name goes th
 """
 
 import difflib
+import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 # How like a name must be to be suggested, and letters of a name that are looked at and shown.
 _CUTOFF, _SHOWN = 0.5, 200
+# No path is longer.
+_LONGEST = 4096
 # By so many ways is a folder entered that links lead to: few links to each other make ways without end.
 _MOST_WAYS = 8
 
@@ -19,6 +22,11 @@ _MOST_WAYS = 8
 def is_companion(name: str) -> bool:
     """Whether a file or folder is one that macOS lays beside others on foreign disks and in archives."""
     return name.startswith("._") or name == "__MACOSX"
+
+
+def has_companion(path: str) -> bool:
+    """Whether a path or address is that of a companion file, or of a file in a folder of them."""
+    return any(map(is_companion, re.split(r"[/\\]", path)))
 
 
 def files_under(root: Path) -> Iterator[Path]:
@@ -60,6 +68,8 @@ def _entries(folder: Path) -> list[Path]:
 
 def plain(name: str) -> str:
     """A name or path as it is compared: with composed accents, and no blanks at the ends of its parts."""
+    if len(name) > _LONGEST:  # marks without end take a time that goes with their square
+        return name
     return "/".join(part.strip() for part in unicodedata.normalize("NFC", name).split("/"))
 
 
