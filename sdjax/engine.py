@@ -319,15 +319,16 @@ class Engine:
         return self._padded(made.images), self._padded(made.finite) & finite
 
     def _compiled(self, key: Any, program: Callable[..., Any], params: Params, given: Any) -> Callable[..., Any]:
-        if key not in self._programs:
+        place = key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
+        if place not in self._programs:
             if isinstance(key, Bucket):
                 self._on_compile(key)
             options = compiler_options(self.devices[0].platform)
-            self._programs[key] = jax.jit(program).lower(params, given).compile(options)
+            self._programs[place] = jax.jit(program).lower(params, given).compile(options)
             while len(self._programs) > _MOST_PROGRAMS:
                 self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return self._programs[key]
+        self._programs.move_to_end(place)
+        return self._programs[place]
 
     def _run(self, key: Any, program: Callable[..., Any], given: Any, over: PartitionSpec, outputs: Any) -> Any:
         """Runs a small program, compiled once for a key, on the model's own parameters."""

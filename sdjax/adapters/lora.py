@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from sdjax.adapters import lora_kinds, lora_names
 from sdjax.adapters.files import AdapterError, AdapterFile, open_adapter
-from sdjax.adapters.lora_changes import Change, addition
+from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
 from sdjax.checkpoints.names import Path
 from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, read_tensor
@@ -189,6 +189,8 @@ def _vectors(tensor: Tensor, text_encoder: TextEncoderConfig) -> Float[np.ndarra
 def changed(params: Params, adapters: Sequence[Changes], weights: Sequence[Weights]) -> dict[Path, Array]:
     """The parameters that adapters change, each as it is after all of them, one after the other as listed.
 
+    Among them are biases of layers that had none, which they have from then on (see `Attention`).
+
     Pure, and to be compiled as a whole. Sums are float32 whatever the parameters are, and rounded once.
 
     Args:
@@ -198,7 +200,7 @@ def changed(params: Params, adapters: Sequence[Changes], weights: Sequence[Weigh
     """
     result = {}
     for path in dict.fromkeys(path for changes in adapters for path in changes):
-        before = _leaf(params, path)
+        before = _before(params, path, [each[path] for each in adapters if path in each])
         value = jnp.asarray(before, jnp.float32)
         for changes, weight in zip(adapters, weights, strict=True):
             if path in changes:
@@ -208,11 +210,14 @@ def changed(params: Params, adapters: Sequence[Changes], weights: Sequence[Weigh
     return result
 
 
-def _leaf(params: Params, path: Path) -> Any:
-    leaf: Any = params
-    for part in path:
-        leaf = leaf[part]
-    return leaf
+def _before(params: Params, path: Path, changes: Sequence[Change]) -> Any:
+    """A parameter; of a bias that is not there, zeros."""
+    layer: Any = params
+    for part in path[:-1]:
+        layer = layer[part]
+    if path[-1] == "bias" and path[-1] not in layer and isinstance(changes[0], Difference):
+        return jnp.zeros(changes[0].values.shape, layer["kernel"].dtype)
+    return layer[path[-1]]
 
 
 def replaced(params: Params, leaves: Mapping[Path, Any]) -> Params:
