@@ -42,7 +42,7 @@ def convert(
       ValueError: for an option that says nothing of such a source.
     """
     place = place_of(source, revision, variant, pickled)
-    to_file = target.suffix == ".safetensors"
+    to_file = target.suffix.lower() == ".safetensors"
     if place.path.is_dir():
         _refuse(source, "a folder", config=config, prediction_type=prediction_type, ema=ema)
         left_out = forms.folder_to_file(place.path, target, CLIP, variant, prune, pickled)

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from pipelines import pictures, storage
 from sdjax.depth import DepthModel, depth_of, grey_png16, sized
 from sdjax.images.read import read_picture
+from sdjax.library.finding import files_under, has_companion
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _WRITTEN = ".depth.png"
@@ -25,15 +27,16 @@ class Mapped(NamedTuple):
 
 
 def pictures_in(folder: str) -> list[str]:
-    """The pictures of a folder and those within it, by the ends of their names.
+    """The pictures of a folder and those within it, on this machine also behind links, by the ends of their names.
 
     Raises:
       StorageError: if there is none.
     """
     if os.path.isfile(folder):
         raise storage.StorageError(f"{folder} is a file; expected a folder of pictures")
-    ends = tuple(path for path in sorted(storage.list_files(folder)) if path.lower().endswith(_ENDINGS))
-    found = [path for path in ends if not path.endswith(_WRITTEN)]
+    there = map(str, files_under(Path(folder))) if os.path.isdir(folder) else storage.list_files(folder)
+    ends = tuple(path for path in sorted(there) if path.lower().endswith(_ENDINGS))
+    found = [path for path in ends if not path.endswith(_WRITTEN) and not has_companion(path.removeprefix(folder))]
     if not found:
         raise storage.StorageError(f"{folder}: there is no such folder, or no picture in it")
     return found

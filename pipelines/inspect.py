@@ -19,6 +19,7 @@ from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, Listing, list_file, list_tensors
 from sdjax.checkpoints.variants import variant_name
 from sdjax.images.encode import PictureError, describe_picture, read_metadata, read_parameters
+from sdjax.library.finding import beside, has_ending
 from sdjax.model import place_of
 from sdjax.models.config import ConfigError
 from sdjax.version import __version__
@@ -65,7 +66,7 @@ def describe(name: str, pickled: bool = False) -> Iterator[tuple[str, str]]:
         yield "commit", place.commit
     if place.path.is_dir():
         yield from _folder(place.path, pickled)
-    elif place.path.suffix in _WEIGHTS:
+    elif has_ending(place.path, _WEIGHTS):
         yield from _file(place.path, pickled)
     else:
         yield from _picture(place.path)
@@ -112,9 +113,9 @@ def _checkpoint(path: Path, listing: Listing, pickled: bool) -> Iterator[tuple[s
 
 def _by(path: Path, listing: Listing) -> str:
     """What says what the UNet predicts."""
-    beside = [path.with_suffix(ending).name for ending in (".yaml", ".yml") if path.with_suffix(ending).is_file()]
-    if beside:
-        return f"by {beside[0]} beside it"
+    found = [file.name for ending in (".yaml", ".yml") if (file := beside(path, ending)).is_file()]
+    if found:
+        return f"by {found[0]} beside it"
     if "modelspec.prediction_type" in listing.metadata:
         return "by its metadata"
     return "by its marker v_pred" if "v_pred" in listing.tensors else "as all of its structure do"
@@ -175,7 +176,7 @@ def _network(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _picture(path: Path) -> Iterator[tuple[str, str]]:
-    if path.suffix == ".json":
+    if has_ending(path, (".json",)):
         raise CheckpointError(f"{path} is no picture; a model is a diffusers folder, give the folder")
     yield "picture", describe_picture(path, str(path))
     try:

@@ -6,7 +6,7 @@ from typing import Any
 from pipelines import storage
 from sdjax.images.encode import MAX_BYTES
 from sdjax.job import PICTURES, Job, JobError
-from sdjax.pictures import read_file, scheme_of
+from sdjax.pictures import check_path, read_file, scheme_of
 
 # Of addresses that are read, those of Beam's filesystems; nothing is fetched from the web, where a file may be another
 # one tomorrow, or none.
@@ -14,11 +14,20 @@ SCHEMES = ("gs", "s3", "hdfs", "azfs")
 
 
 def located(job: Job, source: str) -> Job:
-    """The job with whole paths in the place of those relative to its prompt file, `source`."""
+    """The job with whole paths in the place of those relative to its prompt file, `source`.
+
+    Raises:
+      JobError: naming the field, for what can't be a path.
+    """
     whole: dict[str, Any] = {}
     for field, parts in PICTURES.items():
-        if getattr(job, field):
-            whole[field] = "; ".join(storage.beside(source, path) for path in parts(getattr(job, field)))
+        if not getattr(job, field):
+            continue
+        try:
+            check_path(getattr(job, field))
+        except JobError as error:
+            raise JobError(f"{field}: {error}") from error
+        whole[field] = "; ".join(storage.beside(source, path) for path in parts(getattr(job, field)))
     return dataclasses.replace(job, **whole) if whole else job
 
 
@@ -28,6 +37,7 @@ def read(path: str) -> bytes:
     Raises:
       JobError: if it can't be read, or is far too large, or lies where nothing is read from.
     """
+    check_path(path)
     scheme = scheme_of(path)
     if scheme is None:
         return read_file(path)

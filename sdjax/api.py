@@ -1,7 +1,7 @@
 """The Python interface: a model, jobs, results."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -10,11 +10,20 @@ from sdjax.adapters.library import Library
 from sdjax.classifier import Classifier
 from sdjax.engine import Engine, Result
 from sdjax.job import Job, JobError
+from sdjax.library.finding import state_of
 from sdjax.model import Model
 from sdjax.picture_library import Pictures
 
-# The engine of the last call, by what it was made of.
-_last: dict[tuple[Any, ...], Engine] = {}
+
+class _Made(NamedTuple):
+    """The engine of the last call; and the folders that were given, with their files as they were then."""
+
+    engine: Engine
+    files: tuple[Any, ...]
+
+
+# By what the engine was made of.
+_last: dict[tuple[Any, ...], _Made] = {}
 
 
 def _engine(
@@ -25,14 +34,30 @@ def _engine(
     library: Library | None,
     pictures: Pictures | None,
 ) -> Engine:
-    """The last engine, with its compiled programs, or a new one in its place."""
-    key = (model, batch_size, devices, id(classifier) if classifier else None, library, pictures)
+    """The last engine, with its compiled programs and the files as they are now, or a new one in its place."""
+    key = (model, batch_size, devices, id(classifier) if classifier else None)
+    files = _files(library, pictures)
     if key not in _last:
         _last.clear()  # first: the devices hold one model at a time
-        _last[key] = Engine(
+        engine = Engine(
             model, batch_size=batch_size, devices=devices, classifier=classifier, library=library, pictures=pictures
         )
-    return _last[key]
+        _last[key] = _Made(engine, files)
+    elif _last[key].files != files:
+        _last[key].engine.list_files(library, pictures)
+        _last[key] = _last[key]._replace(files=files)
+    return _last[key].engine
+
+
+def _files(library: Library | None, pictures: Pictures | None) -> tuple[Any, ...]:
+    """What was given, and what is in it now."""
+    adapters = library or Library()
+    seen_with = pictures or Pictures()
+    folders = (
+        *(adapters.loras, adapters.hypernetworks, adapters.embeddings),
+        *(seen_with.controlnet_folder, seen_with.depth_model, seen_with.upscaler_folder),
+    )
+    return library, pictures, *(state_of(folder) for folder in folders if folder is not None)
 
 
 def generate(
@@ -47,8 +72,8 @@ def generate(
 ) -> list[Result]:
     """Makes one image for each job, in the order of the jobs.
 
-    The model stays on the devices, with its compiled programs, until a call with another model, batch size, devices,
-    classifier, library or pictures.
+    The model stays on the devices, with its compiled programs, until a call with another model, batch size, devices or
+    classifier.
 
     Args:
       model: from `load`.
@@ -57,8 +82,9 @@ def generate(
         about the other jobs.
       devices: all local ones if None.
       classifier: for jobs with a `classifier_scale`.
-      library: of adapters, for jobs and prompts that name some; files that are put into its folders later are not seen.
-      pictures: where jobs' pictures come from, and what sees them; None reads files of this machine.
+      library: of adapters, for jobs and prompts that name some; its folders are listed again where a file in them came,
+        went or changed since the last call.
+      pictures: where jobs' pictures come from, and what sees them, likewise; None reads files of this machine.
 
     Raises:
       AdapterError: naming the position of a job whose adapters can't be used, before anything is computed.

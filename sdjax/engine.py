@@ -201,11 +201,8 @@ class Engine:
         if model.vae_dtype != jnp.dtype(vae_dtype_of(model.vae.config, DTYPES[model.dtype], None)).name:
             self.fingerprint["vae_dtype"] = model.vae_dtype
         self.classifier = classifier
-        adapters = Adapters(library or Library(), model.text_encoder.config, model.unet.config, model.params)
-        if pictures is not None:
-            check_files(pictures)
-        seen_with = PictureLibrary(pictures or Pictures(), model.unet.config, model.vae.config, model.dtype, vae_tile)
-        self._setup = Setup(model, classifier, adapters, lora_mode, vae_tile, seen_with, self.fingerprint)
+        self._lora_mode, self._vae_tile = lora_mode, vae_tile
+        self.list_files(library, pictures)
         self._on_compile = on_compile
         self._mesh = Mesh(np.array(self.devices), ("data",))
         params = {**model.params, "classifier": classifier.params if classifier else {}}
@@ -215,6 +212,22 @@ class Engine:
         # Parameters of ControlNets that are on the devices, by digest.
         self._held: dict[str, Any] = {}
         self._programs: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+
+    def list_files(self, library: Library | None, pictures: Pictures | None) -> None:
+        """Lists the files that jobs prepared from now on can name; programs and the model stay.
+
+        Arguments and errors as of an engine; after an error those of before count.
+        """
+        model = self.model
+        adapters = Adapters(library or Library(), model.text_encoder.config, model.unet.config, model.params)
+        if pictures is not None:
+            check_files(pictures)
+        seen_with = PictureLibrary(
+            pictures or Pictures(), model.unet.config, model.vae.config, model.dtype, self._vae_tile
+        )
+        self._setup = Setup(
+            model, self.classifier, adapters, self._lora_mode, self._vae_tile, seen_with, self.fingerprint
+        )
 
     def prepare(self, job: Job, notes: Mapping[str, Any] | None = None) -> Task:
         """Works out what a job takes.
@@ -314,15 +327,16 @@ class Engine:
         return self._padded(made.images), self._padded(made.finite) & finite
 
     def _compiled(self, key: Any, program: Callable[..., Any], params: Params, given: Any) -> Callable[..., Any]:
-        if key not in self._programs:
+        place = key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
+        if place not in self._programs:
             if isinstance(key, Bucket):
                 self._on_compile(key)
             options = compiler_options(self.devices[0].platform)
-            self._programs[key] = jax.jit(program).lower(params, given).compile(options)
+            self._programs[place] = jax.jit(program).lower(params, given).compile(options)
             while len(self._programs) > _MOST_PROGRAMS:
                 self._programs.popitem(last=False)
-        self._programs.move_to_end(key)
-        return self._programs[key]
+        self._programs.move_to_end(place)
+        return self._programs[place]
 
     def _run(self, key: Any, program: Callable[..., Any], given: Any, over: PartitionSpec, outputs: Any) -> Any:
         """Runs a small program, compiled once for a key, on the model's own parameters."""

@@ -26,6 +26,13 @@ Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
 
 # Pixels along each side of a square, of which a picture may have as many to give an image its size.
 MAX_UNASKED = 2048
+# No path has more letters; those of others that are shown.
+_MOST_LETTERS, _SHOWN = 4096, 40
+# The beginnings of picture files as base64: PNG, JPEG, WebP, GIF, TIFF.
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "SUkqA", "TU0AK")
+# Without a dot, paths are shorter.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{256,}={0,2}\s*")
+_BASE64_SHORT = re.compile(r"[A-Za-z0-9+/_\s-]{24,}={0,2}\s*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
@@ -77,6 +84,17 @@ class Shown(NamedTuple):
     region: Region | None = None
 
 
+def check_path(path: str) -> None:
+    """Raises `JobError` for what can't be the path of a picture: the picture itself, as base64."""
+    begins_so = path.startswith(_BASE64_STARTS) and _BASE64_SHORT.fullmatch(path)
+    if path[:5].lower() == "data:" or begins_so or _BASE64.fullmatch(path):
+        raise JobError(
+            f"{path[:_SHOWN]!r}... is not a path: base64 of a picture is not supported; write a file and name it"
+        )
+    if len(path) > _MOST_LETTERS:
+        raise JobError(f"{path[:_SHOWN]!r}... is not a path: it has {len(path)} letters")
+
+
 def scheme_of(path: str) -> str | None:
     """The scheme of an address; None of a path, also of one with a drive of Windows, which has one letter."""
     found = _SCHEME.match(path)
@@ -89,6 +107,7 @@ def read_file(path: str) -> bytes:
     Raises:
       JobError: if there is none, or it is no file, or far too large, or lies elsewhere.
     """
+    check_path(path)
     scheme = scheme_of(path)
     if scheme:
         raise JobError(f"{path}: pictures are read from this machine; {scheme}: is not supported here")

@@ -1,6 +1,5 @@
 """What makes images larger, by name: interpolations, Real-ESRGAN's networks, and diffusion models."""
 
-import difflib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion_upscale import check, check_latents, upscale_latent_x2, upscale_x4
 from sdjax.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
+from sdjax.library.finding import has_ending, hint, shown
 from sdjax.models import ConfigError, VAEConfig
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text import tags
@@ -112,9 +112,7 @@ class Upscalers:
             found = self._diffusion(path) if is_diffusion else self._networks(path)
         except (CheckpointError, ConfigError) as error:
             known = (*PIXEL_UPSCALERS, *LATENT_UPSCALERS)
-            near = difflib.get_close_matches(name.lower(), known, 1, 0.6)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise JobError(f"upscaler = {name!r}: {error}{hint}") from error
+            raise JobError(f"upscaler = {shown(name)}: {error}{hint(name, known)}") from error
         if self._digests.setdefault(name, found.digest) != found.digest:
             del self._digests[name]  # for what comes after this run
             raise JobError(f"upscaler = {name!r}: its file has changed since the run began")
@@ -123,7 +121,7 @@ class Upscalers:
     def _find(self, name: str) -> tuple[Path, bool]:
         """Where it is, and whether it is a diffusion model."""
         path = find_named(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
-        return path, path.is_dir() or (path.suffix != ".param" and _is_diffusion(path, self._pickled))
+        return path, path.is_dir() or (not has_ending(path, (".param",)) and _is_diffusion(path, self._pickled))
 
     def digests(self, job: Job) -> dict[str, str]:
         """Of the files of the upscalers that a job names, by what metadata call them."""

@@ -41,6 +41,14 @@ CHALK = lora(
 )
 DORA = {**INK, f"{BLOCK}_attn2_to_v.dora_scale": np.abs(_normal(21, 32, 1)) * 4}
 
+# Of a layer that has no bias, and nothing else is changed.
+_TO_Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+BIASED = {
+    f"{_TO_Q}.lora_A.weight": _normal(22, 2, WIDTH),
+    f"{_TO_Q}.lora_B.weight": np.zeros((WIDTH, 2), np.float32),
+    f"{_TO_Q}.lora_B.bias": 20 * _normal(23, WIDTH),
+}
+
 
 def hypernetwork(seed: int) -> dict[object, object]:
     """A1111's, of the toy's width."""
@@ -58,7 +66,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> sdjax.Library:
     root = tmp_path_factory.mktemp("adapters")
     for folder in ("loras", "hypernetworks", "embeddings"):
         (root / folder).mkdir()
-    for name, tensors in (("ink", INK), ("chalk", CHALK), ("dora", DORA)):
+    for name, tensors in (("ink", INK), ("chalk", CHALK), ("dora", DORA), ("biased", BIASED)):
         save_file(tensors, root / "loras" / f"{name}.safetensors")
     pickles.write(root / "hypernetworks" / "oil.pt", hypernetwork(31))
     save_file({"emb_params": _normal(41, 2, WIDTH)}, root / "embeddings" / "castle.safetensors")
@@ -84,6 +92,7 @@ JOBS = [
     job(9, "a cat", negative_prompt="castle"),
     job(10, "a cat <lora:dora:1>"),
     job(11, "a castle <lora:ink:0.8><hypernet:oil:1>"),
+    job(12, "a cat <lora:biased:1>"),
 ]
 
 # A DoRA, and what is no LoRA, is done in one way only.

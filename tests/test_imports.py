@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A part imports itself and what is below it, and nothing beside it.
 LAYERS = (
-    {"sdjax.models", "sdjax.version", "sdjax.assets", "sdjax.device", "sdjax.settings"},
+    {"sdjax.models", "sdjax.version", "sdjax.assets", "sdjax.device", "sdjax.settings", "sdjax.library"},
     {"sdjax.diffusion"},
     {"sdjax.text", "sdjax.images", "sdjax.checkpoints"},
     {"sdjax.adapters", "sdjax.depth"},
@@ -36,7 +36,8 @@ RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # What the library is built on, by the names under which it is imported.
 LIBRARY = {
-    "PIL", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "safetensors", "transformers", "yaml",
+    "PIL", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "regex", "safetensors", "transformers",
+    "yaml",
 }  # fmt: skip
 TRAINING = LIBRARY | {"optax", "scipy", "tqdm"}
 NOT_NEEDED = ("apache_beam", "pyarrow", "torch")

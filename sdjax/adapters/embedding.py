@@ -7,15 +7,16 @@ them) and diffusers' (one tensor, under the name of its token).
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from sdjax.adapters.files import AdapterError, open_adapter
-from sdjax.checkpoints.tensors import CheckpointError, Params, read_tensor
+from sdjax.checkpoints.tensors import CheckpointError, Params, list_file, read_tensor
 
 # How wide the token embeddings are, and of what model.
 _MODELS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "Stable Diffusion XL"}
@@ -29,12 +30,18 @@ _DAMAGE = (
 )  # fmt: skip
 # A1111's text chunk.
 _CHUNK = "sd-ti-embedding"
+_ELSEWHERE = "load it in the web UI that made it, and save it there as .safetensors"
+# The token of a concept as diffusers' trainers are told it. Tensors of other forms are called by what they hold, or by
+# words that stand in any prompt.
+_TOKEN = re.compile(r"<[^<>\s]+>")
+# Letters of a name, and of another library's error that are shown.
+_MOST_LETTERS = _SHOWN = 200
 
 
 class Embedding(NamedTuple):
     """Vectors in the place of tokens.
 
-    name: the file's without its ending, by which prompts call it.
+    name: the file's without its ending.
     digest: sha256 of the file. AUTOMATIC1111 writes the first 12 digits of it into its metadata.
     """
 
@@ -78,6 +85,22 @@ def read_embedding(file: Path, pickled: bool = False) -> Embedding:
     return Embedding(opened.name, opened.digest, _checked(vectors, file))
 
 
+def embedding_name(file: Path, pickled: bool = False) -> str | None:
+    """The name that is written in an embedding's file, by which prompts call it too; None if there is none.
+
+    That is, of a picture, the name that A1111 calls it by, and of diffusers' files the token in angle brackets.
+    Arguments as of `read_embedding`; of a file that can't be read there is none.
+    """
+    try:
+        if file.suffix.lower() == ".png":
+            name = _said_by_picture(file).get("name")
+            return name if isinstance(name, str) and name.strip() and len(name) <= _MOST_LETTERS else None
+        names = list(list_file(file, pickled).tensors)
+    except (AdapterError, CheckpointError):
+        return None
+    return names[0] if len(names) == 1 and _TOKEN.fullmatch(names[0]) else None
+
+
 def check_width(embedding: Embedding, params: Params) -> None:
     """Raises `AdapterError` if the vectors do not fit a text encoder, of which these are the parameters."""
     expected, width = params["token_embedding"]["embedding"].shape[1], embedding.vectors.shape[1]
@@ -108,17 +131,31 @@ def _checked(vectors: np.ndarray, file: Path) -> Float[np.ndarray, "n w"]:
 
 def _of_picture(file: Path) -> np.ndarray:
     """What A1111 writes into the text of a PNG: JSON as base64."""
-    elsewhere = "load it in the web UI that made it, and save it there as .safetensors"
     if file.suffix.lower() != ".png":
-        raise AdapterError(f"{file}: an embedding in a picture that is no PNG can't be read; {elsewhere}")
+        raise AdapterError(f"{file}: an embedding in a picture that is no PNG can't be read; {_ELSEWHERE}")
     try:
-        with Image.open(file, formats=["PNG"]) as image:
-            text = image.info.get(_CHUNK)  # which is written before the pixels; these are not read
-        if text is None:
-            raise AdapterError(f"{file} has no text {_CHUNK}; if the embedding is in its pixels, {elsewhere}")
-        [entry] = json.loads(base64.b64decode(text))["string_to_param"].values()
+        [entry] = _said_by_picture(file)["string_to_param"].values()
         return np.array(entry["TORCHTENSOR"], np.float64)
     except AdapterError:
         raise
     except _DAMAGE as error:
-        raise AdapterError(f"{file}: its text {_CHUNK} is no embedding ({error}); {elsewhere}") from error
+        raise AdapterError(f"{file}: its text {_CHUNK} is no embedding ({error}); {_ELSEWHERE}") from error
+
+
+def _said_by_picture(file: Path) -> dict[str, Any]:
+    """What A1111's text in a picture says."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            text = image.info.get(_CHUNK)  # which is written before the pixels; these are not read
+        if text is None:
+            raise AdapterError(f"{file} has no text {_CHUNK}; if the embedding is in its pixels, {_ELSEWHERE}")
+        said = json.loads(base64.b64decode(text))
+        if not isinstance(said, dict):
+            raise TypeError(f"it holds a {type(said).__name__}")
+        return said
+    except AdapterError:
+        raise
+    except _DAMAGE as error:
+        raise AdapterError(
+            f"{file}: its text {_CHUNK} is no embedding ({str(error)[:_SHOWN]}); {_ELSEWHERE}"
+        ) from error

@@ -122,7 +122,7 @@ def read_hypernetwork(file: Path, pickled: bool = False) -> Hypernetwork:
     Raises:
       AdapterError: if the file can't be read, is no hypernetwork, or asks for what is not implemented.
     """
-    if file.suffix not in _SUFFIXES:
+    if file.suffix.lower() not in _SUFFIXES:
         raise AdapterError(
             f"{file} is no hypernetwork: A1111 writes them as .pt only, and there is no other form; "
             "a LoRA or an embedding goes by another field"

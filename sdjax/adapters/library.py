@@ -1,9 +1,6 @@
 """Adapters on storage, by name: folders of LoRA, embedding and hypernetwork files."""
 
 import collections
-import contextlib
-import difflib
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 
 from sdjax.adapters import per_image
-from sdjax.adapters.embedding import Embedding, check_width, read_embedding
+from sdjax.adapters.embedding import Embedding, check_width, embedding_name, read_embedding
 from sdjax.adapters.files import AdapterError
+from sdjax.adapters.folder import Folder
 from sdjax.adapters.hypernetwork import Hypernetwork, check_fit, read_hypernetwork
 from sdjax.adapters.lora import Lora, read_lora
 from sdjax.checkpoints import names
@@ -22,89 +20,11 @@ from sdjax.checkpoints.tensors import CheckpointError, Params, list_file
 from sdjax.models import TextEncoderConfig, UNetConfig
 from sdjax.text.tags import Tag
 
-# What files of adapters end in.
-_ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
-# Names of files in folders that peft and diffusers write.
-_IN_FOLDERS = ("adapter_model", "pytorch_lora_weights")
 _MOST_FACTORS = 64
 # Bytes of adapters that are kept in memory; the one in use always is.
 _MOST_KEPT = 1 << 31
-# Pictures in which A1111 hides embeddings name them so, before the pixels; all others are previews.
-_EMBEDDED, _HEAD = b"sd-ti-embedding", 4096
 # Digits of a hash that A1111 shows.
 _SHORT = 12
-
-
-class Folder:
-    """The files of one kind, each under its name without ending, or its path from the folder if two have one name."""
-
-    def __init__(self, folder: str | Path | None, kind: str, setting: str) -> None:
-        """Lists a folder and those within it.
-
-        Args:
-          folder: on this machine; None has no files.
-          kind: what is in it, for errors.
-          setting: where the folder is named, for errors.
-
-        Raises:
-          AdapterError: if there is no such folder.
-        """
-        self._kind, self._setting = kind, setting
-        self._files: dict[str, list[Path]] = {}
-        self.folder = None if folder is None else Path(folder)
-        if self.folder is None:
-            return
-        if not self.folder.is_dir():
-            raise AdapterError(f"{setting} = {folder}: there is no such folder on this machine")
-        by_path: dict[str, Path] = {}
-        for file in sorted(self.folder.rglob("*")):
-            if file.is_file() and (file.suffix in _ENDINGS or (file.suffix == ".png" and _holds_embedding(file))):
-                # peft and diffusers write a folder for each, and call the file in it always alike.
-                whole = file.parent if file.stem in _IN_FOLDERS and file.parent != self.folder else file.with_suffix("")
-                path = whole.relative_to(self.folder).as_posix()
-                if path not in by_path or _rank(file) < _rank(by_path[path]):
-                    by_path[path] = file
-        for path, file in by_path.items():
-            for name in {path.rpartition("/")[2], path}:
-                self._files.setdefault(name, []).append(file)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def files(self) -> Iterator[Path]:
-        """All files."""
-        return iter(dict.fromkeys(file for files in self._files.values() for file in files))
-
-    def file(self, name: str) -> Path:
-        """The file of a name.
-
-        Raises:
-          AdapterError: if there is none, or there are two.
-        """
-        if self.folder is None:
-            raise AdapterError(f"{self._kind} {name!r}: there is no folder of such files; set {self._setting}")
-        found = self._files.get(name, [])
-        if len(found) > 1:
-            files = " and ".join(map(str, found))
-            raise AdapterError(f"{self._kind} {name!r}: {files} have this name; say the path from {self.folder}")
-        if not found:
-            near = difflib.get_close_matches(name, self._files, 1, 0.5)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise AdapterError(f"{self._kind} {name!r}: there is no such file in {self.folder}{hint}")
-        return found[0]
-
-
-def _rank(file: Path) -> int:
-    """Which of several files of one name is taken: what was saved again as safetensors is the same, and no pickle."""
-    return _ENDINGS.index(file.suffix) if file.suffix in _ENDINGS else len(_ENDINGS)
-
-
-def _holds_embedding(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return _EMBEDDED in stream.read(_HEAD)
 
 
 class WeightedLora(NamedTuple):
@@ -208,32 +128,29 @@ class Adapters:
           AdapterError: if a folder is not there.
         """
         self._library, self._text_encoder, self._unet, self._params = library, text_encoder, unet, params
-        self._loras = Folder(library.loras, "lora", "lora_folder")
+        self._loras = Folder(library.loras, "lora", "lora_folder", self._trainers_name)
         self._hypernetworks = Folder(library.hypernetworks, "hypernetwork", "hypernetwork_folder")
-        self._embeddings = Folder(library.embeddings, "embedding", "embedding_folder")
+        self._embeddings = Folder(library.embeddings, "embedding", "embedding_folder", self._name_inside)
         self._as_factors: dict[str, dict[names.Path, per_image.Factors] | None] = {}
         self.lora = _Kept(self._lora)
         self.hypernetwork = _Kept(self._hypernetwork)
         self.embedding = _Kept(self._embedding)
 
     def _lora(self, name: str) -> Lora:
-        aliased = [] if name in self._loras else self._aliases.get(name, [])
-        if len(aliased) > 1:
-            raise AdapterError(f"lora {name!r}: {' and '.join(map(str, aliased))} have this name inside")
-        file = aliased[0] if aliased else self._loras.file(name)
+        file = self._loras.file(name)
         # A folder's adapter is called after the folder, and has a config beside it.
-        whole = file.parent if file.stem in _IN_FOLDERS and file.parent != self._loras.folder else file
+        whole = file.parent if self._loras.is_whole_folder(file) else file
         return read_lora(whole, self._text_encoder, self._unet, self._library.pickled)
 
-    @functools.cached_property
-    def _aliases(self) -> dict[str, list[Path]]:
-        """LoRAs by the name that their trainer wrote into them, by which A1111 knows them too."""
-        found: dict[str, list[Path]] = {}
-        for file in self._loras.files():
-            with contextlib.suppress(CheckpointError):  # told when it is asked for by its name
-                if alias := list_file(file, self._library.pickled).metadata.get("ss_output_name"):
-                    found.setdefault(alias, []).append(file)
-        return found
+    def _trainers_name(self, file: Path) -> str | None:
+        """What a LoRA's trainer called it, by which A1111 knows it too."""
+        try:
+            return list_file(file, self._library.pickled).metadata.get("ss_output_name")
+        except CheckpointError:  # told when it is asked for by its name
+            return None
+
+    def _name_inside(self, file: Path) -> str | None:
+        return embedding_name(file, self._library.pickled)
 
     def _hypernetwork(self, name: str) -> Hypernetwork:
         found = read_hypernetwork(self._hypernetworks.file(name), self._library.pickled)

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from sdjax.adapters import lora_kinds, lora_names
 from sdjax.adapters.files import AdapterError, AdapterFile, open_adapter
-from sdjax.adapters.lora_changes import Change, addition
+from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
 from sdjax.checkpoints.names import Path
 from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, read_tensor
@@ -76,7 +76,7 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     """
     name = file.name if file.is_dir() else file.stem
     if file.is_dir():
-        file = next((file / name for name in _FILES_IN_FOLDERS if (file / name).is_file()), file / _FILES_IN_FOLDERS[0])
+        file = _file_in(file)
     opened = open_adapter(file, pickled)
     modules = lora_names.modules_of(text_encoder, unet)
     stored, embeddings = _sorted(opened, modules, unet)
@@ -96,6 +96,12 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     if scales and scales.text:
         digest = hashlib.sha256(digest.encode() + scales.text).hexdigest()
     return Lora(name, opened.metadata.get("ss_output_name"), digest, opened.short_hash, changes, vectors)
+
+
+def _file_in(folder: File) -> File:
+    """The file of a folder that peft or diffusers wrote."""
+    there = {each.name.lower(): each for each in sorted(folder.iterdir())}
+    return next((there[name] for name in _FILES_IN_FOLDERS if name in there), folder / _FILES_IN_FOLDERS[0])
 
 
 Stored = dict[Path, tuple[str, dict[str, Tensor]]]
@@ -183,6 +189,8 @@ def _vectors(tensor: Tensor, text_encoder: TextEncoderConfig) -> Float[np.ndarra
 def changed(params: Params, adapters: Sequence[Changes], weights: Sequence[Weights]) -> dict[Path, Array]:
     """The parameters that adapters change, each as it is after all of them, one after the other as listed.
 
+    Among them are biases of layers that had none, which they have from then on (see `Attention`).
+
     Pure, and to be compiled as a whole. Sums are float32 whatever the parameters are, and rounded once.
 
     Args:
@@ -192,7 +200,7 @@ def changed(params: Params, adapters: Sequence[Changes], weights: Sequence[Weigh
     """
     result = {}
     for path in dict.fromkeys(path for changes in adapters for path in changes):
-        before = _leaf(params, path)
+        before = _before(params, path, [each[path] for each in adapters if path in each])
         value = jnp.asarray(before, jnp.float32)
         for changes, weight in zip(adapters, weights, strict=True):
             if path in changes:
@@ -202,11 +210,14 @@ def changed(params: Params, adapters: Sequence[Changes], weights: Sequence[Weigh
     return result
 
 
-def _leaf(params: Params, path: Path) -> Any:
-    leaf: Any = params
-    for part in path:
-        leaf = leaf[part]
-    return leaf
+def _before(params: Params, path: Path, changes: Sequence[Change]) -> Any:
+    """A parameter; of a bias that is not there, zeros."""
+    layer: Any = params
+    for part in path[:-1]:
+        layer = layer[part]
+    if path[-1] == "bias" and path[-1] not in layer and isinstance(changes[0], Difference):
+        return jnp.zeros(changes[0].values.shape, layer["kernel"].dtype)
+    return layer[path[-1]]
 
 
 def replaced(params: Params, leaves: Mapping[Path, Any]) -> Params:

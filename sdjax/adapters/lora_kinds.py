@@ -275,7 +275,8 @@ def changes(stored: Stored) -> dict[Path, Change]:
         scale = _scale(stored, kind)
         found["kernel"] = kind.change(stored, scale)
         if "up_bias" in left:
-            bias = stored.shaped("up_bias", *stored.shape_of("bias", "up_bias"))
+            # Also where the layer has none: then it gets this one.
+            bias = stored.shaped("up_bias", *stored.shapes.get("bias", stored.kernel[:1]))
             found["bias"] = Difference(_scaled(bias, scale))
         left -= kind.roles | _BESIDE
     for role in sorted(left & _DIFFERENCES.keys()):

@@ -3,10 +3,14 @@
 That is `adapter_config.json` in the same folder or, in files that diffusers writes, a text in the metadata.
 """
 
+import functools
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import regex
 
 from sdjax.adapters.files import AdapterError, AdapterFile
 from sdjax.checkpoints.json_file import parse_json
@@ -19,6 +23,9 @@ _METADATA = "lora_adapter_metadata"
 _ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 # A bound of alpha and rank: float32 has no greater numbers.
 _MOST = 1e38
+# A stranger's pattern: its letters, those that an error shows, and the seconds that it may take for a name.
+_MOST_LETTERS, _MOST_SHOWN, _MOST_SECONDS = 300, 60, 0.2
+_COUNT = re.compile(r"\{\d{1,2}(,\d{0,2})?\}")
 # Options by which more than the matrices counts.
 _UNKNOWN_OPTIONS = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
 # Beginnings that change the model's own weights, to which the matrices then belong.
@@ -63,11 +70,40 @@ class Scales(NamedTuple):
         return float(value)
 
     def _fits(self, pattern: str, module: str) -> bool:
-        """Whether a module is the one named, or ends in it. peft takes any regular expression; names are written."""
+        """Whether a module is the one named, or ends in it, or in what a regular expression matches."""
         plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
-        if not plain.replace(".", "").replace("_", "").isalnum():
-            raise AdapterError(f"{self.where}: {pattern!r} is a regular expression; only names of modules are read")
-        return module == plain or (module.endswith(f".{plain}") and not pattern.startswith("^"))
+        if plain.replace(".", "").replace("_", "").isalnum():
+            return module == plain or (module.endswith(f".{plain}") and not pattern.startswith("^"))
+        try:
+            return _expression(pattern).match(module, timeout=_MOST_SECONDS) is not None
+        except TimeoutError:
+            raise AdapterError(f"{self.where}: {_shown(pattern)} takes too long for {module}") from None
+        except ValueError as error:
+            raise AdapterError(
+                f"{self.where}: {_shown(pattern)} is no name and no pattern of names ({error})"
+            ) from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _expression(pattern: str) -> "regex.Pattern[str]":
+    """A pattern as peft matches it with the end of a name (`get_pattern_key`).
+
+    Raises:
+      ValueError: if it is none, or counts or nests so that a few letters of it could take all memory.
+    """
+    counts = re.findall(r"(?<!\\)\{[^}]*\}?", pattern)
+    if len(pattern) > _MOST_LETTERS or len(counts) > 2 or not all(map(_COUNT.fullmatch, counts)):
+        raise ValueError(f"expected up to {_MOST_LETTERS} letters, and up to two counts below 100")
+    if odd := re.search(r"\(\?(?!:|=|!|<=|<!)|\(\*|\[\[", pattern):
+        raise ValueError(f"{odd[0]!r} is not read")
+    try:
+        return regex.compile(rf"(.*\.)?({pattern})$")
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _shown(pattern: str) -> str:
+    return repr(pattern[:_MOST_SHOWN])
 
 
 def read_scales(opened: AdapterFile) -> Scales | None:

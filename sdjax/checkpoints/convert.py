@@ -138,7 +138,7 @@ def _under_original_names(part: str, folder: Folder) -> Iterator[Target]:
 def _as_stored(root: Path, part: str, folder: Folder) -> Iterator[tuple[str, bytes, Mapping[str, Tensor]]]:
     """The weights' files of a network: path, header and tensors; pickled ones as the safetensors file they would be."""
     files = folder.files[part]
-    if files[0].suffix == WEIGHTS:
+    if files[0].suffix.lower() == WEIGHTS:
         for file in files:
             yield file.relative_to(root).as_posix(), read_header(file), list_file(file).tensors
         return
@@ -431,7 +431,7 @@ def _saying(prediction_type: str, texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_name(file: Path) -> None:
-    if file.suffix != WEIGHTS:
+    if file.suffix.lower() != WEIGHTS:
         raise CheckpointError(f"{file}: a single file is written as safetensors; give a name that ends in {WEIGHTS}")
 
 

@@ -39,7 +39,7 @@ class _Name(NamedTuple):
 
     @property
     def is_file(self) -> bool:
-        return self.inside.endswith(_SINGLE_FILES)
+        return self.inside.lower().endswith(_SINGLE_FILES)
 
 
 def _parse(name: str) -> _Name | None:
@@ -86,7 +86,7 @@ def fetched(
     parsed = _parse(name)
     if parsed is None:
         raise CheckpointError(f"{name!r} is no name on a hub; expected org/name or org/name/path/file.safetensors")
-    if parsed.is_file and not parsed.inside.endswith(".safetensors") and not pickled:
+    if parsed.is_file and not parsed.inside.lower().endswith(".safetensors") and not pickled:
         raise CheckpointError(f"{name} is pickled; such files can hide code and are only fetched if asked for: pickled")
     source = _Source(name, parsed.repository, revision, cache, endpoint, offline)
     return _single_file(source, parsed.inside) if parsed.is_file else _folder(source, parsed.inside, variant, pickled)

@@ -1,10 +1,13 @@
 """Files and folders by name, in a folder of such."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax.checkpoints.stored import CheckpointError
+from sdjax.library.finding import entry_named, has_ending, hint, shown
+
+# Letters of the system's error that are shown.
+_SHOWN = 200
 
 
 def check_folder(folder: str | Path, setting: str) -> Path:
@@ -19,7 +22,7 @@ def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kin
 
     Args:
       folder: in which it is; None has none.
-      name: its path from there, with or without the ending.
+      name: its path from there, with or without the ending; accents in either form, endings in capitals or not.
       endings: of such files, the one that is preferred first.
       kind: what is looked for, for errors.
       setting: where the folder is named, for errors.
@@ -28,22 +31,15 @@ def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kin
       CheckpointError: if there is none.
     """
     if folder is None:
-        raise CheckpointError(f"{kind} {name!r}: there is no folder of such files; set {setting}")
+        raise CheckpointError(f"{kind} {shown(name)}: there is no folder of such files; set {setting}")
     root = check_folder(folder, setting)
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise CheckpointError(f"{kind} {name!r}: expected a name of what is in {root}")
+        raise CheckpointError(f"{kind} {shown(name)}: expected a name of what is in {root}")
     try:
-        return _found(root, name, endings, kind)
-    except OSError as error:
-        raise CheckpointError(f"{kind} {name!r} of {root}: {error.strerror}") from error
-
-
-def _found(root: Path, name: str, endings: Sequence[str], kind: str) -> Path:
-    whole = root / name
-    for path in (whole, *(whole.with_name(whole.name + ending) for ending in endings)):
-        if path.is_dir() or (path.is_file() and path.suffix in endings):
-            return path
-    there = [path.name.removesuffix(path.suffix if path.suffix in endings else "") for path in sorted(root.iterdir())]
-    near = difflib.get_close_matches(name, there, 1, 0.5)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise CheckpointError(f"{kind} {name!r}: there is no such file in {root}{hint}")
+        found = entry_named(root, name, endings)
+        if found is not None:
+            return found
+        there = [path.stem if has_ending(path, endings) else path.name for path in sorted(root.iterdir())]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{kind} {shown(name)} of {root}: {str(error)[:_SHOWN]}") from error
+    raise CheckpointError(f"{kind} {shown(name)}: there is no such file in {root}{hint(name, there)}")

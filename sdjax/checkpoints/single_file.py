@@ -37,6 +37,7 @@ from sdjax.checkpoints.tensors import CheckpointError, Listing, Part, Tensor, li
 from sdjax.checkpoints.variants import check_fit, extra_channels, family
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.schedule import PREDICTION_TYPES, SchedulerConfig
+from sdjax.library.finding import beside
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 
 # Of all Stable Diffusion 1 and 2 checkpoints.
@@ -177,7 +178,7 @@ def read_file(
 
 def _config_beside(file: Path) -> Path | None:
     """The YAML file that has the checkpoint's name."""
-    return next((found for ending in _BESIDE if (found := file.with_suffix(ending)).is_file()), None)
+    return next((found for ending in _BESIDE if (found := beside(file, ending)).is_file()), None)
 
 
 def _read_carried(texts: Mapping[str, str]) -> _Given:

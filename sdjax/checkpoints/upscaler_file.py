@@ -23,6 +23,7 @@ from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.ncnn_file import Layer, Value, read_network
 from sdjax.checkpoints.original import Source, choose, naming
 from sdjax.checkpoints.tensors import CheckpointError, Params, Part, Tensor, list_file, load_parts
+from sdjax.library.finding import beside
 from sdjax.models import ConfigError
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
 
@@ -75,7 +76,7 @@ def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = Fa
       CheckpointError: if a file is missing, damaged, or no upscaler's, or tensors are missing or left over.
       ConfigError: if the network is of a structure that is not implemented.
     """
-    text, numbers = path.with_suffix(".param"), path.with_suffix(".bin")
+    text, numbers = beside(path, ".param"), beside(path, ".bin")
     is_ncnn = path == text or (path == numbers and text.is_file())
     with naming(path):
         found = _in_layers(text, numbers) if is_ncnn else _in_tensors(path, pickled)

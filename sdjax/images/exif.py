@@ -32,7 +32,7 @@ class Exif(NamedTuple):
 
 class _Entry(NamedTuple):
     kind: int
-    count: int
+    length: int
     place: int
 
 
@@ -86,7 +86,7 @@ def _entries(data: bytes, place: int, order: str, big: bool) -> Iterator[tuple[i
 
 
 def _number(data: bytes, entry: _Entry | None, order: str) -> int | None:
-    if entry is None or entry.kind not in _NUMBERS or entry.count < 1:
+    if entry is None or entry.kind not in _NUMBERS or entry.length < 1:
         return None
     form = order + _NUMBERS[entry.kind]
     if entry.place + struct.calcsize(form) > len(data):
@@ -98,8 +98,8 @@ def _value(block: bytes, entry: _Entry | None) -> bytes | None:
     """The bytes of a value of any type whose numbers are bytes."""
     if entry is None or _SIZES.get(entry.kind) != 1:
         return None
-    value = block[entry.place : entry.place + entry.count]
-    if len(value) < entry.count:
+    value = block[entry.place : entry.place + entry.length]
+    if len(value) < entry.length:
         raise ValueError("data that end before a value of theirs")
     return value
 
@@ -126,7 +126,7 @@ def asked(data: bytes, place: int, order: str, big: bool = False) -> Asked:
     """
     size, further = 0, []
     for tag, entry in _entries(data, place, order, big):
-        whole = _SIZES.get(entry.kind, 0) * entry.count
+        whole = _SIZES.get(entry.kind, 0) * entry.length
         size += whole if entry.place + whole <= len(data) else 0  # else there is nothing to be copied
         if tag in _FURTHER and (inside := _number(data, entry, order)) is not None:
             further.append(inside)

@@ -98,9 +98,15 @@ class Attention(nn.Module):
         def split(y: Array) -> Array:
             return y.reshape(*y.shape[:2], self.heads, channels // self.heads)
 
-        query = split(nn.Dense(channels, use_bias=self.qkv_bias, name="to_q")(x))
-        key = split(nn.Dense(channels, use_bias=self.qkv_bias, name="to_k")(source))
-        value = split(nn.Dense(channels, use_bias=self.qkv_bias, name="to_v")(source))
+        def projected(name: str, y: Array) -> Array:
+            layer = nn.Dense(channels, use_bias=self.qkv_bias, name=name)
+            y = layer(y)
+            params = layer.variables["params"]
+            # An adapter may bring a bias to a layer that has none of its own.
+            return y if self.qkv_bias or "bias" not in params else y + params["bias"].astype(y.dtype)[None, None]
+
+        query = split(projected("to_q", x))
+        key, value = split(projected("to_k", source)), split(projected("to_v", source))
         seen = None if mask is None else mask[:, None]
         out = dot_product_attention(query, key, value, seen).reshape(x.shape)
         return nn.Dense(channels, name="to_out_0")(out)

@@ -128,14 +128,15 @@ def added(first: Residuals, second: Residuals) -> Residuals:
       ValueError: if they are for different UNets.
     """
 
-    def sums(one: tuple[Array, ...], other: tuple[Array, ...]) -> tuple[Array, ...]:
-        if one and other and len(one) != len(other):
+    def sums(one: tuple[Array, ...], other: tuple[Array, ...], more: int = 0) -> tuple[Array, ...]:
+        if one and other and abs(len(one) - len(other)) > more:
             raise ValueError(f"{len(one)} residuals can't be added to {len(other)}: they are for different UNets")
-        return tuple(a + b for a, b in zip(one, other, strict=True)) if one and other else one or other
+        both = tuple(a + b for a, b in zip(one, other, strict=False))
+        return (*both, *one[len(both) :], *other[len(both) :])
 
     mids = [each.mid for each in (first, second) if each.mid is not None]
     mid = None if not mids else mids[0] if len(mids) == 1 else mids[0] + mids[1]
-    return Residuals(sums(first.down, second.down), mid, sums(first.intrablock, second.intrablock))
+    return Residuals(sums(first.down, second.down), mid, sums(first.intrablock, second.intrablock, more=1))
 
 
 class ConditionEmbedding(nn.Module):

@@ -65,13 +65,14 @@ class T2IAdapterConfig:
 
     @property
     def feature_channels(self) -> tuple[int, ...]:
-        """The channels of the features, one for each level of the UNet."""
+        """The channels of the features, one for each level of the UNet, and maybe one more for its middle block."""
         return self.channels if self.adapter_type == FULL else (*self.channels, self.channels[-1])
 
     def check_fits(self, other: UNetConfig) -> None:
         """Raises `ConfigError` unless it was made for UNets like this one."""
+        levels = len(other.block_out_channels)
         require(
-            self.feature_channels == other.block_out_channels,
+            self.feature_channels[:levels] == other.block_out_channels and len(self.feature_channels) <= levels + 1,
             f"the adapter gives features of {self.feature_channels} channels, but the UNet has "
             f"{other.block_out_channels}: it was made for another model",
         )

@@ -250,6 +250,7 @@ class Residuals(NamedTuple):
       places, (b, 1, 1, c). It is added when the way down is over. Empty for none.
     mid: for what the middle block gives, alike; None for none.
     intrablock: for the last layer of each level, (b, h, w, c), added before the features go on down. Empty for none.
+      One more is added to what the middle block gives, if it is of its shape, and else left aside.
     """
 
     down: tuple[Float[Array, "b h w c"], ...] = ()
@@ -408,11 +409,13 @@ class UNet(nn.Module):
 
         seen = Context(context, context_mask)
         down, mid, intrablock = residuals or Residuals()
-        if intrablock and len(intrablock) != levels:
+        if intrablock and len(intrablock) not in (levels, levels + 1):
             raise ValueError(f"{len(intrablock)} intrablock residuals for a UNet of {levels} levels")
 
         x = Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(sample)
         x, skips = descend(cfg, x, time, seen, intrablock)
+        if len(intrablock) > levels and intrablock[-1].shape == x.shape:
+            x = x + intrablock[-1]
         if down:
             if len(down) != len(skips):
                 raise ValueError(f"{len(down)} down residuals for a UNet that keeps {len(skips)} features")

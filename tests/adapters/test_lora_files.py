@@ -1,7 +1,10 @@
 """What LoRA files may be called within, and what is refused, with its reason."""
 
+import contextlib
 import hashlib
 import json
+import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from safetensors.numpy import save_file
 
 from sdjax.adapters import lora_names
 from sdjax.adapters.files import AdapterError
-from sdjax.adapters.lora import Lora, read_lora
+from sdjax.adapters.lora import Lora, apply, read_lora
 from sdjax.adapters.lora_changes import Difference, LowRank
 from sdjax.models import UNetConfig
 from tests import toys
@@ -218,13 +221,74 @@ def test_a_folder_of_peft_is_read_with_its_config(tmp_path: Path) -> None:
     assert other.digest != lora.digest
 
 
+def peft_finds(patterns: list[str], module: str) -> str | None:
+    """peft's `get_pattern_key`."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        [r".*attn1\.to_[qk]"],
+        [r"attn1.to_q"],
+        [r"to_(k|q)"],
+        [r"to_"],
+        [r"^to_q"],
+        [r"to_v", r".*\.to_q", r"to_q"],
+        [r"down_blocks\.\d+\..*"],
+        [r"transformer_blocks\.0\.attn[12]\.to_q"],
+        [r"blocks\.0\.attn1\.to_q"],
+        [r"(?:(?!attn2).)*to_q"],
+    ],
+)
+def test_patterns_of_ranks_and_alphas_are_those_of_peft(patterns: list[str], tmp_path: Path) -> None:
+    found = peft_finds(patterns, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
+    values = {pattern: index + 5 for index, pattern in enumerate(patterns)}
+    rank, alpha = (2, 3) if found is None else (values[found], 3 * values[found])
+    config = {"rank_pattern": values, "alpha_pattern": {key: 3 * value for key, value in values.items()}}
+    [change] = read_lora(peft_folder(tmp_path, **config), TOY.text_encoder, TOY.unet).changes.values()
+    np.testing.assert_allclose(change.product.up, alpha / rank * _normal(16, 2).T, rtol=1e-6)
+
+
+def test_a_pattern_that_takes_too_long_to_match_is_no_hang(tmp_path: Path) -> None:
+    start = time.process_time()
+    patterns = {"(?:a|b|_|.)*" * 20 + "!": 1, "(.*.*.*.*)*!": 1, r"(\w+\.?)+!": 1}
+    with contextlib.suppress(AdapterError):
+        read_lora(peft_folder(tmp_path, rank_pattern=patterns), TOY.text_encoder, TOY.unet)
+    assert time.process_time() - start < 2
+
+
+def test_a_layer_without_a_bias_gets_that_of_its_lora(tmp_path: Path) -> None:
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = pair(f"{module}.lora_A.weight", f"{module}.lora_B.weight") | {f"{module}.lora_B.bias": _normal(16)}
+    lora = read(tmp_path, {**tensors, f"{module}.alpha": np.float32(3)})
+    np.testing.assert_allclose(lora.changes[*TO_Q, "bias"].values, 1.5 * _normal(16), rtol=1e-6)
+    params = {"unet": {}, "text_encoder": {}}
+    layer = params["unet"]
+    for part in TO_Q[1:]:
+        layer = layer.setdefault(part, {})
+    layer["kernel"] = np.zeros((16, 16), np.float32)
+    changed = apply(params, lora, 0.5)["unet"]
+    for part in TO_Q[1:]:
+        changed = changed[part]
+    np.testing.assert_allclose(changed["bias"], 0.75 * _normal(16), rtol=1e-6)
+    with pytest.raises(AdapterError, match=r"lora_B\.bias is \(15,\), but \(16,\) is expected"):
+        read(tmp_path, {**tensors, f"{module}.lora_B.bias": _normal(15)})
+
+
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
         ({"peft_type": "IA3"}, "'IA3' is not supported; expected LORA, LOHA, LOKR"),
         ({"lora_alpha": "much"}, "lora_alpha of .*to_q is 'much', not a number above 0"),
         ({"r": 0}, "r of .*to_q is '0', not a number above 0"),
-        ({"alpha_pattern": {"(a+)+b": 1}}, "is a regular expression; only names of modules are read"),
+        ({"alpha_pattern": {"(?R)": 1}}, r"'\(\?R\)' is no name and no pattern of names \('\(\?' is not read\)"),
+        ({"rank_pattern": {"[": 1}}, "'\\[' is no name and no pattern of names"),
+        (
+            {"rank_pattern": {"((a{9999}){9999}){9999}": 1}},
+            "expected up to 300 letters, and up to two counts below 100",
+        ),
+        ({"rank_pattern": {"(" * 5000: 1}}, "expected up to 300 letters"),
         ({"alpha_pattern": [1]}, "alpha_pattern is no object of names"),
         ({"lora_alpha": 10**400}, "not a number above 0"),
         ({"peft_type": ["LORA"]}, "is not supported; expected LORA"),

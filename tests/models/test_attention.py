@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.models.attention import dot_product_attention
+from sdjax.models.attention import Attention, dot_product_attention
 
 
 def defined(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -40,3 +40,13 @@ def test_no_platform_makes_the_whole_matrix_of_many_scores(platform: str) -> Non
     lowered = jax.jit(dot_product_attention).trace(tokens, tokens, tokens).lower(lowering_platforms=(platform,))
     assert "512x8200" in lowered.as_text()
     assert "8200x8200" not in lowered.as_text()
+
+
+def test_a_bias_that_an_adapter_brought_is_added() -> None:
+    x = jax.random.normal(jax.random.key(0), (1, 3, 8))
+    biased = jax.tree.map(lambda leaf: leaf + 0.1, Attention(2, qkv_bias=True).init(jax.random.key(1), x))
+    expected = Attention(2, qkv_bias=True).apply(biased, x)
+    np.testing.assert_array_equal(Attention(2).apply(biased, x), expected)
+    layers = {name: {"kernel": layer["kernel"]} for name, layer in biased["params"].items() if name != "to_out_0"}
+    without = Attention(2).apply({"params": {**biased["params"], **layers}}, x)
+    assert not np.allclose(without, expected, atol=1e-3)

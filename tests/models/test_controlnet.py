@@ -117,6 +117,27 @@ def test_residuals_for_another_unet_are_an_error(residuals: Residuals, reason: s
         added(Residuals(down=(jnp.zeros((1, 1, 1, 1)),)), Residuals(down=(jnp.zeros((1, 1, 1, 1)),) * 2))
 
 
+@pytest.mark.parametrize(("shape", "more"), [((1, 4, 4, 64), 1), ((1, 2, 2, 64), 0), ((1, 4, 4, 16), 0)])
+def test_one_feature_more_is_added_to_the_middle_block_if_it_is_of_its_shape(shape: tuple[int, ...], more: int) -> None:
+    case = controlnet.CASES["sd1"]
+    asked = (jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 7, 32)))
+    each = (jnp.zeros((1, 8, 8, 32)), jnp.zeros((1, 4, 4, 64)))
+
+    def sums(*intrablock: jax.Array) -> int:
+        apply = functools.partial(UNet(case.unet).apply, residuals=Residuals(intrablock=intrablock))
+        traced = jax.make_jaxpr(apply)({"params": param_shapes(case.unet)}, *asked)
+        return sum(equation.primitive.name == "add" for equation in traced.eqns)
+
+    assert sums(*each, jnp.zeros(shape)) - sums(*each) == more
+
+
+def test_features_of_adapters_are_summed_also_where_one_has_one_more() -> None:
+    ones = [jnp.ones((1, 1, 1, 1))] * 3
+    for first, second in ((ones, ones[:2]), (ones[:2], ones)):
+        both = added(Residuals(intrablock=tuple(first)), Residuals(intrablock=tuple(second))).intrablock
+        assert [float(each[0, 0, 0, 0]) for each in both] == [2, 2, 1]
+
+
 def test_an_adapters_picture_has_whole_squares_and_its_channels() -> None:
     network = T2IAdapter(T2IAdapterConfig(channels=(16, 32)))
     with pytest.raises(ValueError, match=r"picture is \(60, 64, 3\); expected multiples of 8 with 3 channels"):
@@ -139,6 +160,11 @@ def test_a_network_for_another_model_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"cross_attention_dim is \(32, 32, 32\), but the UNet's is \(64, 64, 64\)"):
         config.check_fits(dataclasses.replace(toys.SD1.unet, cross_attention_dim=64))
     T2IAdapterConfig(channels=(16, 32, 32)).check_fits(toys.SD1.unet)
+    # One feature more, whatever its channels, is for the middle block.
+    T2IAdapterConfig(channels=(16, 32, 32, 32)).check_fits(toys.SD1.unet)
+    T2IAdapterConfig(channels=(16, 32, 32), adapter_type="light_adapter").check_fits(toys.SD1.unet)
+    with pytest.raises(ConfigError, match="it was made for another model"):
+        T2IAdapterConfig(channels=(16, 32, 32, 32, 32)).check_fits(toys.SD1.unet)
     with pytest.raises(ConfigError, match="it was made for another model"):
         T2IAdapterConfig().check_fits(toys.SD1.unet)
 

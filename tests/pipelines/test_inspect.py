@@ -1,11 +1,13 @@
 """What `sdjax inspect` tells of models and files of weights."""
 
 import hashlib
+import io
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import sdjax
@@ -114,3 +116,24 @@ def test_conversion_tells_what_it_left_out_and_refuses_options_that_say_nothing(
         list(convert(str(sd1_folder), tmp_path / "a.safetensors", ema=True))
     with pytest.raises(ValueError, match="is a single file, for which --variant says nothing"):
         list(convert(str(toy), tmp_path / "a", variant="fp16"))
+
+
+@pytest.mark.parametrize("ending", [".SAFETENSORS", ".CKPT", ".Pth"])
+def test_endings_count_in_capitals_or_not(tmp_path, ending):
+    file = tmp_path / f"UPPER{ending}"
+    save_file({"lora_unet_x.lora_down.weight": np.ones((2, 3)), "lora_unet_x.lora_up.weight": np.ones((4, 2))}, file)
+    lines = told(file)
+    assert lines["kind"].startswith("LoRA") and lines["file"].startswith(str(file))
+
+
+def test_a_picture_is_told_of_whatever_its_ending_and_its_metadata(tmp_path):
+    whole = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(whole, "WEBP", exif=b"Exif\0\0nonsense", xmp=b"<sdjax:metadata>{</sdjax:metadata>")
+    file = tmp_path / "UPPER.PNG"
+    file.write_bytes(whole.getvalue())
+    lines = told(file)
+    assert lines["picture"] == "4x4 RGB WEBP"
+    assert lines["sdjax"].startswith("its metadata of sdjax can't be read: ")
+    assert lines["parameters"].startswith("its EXIF data are damaged")
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    assert told(file)["sdjax"] == "no metadata of sdjax in it: made by something else, or stripped"

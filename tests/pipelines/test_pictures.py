@@ -1,5 +1,6 @@
 """Whole runs with pictures: where they are read from, which are refused, and that all is made again."""
 
+import base64
 import io
 import json
 import zlib
@@ -11,7 +12,7 @@ import PIL.Image
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipelines import pictures, verify
+from pipelines import depth, pictures, verify
 from pipelines.cli import main
 from pipelines.equipment import make_engine
 from pipelines.storage import read_jsonl
@@ -156,3 +157,53 @@ def test_depth_maps_of_a_folder(tmp_path, capsys):
     assert written.size == (32, 32) and np.asarray(written).max() == 65535
     assert main(arguments) == 1
     assert "0 made, 6 there, 4 failed" in " ".join(capsys.readouterr().out.split())
+
+
+BASE64 = base64.b64encode(conditioned.FILES["cat.png"]).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BASE64,
+        BASE64[:40],
+        base64.urlsafe_b64encode(bytes(range(256)) * 10_000).decode(),
+        f"data:image/png;base64,{BASE64}",
+        "Data:image/webp;base64,UklGR",
+        base64.b64encode(b"\xff\xd8\xff" + bytes(30)).decode(),
+    ],
+)
+@pytest.mark.parametrize("field", ["image", "mask_image", "depth_image"])
+def test_a_picture_given_as_base64_is_refused_by_what_it_is_and_not_repeated(field, text):
+    job = Job(prompt="a cat", **{"image": "cat.png", field: text})
+    with pytest.raises(JobError, match=f"^{field}: .* is not a path: base64 of a picture is not supported") as error:
+        pictures.located(job, "rows.jsonl")
+    assert len(str(error.value)) < 250
+    for read in (read_file, pictures.read):
+        with pytest.raises(JobError, match="base64 of a picture is not supported"):
+            read(text)
+
+
+def test_what_is_far_too_long_for_a_path_is_not_repeated():
+    with pytest.raises(JobError, match="is not a path: it has 100004 letters") as error:
+        read_file("x.y/" * 25_001)
+    assert len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("path", ["in/cat", "a" * 200, "/9j/cat", "iVBORw0KGgo", "gs://bucket/cat.png", "C:\\cat.png"])
+def test_paths_are_paths_whatever_they_look_like(path):
+    located = pictures.located(Job(prompt="a cat", image=path), "/here/rows.jsonl")
+    assert located.image.endswith(path)
+
+
+def test_depth_passes_over_companion_files_and_follows_links(tmp_path):
+    for name in ("in/a.PNG", "in/._a.PNG", "in/__MACOSX/b.webp", "elsewhere/c.jpg", "in/d.depth.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "linked").symlink_to("../elsewhere")
+    (tmp_path / "in" / "round").symlink_to(".")
+    folder = str(tmp_path / "in")
+    assert depth.pictures_in(folder) == [f"{folder}/a.PNG", f"{folder}/linked/c.jpg"]
+    (tmp_path / "._x").mkdir()
+    (tmp_path / "._x" / "a.png").touch()
+    assert depth.pictures_in(str(tmp_path / "._x")) == [str(tmp_path / "._x" / "a.png")]
