@@ -13,6 +13,8 @@ from typing import NoReturn
 # Whatever takes time to import is imported where it is used: from here on signals are heard.
 from pipelines import stopping, terminal
 
+# Of letters that no font has, so many are shown.
+_SHOWN_LETTERS = 40
 _FAILED = 1
 # Commands that go on where they were stopped.
 _RESUMED = ("generate", "depth")
@@ -294,9 +296,16 @@ def _sheet(options: argparse.Namespace) -> int:
     from pipelines import sheet, storage
 
     target = options.file or storage.join(options.out, "sheet.png")
-    count = sheet.write(options.out, target, columns=options.columns, limit=options.limit)
+    count, unreadable = sheet.write(options.out, target, columns=options.columns, limit=options.limit)
     terminal.line(f"{count} pictures in {target}")
+    _note_letters(unreadable)
     return 0
+
+
+def _note_letters(letters: str) -> None:
+    if letters:
+        shown = letters[:_SHOWN_LETTERS] + ("…" if len(letters) > _SHOWN_LETTERS else "")
+        terminal.line(f"note: no font here has {shown}: install one that does (fontconfig finds it) and draw it again")
 
 
 def _grid(options: argparse.Namespace) -> int:
@@ -304,8 +313,9 @@ def _grid(options: argparse.Namespace) -> int:
 
     target = options.file or storage.join(options.out, "grid.png")
     axes = grid.Axes(*(grid.read_axis(text) for text in (options.x, options.y, options.z)))
-    count, empty = grid.write(options.out, target, axes, grid.read_where(options.where))
+    count, empty, unreadable = grid.write(options.out, target, axes, grid.read_where(options.where))
     terminal.line(f"{count} pictures in {target}" + (f", {empty} places empty" if empty else ""))
+    _note_letters(unreadable)
     return 0
 
 

@@ -12,6 +12,7 @@ from pipelines.records import read_manifest
 from pipelines.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
+from sdjax.images.lettering import without_font
 from sdjax.job import FIELDS, TOLD_AS
 
 # Fields that follow from others, by which pictures are not told apart.
@@ -35,8 +36,8 @@ class Axes(NamedTuple):
     z: Axis | None
 
 
-def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[int, int]:
-    """Draws the sheet; gives how many pictures are on it and how many places are empty.
+def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[int, int, str]:
+    """Draws the sheet; gives how many pictures are on it, how many places are empty, and letters that no font here has.
 
     Args:
       out: an output of `generate`.
@@ -90,7 +91,8 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     data = io.BytesIO()
     stacked(pages).save(data, "PNG")
     storage.write_whole(target, data.getvalue())
-    return len(placed), count - len(placed)
+    labels = (_word(value) for axis in used for value in values[axis.field])
+    return len(placed), count - len(placed), without_font(labels)
 
 
 def read_axis(text: str) -> Axis | None:

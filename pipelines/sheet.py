@@ -4,12 +4,13 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from pipelines import storage
 from pipelines.records import METADATA, read_manifest
-from sdjax.images.captions import FAINT, INK, LINE, PAPER, font, wrapped
+from sdjax.images.captions import FAINT, INK, LETTERS, LINE, PAPER, wrapped
 from sdjax.images.encode import decode
+from sdjax.images.lettering import draw_text, without_font
 
 # In pixels: the width of a picture on the sheet, the space around; lines per prompt.
 _WIDTH, _SPACE, _LINES = 144, 10, 3
@@ -17,8 +18,10 @@ _WIDTH, _SPACE, _LINES = 144, 10, 3
 _TALLEST = 4 * _WIDTH
 
 
-def write(out: str, target: str, *, columns: int, limit: int) -> int:
-    """Draws the pictures of an output, sorted by prompt and seed; gives how many there are on the sheet.
+def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]:
+    """Draws the pictures of an output, sorted by prompt and seed.
+
+    Gives how many there are on the sheet, and the letters of their prompts that no font here has.
 
     Args:
       out: an output of `generate`.
@@ -41,20 +44,20 @@ def write(out: str, target: str, *, columns: int, limit: int) -> int:
     columns = min(columns, len(shown))
     height = -(-len(shown) // columns) * cell[1] + _SPACE + (LINE if len(shown) < len(rows) else 0)
     page = Image.new("RGB", (columns * cell[0] + _SPACE, height), PAPER)
-    draw = ImageDraw.Draw(page)
     for index, row in enumerate(shown):
         left, top = index % columns * cell[0] + _SPACE, index // columns * cell[1] + _SPACE
         path = storage.join(out, *row["file_name"].split("/"))
         picture = Image.fromarray(decode(storage.read_whole(path), path))
         page.paste(picture.resize(_size(row), Image.Resampling.LANCZOS), (left, top))
         for number, text in enumerate(wrapped(row["prompt"] or "(no prompt)", _WIDTH, _LINES)):
-            draw.text((left, top + tallest + 4 + number * LINE), text, fill=INK, font=font())
+            draw_text(page, (left, top + tallest + 4 + number * LINE), text, INK, LETTERS)
     if len(shown) < len(rows):
-        draw.text((_SPACE, height - LINE), f"{len(rows) - len(shown)} more in {METADATA}", fill=FAINT, font=font())
+        more = f"{len(rows) - len(shown)} more in {METADATA}"
+        draw_text(page, (_SPACE, height - LINE), more, FAINT, LETTERS)
     data = io.BytesIO()
     page.save(data, "PNG")
     storage.write_whole(target, data.getvalue())
-    return len(shown)
+    return len(shown), without_font(row["prompt"] for row in shown)
 
 
 def _size(row: Mapping[str, Any]) -> tuple[int, int]:

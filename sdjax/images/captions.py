@@ -1,28 +1,49 @@
 """Pictures side by side with words around them: strips of steps, contact sheets, comparison grids."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from sdjax.images.lettering import draw_text, width_of
 
 # Colours of paper and of words, and the size of letters and of the space around pictures in pixels.
 PAPER, INK, FAINT = "#ffffff", "#24292f", "#8c959f"
 LETTERS, SPACE = 12, 8
 LINE = LETTERS + 3
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def font(letters: int = LETTERS) -> Font:
-    """The font of all words."""
-    return ImageFont.load_default(letters)
+# Letters of a text that are measured: more don't fit on any page.
+_MOST_LETTERS = 2000
+_ELLIPSIS = " …"
 
 
 def wrapped(text: str, width: int, lines: int) -> list[str]:
     """The text in lines of a width in pixels, with an ellipsis where it goes on."""
-    letters = max(1, int(width / font().getlength("abcdefghij ") * 11))
-    return textwrap.wrap(" ".join(text.split()), letters, max_lines=lines, placeholder=" …") or [""]
+    found = [""]
+    for word in text[:_MOST_LETTERS].split():
+        first, *rest = _fitting(word, width)
+        joined = f"{found[-1]} {first}" if found[-1] else first
+        if not found[-1] or width_of(joined, LETTERS) <= width:
+            found[-1] = joined
+        else:
+            found.append(first)
+        found += rest
+    if len(found) <= lines and len(text) <= _MOST_LETTERS:
+        return found
+    last = found[:lines][-1]
+    while last and width_of(last + _ELLIPSIS, LETTERS) > width:
+        last = last[:-1]
+    return [*found[: lines - 1], last + _ELLIPSIS]
+
+
+def _fitting(word: str, width: int) -> list[str]:
+    """A word, in pieces if a line has no room for all of it."""
+    pieces = [""]
+    for letter in word:
+        if pieces[-1] and width_of(pieces[-1] + letter, LETTERS) > width:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces if width_of(word, LETTERS) > width else [word]
 
 
 class Grid(NamedTuple):
@@ -63,28 +84,28 @@ def draw_grid(grid: Grid) -> Image.Image:
     sides = [wrapped(word, _ROW_WIDTH, max(_LINES, height // LINE)) for word in grid.rows]
     names = [name for name in grid.corner if name]
     row_words = [*(line for lines in sides for line in lines), *(names[-1:] if grid.corner[0] else [])]
-    left = SPACE + round(max((font().getlength(line) for line in row_words), default=0)) + SPACE
+    left = SPACE + round(max((width_of(line, LETTERS) for line in row_words), default=0)) + SPACE
     title = wrapped(grid.title, left + len(heads) * (width + SPACE), _LINES) if grid.title else []
     top = SPACE + len(title) * (LINE + 4) + (LINE if grid.corner[1] else 0)
     top += max((len(lines) for lines in heads), default=0) * LINE + 4
     page = Image.new("RGB", (left + len(heads) * (width + SPACE), top + len(sides) * (height + SPACE)), PAPER)
     draw = ImageDraw.Draw(page)
     for index, line in enumerate(title):
-        draw.text((SPACE, SPACE + index * (LINE + 4)), line, fill=INK, font=font(LETTERS + 2))
+        draw_text(page, (SPACE, SPACE + index * (LINE + 4)), line, INK, LETTERS + 2)
     row_name, column_name = grid.corner
     head_top = SPACE + len(title) * (LINE + 4)
     if column_name:
-        draw.text((left, head_top), column_name, fill=FAINT, font=font())
+        draw_text(page, (left, head_top), column_name, FAINT, LETTERS)
     if row_name:
-        draw.text((SPACE, top - LINE - 4), row_name, fill=FAINT, font=font())
+        draw_text(page, (SPACE, top - LINE - 4), row_name, FAINT, LETTERS)
     for column, lines in enumerate(heads):
         for index, line in enumerate(lines):
             place = (left + column * (width + SPACE), top - 4 - (len(lines) - index) * LINE)
-            draw.text(place, line, fill=INK, font=font())
+            draw_text(page, place, line, INK, LETTERS)
     for row, lines in enumerate(sides):
         upper = top + row * (height + SPACE)
         for index, line in enumerate(lines):
-            draw.text((SPACE, upper + index * LINE), line, fill=INK, font=font())
+            draw_text(page, (SPACE, upper + index * LINE), line, INK, LETTERS)
         for column, picture in enumerate(cells[row]):
             place = (left + column * (width + SPACE), upper)
             if picture:

@@ -54,21 +54,21 @@ def colours(path):
 def test_pictures_are_where_their_values_say(out):
     target = str(out / "grid.png")
     axes = Axes(Axis("steps", None), Axis("sampler", None), None)
-    assert grid.write(str(out), target, axes, {"seed": 1}) == (4, 0)
+    assert grid.write(str(out), target, axes, {"seed": 1}) == (4, 0, "")
     assert colours(target) == [(50, 50, 120), (200, 50, 120), (50, 200, 120), (200, 200, 120)]
 
 
 def test_values_can_be_chosen_and_put_in_order(out):
     target = str(out / "grid.png")
     axes = Axes(read_axis("steps=20,5"), read_axis("sampler_name=Heun,Euler"), None)
-    assert grid.write(str(out), target, axes, read_where(["seed=1"])) == (4, 0)
+    assert grid.write(str(out), target, axes, read_where(["seed=1"])) == (4, 0, "")
     assert colours(target) == [(200, 200, 120), (50, 200, 120), (200, 50, 120), (50, 50, 120)]
 
 
 def test_a_third_field_goes_from_block_to_block_and_a_gap_is_counted(out):
     target = str(out / "grid.png")
     axes = Axes(Axis("steps", None), Axis("sampler", None), Axis("seed", None))
-    assert grid.write(str(out), target, axes, {}) == (7, 1)
+    assert grid.write(str(out), target, axes, {}) == (7, 1, "")
     assert colours(target)[:5] == [(50, 50, 120), (200, 50, 120), (50, 200, 120), (200, 200, 120), (50, 50, 140)]
     assert Image.open(target).height > 4 * SIZE + 4 * LINE
 
