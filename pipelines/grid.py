@@ -167,8 +167,8 @@ def _placed(rows: Sequence[Mapping[str, Any]], used: Sequence[str]) -> dict[tupl
 def _picture(out: str, row: Mapping[str, Any] | None) -> Image.Image | None:
     if row is None:
         return None
-    path = storage.join(out, *row["file_name"].split("/"))
-    return Image.fromarray(decode(storage.read_whole(path), path))
+    name = row["file_name"]
+    return Image.fromarray(decode(storage.read_image(out, name), name))
 
 
 def _word(value: Any) -> str:

@@ -46,8 +46,8 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     page = Image.new("RGB", (columns * cell[0] + _SPACE, height), PAPER)
     for index, row in enumerate(shown):
         left, top = index % columns * cell[0] + _SPACE, index // columns * cell[1] + _SPACE
-        path = storage.join(out, *row["file_name"].split("/"))
-        picture = Image.fromarray(decode(storage.read_whole(path), path))
+        name = row["file_name"]
+        picture = Image.fromarray(decode(storage.read_image(out, name), name))
         page.paste(picture.resize(_size(row), Image.Resampling.LANCZOS), (left, top))
         for number, text in enumerate(wrapped(row["prompt"] or "(no prompt)", _WIDTH, _LINES)):
             draw_text(page, (left, top + tallest + 4 + number * LINE), text, INK, LETTERS)

@@ -206,6 +206,18 @@ def list_files(folder: str) -> Iterator[str]:
     return (path for path, _, _ in _listed(folder))
 
 
+def read_image(out: str, file_name: str) -> bytes:
+    """The bytes of an image of an output, by its path from there.
+
+    Raises:
+      StorageError: if it can't be read, or is a link, which may lead anywhere.
+    """
+    path = join(out, *file_name.split("/"))
+    if _is_local(out) and (os.path.islink(path) or os.path.islink(os.path.dirname(path))):
+        raise StorageError(f"{path} is a link: an output's images are files of its own; put the file there")
+    return read_whole(path)
+
+
 @contextlib.contextmanager
 def only_run(out: str) -> Iterator[None]:
     """Holds an output for one run, where it is on a local disk: two would overwrite each other's manifest.
@@ -355,7 +367,7 @@ def _listed_by_id(folder: str) -> Iterator[_Listed]:
     yield from _files_of(folder, inside)
     for path in inside:
         if _IMAGE_FOLDER.fullmatch(os.path.basename(path)):
-            yield from _files_of(path)
+            yield from (file for file in _files_of(path) if not os.path.islink(file[0]))
 
 
 def _files_of(folder: str, folders: list[str] | None = None) -> Iterator[_Listed]:

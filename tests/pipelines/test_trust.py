@@ -162,3 +162,16 @@ def test_a_line_that_never_ends_is_not_read_to_its_end(out):
         file.truncate(1 << 40)
     with pytest.raises(StorageError, match="line 1: longer than"):
         list(read_jsonl(str(out / "metadata.jsonl")))
+
+
+@pytest.mark.parametrize("what", ["the file", "its folder"])
+def test_images_that_are_links_are_not_followed(out, tiny, tmp_path, what):
+    path = next(out.glob("images/*/*.png"))
+    moved = path if what == "the file" else path.parent
+    moved.rename(tmp_path / "elsewhere")
+    moved.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="is a link"):
+        sheet.write(str(out), str(tmp_path / "sheet.png"), columns=2, limit=2)
+    with pytest.raises(StorageError, match="is a link"):
+        grid.write(str(out), str(tmp_path / "grid.png"), grid.Axes(None, None, None), {})
+    assert problems(out, sdjax.Engine(tiny, batch_size=1)) == ["stands in metadata.jsonl, but there is no such picture"]
