@@ -13,7 +13,8 @@ from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.schedule import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.job import FIELDS, Job, JobError, near_match, printable, shown
+from sdjax.job import FIELDS, Job, JobError
+from sdjax.messages import near_match, printable, shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import VAE_TILE
 from sdjax.plan import LORA_MODES

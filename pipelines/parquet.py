@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.rows import MARK, MAX_LINE_BYTES, PromptFileError, Row, typed_row
 from pipelines.sweeps import MAX_PER_ROW
 from pipelines.tables import check_columns
-from sdjax.job import printable, shown
+from sdjax.messages import printable, shown
 
 # Rows that are read at once, and bytes that these may unfold to.
 _BATCH = 256

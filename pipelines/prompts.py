@@ -23,7 +23,8 @@ from pipelines.rows import UTF8_MARK, PromptFileError, Row, read_jsonl, read_txt
 from pipelines.sweeps import PROMPTS, check_letters, check_number, drawn_seed, expand, row_key, size, swept
 from pipelines.tables import read_table
 from sdjax.images.metadata import NO_TEXT
-from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, printable, repeated
+from sdjax.job import NEEDS, PICTURES, RANDOM_SEED, Job, repeated
+from sdjax.messages import printable
 from sdjax.text.template_grammar import Template, TemplateError, has_template, parse_template
 from sdjax.text.templates import choose, combinations
 from sdjax.text.wildcards import Wildcards, count

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.sweeps import MAX_PER_ROW
-from sdjax.job import shown
+from sdjax.messages import shown
 
 # The longest line, and the longest record of several lines. Two prompts of the greatest length
 # (`job.MAX_PROMPT`), with each letter as JSON's 12-byte escape, take 2.4 MB.

@@ -17,7 +17,8 @@ from pipelines.fields import (
     with_fields_named,
     with_partners,
 )
-from sdjax.job import PICTURES, allowed_types, near_match, printable, shown
+from sdjax.job import PICTURES, allowed_types
+from sdjax.messages import near_match, printable, shown
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000

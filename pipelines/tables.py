@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipelines.fields import is_number, unknown_fields
 from pipelines.rows import MAX_LINE_BYTES, Line, PromptFileError, Row, lines_of, not_utf8, shortened
 from pipelines.sweeps import ROW_KEYS
-from sdjax.job import printable, shown
+from sdjax.messages import printable, shown
 
 # Of one record; prompts have few. Where a quote is open, each line is read again after the one before is given up.
 _MOST_LINES = 1000

@@ -1,7 +1,6 @@
 """What one image is asked to be."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS, Options, names
 from sdjax.diffusion.schedule import SAMPLE_MAX_VALUES, SCHEDULES, SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
+from sdjax.messages import near_match, shown
 from sdjax.text import controls, tags
 from sdjax.text.conditioning import SYNTAXES
 
@@ -33,10 +33,6 @@ EMPHASES = ("original", "no_norm", "ignore")
 PIXEL_UPSCALERS = ("lanczos", "bicubic", "nearest")
 # Of a run with an estimator of depth, besides those that need no weights.
 DEPTH_PREPROCESSOR = "depth"
-# Letters of a value that errors show.
-_SHOWN = 300
-# Beyond the length of any name, for whose near matches it is worth to look.
-_LONGEST_NAME = 100
 # A seed that stands for one drawn at random.
 RANDOM_SEED = -1
 
@@ -480,33 +476,6 @@ def _plain(choice: str) -> str:
 def split(text: str | None) -> tuple[str, ...]:
     """What stands between semicolons."""
     return tuple(part.strip() for part in (text or "").split(";") if part.strip())
-
-
-def shown(value: object) -> str:
-    """A value as errors have it: of at most a few hundred letters."""
-    if isinstance(value, str | bytes):  # so that no long text is written twice
-        value = value[: _SHOWN + 1]
-    try:
-        text = repr(value)
-    except ValueError:  # more digits than Python writes
-        return "a number of thousands of digits"
-    except RecursionError:
-        return f"a {type(value).__name__} of hundreds of levels"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def printable(text: str) -> str:
-    """A text in which control characters are written as escapes."""
-    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
-def near_match(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """ " (did you mean 'steps'?)", or nothing if none of what is known is near."""
-    if len(word) > _LONGEST_NAME:
-        return ""
-    by_lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(word.lower(), by_lower, 1, cutoff)
-    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 def require(condition: bool, name: str, found: object, expected: str) -> None:

@@ -15,7 +15,8 @@ from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion_upscale import check, check_latents, upscale_latent_x2, upscale_x4
 from sdjax.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
-from sdjax.library.finding import has_ending, hint, shown
+from sdjax.library.finding import has_ending, hint
+from sdjax.messages import shown
 from sdjax.models import ConfigError, VAEConfig
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text import tags

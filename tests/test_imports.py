@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up. A part imports itself and what is below it, and nothing beside it.
 LAYERS = (
+    {"sdjax.messages"},
     {"sdjax.models", "sdjax.version", "sdjax.assets", "sdjax.device", "sdjax.settings", "sdjax.library"},
     {"sdjax.diffusion"},
     {"sdjax.text", "sdjax.images", "sdjax.checkpoints"},

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdjax.adapters.files import AdapterError
-from sdjax.library.finding import files_under, has_ending, hint, plain, shown, with_plain_ending
+from sdjax.library.finding import files_under, has_ending, hint, plain, with_plain_ending
+from sdjax.messages import shown
 
 # What files of adapters end in.
 _ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")

@@ -15,7 +15,7 @@ import regex
 from sdjax.adapters.files import AdapterError, AdapterFile
 from sdjax.checkpoints.json_file import parse_json
 from sdjax.checkpoints.stored import CheckpointError
-from sdjax.models.config import shown
+from sdjax.messages import shown
 
 _FILE = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"

@@ -31,8 +31,9 @@ from sdjax.checkpoints.tensors import (
     weight_files,
     write_params,
 )
+from sdjax.messages import shown
 from sdjax.models.bit import BitConfig
-from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, require_positive, shown
+from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, require_positive
 from sdjax.models.depth import MAPS, DepthConfig, DepthEstimator
 
 # Where the parts lie in a diffusers folder, and what the files are called.

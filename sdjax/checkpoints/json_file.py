@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.checkpoints.stored import CheckpointError
-from sdjax.models.config import shown
+from sdjax.messages import shown
 
 # Far above any published file, which are said behind.
 MOST_CONFIG_BYTES = 1 << 20  # 12 kB, with the labels of a thousand classes 60 kB

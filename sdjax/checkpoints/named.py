@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax.checkpoints.stored import CheckpointError
-from sdjax.library.finding import entry_named, has_ending, hint, shown
+from sdjax.library.finding import entry_named, has_ending, hint
+from sdjax.messages import shown
 
 # Letters of the system's error that are shown.
 _SHOWN = 200

@@ -40,8 +40,8 @@ from sdjax.checkpoints.tensors import (
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.diffusion.scheduler_classes import same_class
+from sdjax.messages import shown
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
-from sdjax.models.config import shown
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 
 X4, X2 = "StableDiffusionUpscalePipeline", "StableDiffusionLatentUpscalePipeline"

@@ -15,7 +15,8 @@ from jaxtyping import Float64
 
 from sdjax.diffusion import elementary
 from sdjax.diffusion.scheduler_classes import filled_in
-from sdjax.models.config import ConfigError, read_config, require, require_positive, shown
+from sdjax.messages import shown
+from sdjax.models.config import ConfigError, read_config, require, require_positive
 
 Spacing = Literal["leading", "linspace", "trailing", "k_diffusion"]
 # Of diffusers' schedulers, as each class rounds them; and k-diffusion's, which A1111 and ComfyUI use for all samplers.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 # How like a name must be to be suggested, and letters of a name that are looked at and shown.
-_CUTOFF, _SHOWN = 0.5, 200
+_CUTOFF, _MOST_LETTERS = 0.5, 200
 # No path is longer.
 _LONGEST = 4096
 # By so many ways is a folder entered that links lead to: few links to each other make ways without end.
@@ -134,7 +134,7 @@ def _alike(root: Path, name: str, names: Callable[[Path], list[str]]) -> list[Pa
 def near(name: str, known: Iterable[str], most: int = 1) -> list[str]:
     """The names most like one that is not there, in capitals or not."""
     by_letters = {plain(each).casefold(): each for each in known}
-    found = difflib.get_close_matches(plain(name[:_SHOWN]).casefold(), by_letters, most, _CUTOFF)
+    found = difflib.get_close_matches(plain(name[:_MOST_LETTERS]).casefold(), by_letters, most, _CUTOFF)
     return [by_letters[each] for each in found]
 
 
@@ -142,8 +142,3 @@ def hint(name: str, known: Iterable[str]) -> str:
     """What to add to an error about a name that is not there."""
     found = near(name, known)
     return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-def shown(name: str) -> str:
-    """A name in an error."""
-    return repr(name if len(name) <= _SHOWN else name[:_SHOWN] + "...")

@@ -11,6 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from sdjax.messages import shown
+
 Config = TypeVar("Config")
 
 INFORMATIVE = frozenset({"_class_name", "_diffusers_version", "_name_or_path", "_commit_hash"})
@@ -24,8 +26,6 @@ MOST_TOKENS = 1 << 24  # of a vocabulary: 49,408
 MOST_POSITIONS = 4096  # of a text: 77, 248 of LongCLIP
 # float32 has no greater numbers.
 _MOST_NUMBER = 3e38
-# Letters of a value that an error shows.
-_SHOWN = 100
 # Letters of a message, and of its beginning and its end where it has more.
 _LONGEST_MESSAGE, _MESSAGE_END = 800, 300
 
@@ -57,12 +57,6 @@ _FLAX = "Flax"
 
 class ConfigError(ValueError):
     """A config holds a key or a value which this code does not implement."""
-
-
-def shown(value: Any) -> str:
-    """A value for an error, in one line of bounded length."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def check_class(name: Any, expected: tuple[str, ...], where: str, key: str = "_class_name") -> None:

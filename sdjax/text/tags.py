@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sdjax.messages import shown
+
 # Kinds of adapters, and what the web UI calls them in prompts.
 KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernetwork"}
 # Beyond such weights no adapter means anything.
@@ -111,7 +113,7 @@ def read_list(kind: str, text: str) -> tuple[Tag, ...]:
     tags = found.tags or tuple(_read(kind, each) for each in text.split(";") if each.strip())
     for tag in tags:
         if tag.kind != kind:
-            raise TagError(f"{tag.name!r} is a {tag.kind}; name it in {_FIELD[tag.kind]}")
+            raise TagError(f"{shown(tag.name)} is a {tag.kind}; name it in {_FIELD[tag.kind]}")
     return tags
 
 
@@ -135,7 +137,7 @@ def _tag(word: str, text: str) -> Tag:
     if word not in KINDS:
         near = difflib.get_close_matches(word, KINDS, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise TagError(f"no kind of adapter is called {word!r}{hint}; known: {', '.join(KINDS)}")
+        raise TagError(f"no kind of adapter is called {shown(word)}{hint}; known: {', '.join(KINDS)}")
     return _read(KINDS[word], text)
 
 
@@ -151,10 +153,10 @@ def _read(kind: str, text: str) -> Tag:
     if not positional or not positional[0]:
         raise TagError("no name; expected name:weight")
     if strange := named.keys() - ({"te", "unet"} if kind == "lora" else set()):
-        raise TagError(f"{sorted(strange)[0]!r} is not supported; expected a name and weights")
+        raise TagError(f"{shown(sorted(strange)[0])} is not supported; expected a name and weights")
     most = 3 if kind == "lora" else 2
     if len(positional) > most:
-        raise TagError(f"{positional[most]!r} is too much; expected a name and {most - 1} weight{'s'[: most - 2]}")
+        raise TagError(f"{shown(positional[most])} is too much; expected a name and {most - 1} weight{'s'[: most - 2]}")
     text_encoder = _number(named.get("te", positional[1] if len(positional) > 1 else "1"))
     unet = text_encoder
     if "unet" in named or len(positional) > 2:
@@ -168,5 +170,5 @@ def _number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not abs(number) <= MAX_WEIGHT:
-        raise TagError(f"the weight {text.strip()!r}: expected a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
+        raise TagError(f"the weight {shown(text.strip())}: expected a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
     return number + 0.0

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.fields import with_fields_named
-from pipelines.prompts import Reject, Row, parse
+from pipelines.prompts import Reject, parse
+from pipelines.rows import MAX_LINE_BYTES, Row
 from pipelines.sweeps import SweepError, expand, size
 from sdjax.job import JobError
 from sdjax.text.template_grammar import TemplateError, has_template, parse_template
@@ -115,7 +116,7 @@ def text(rng: random.Random) -> str:
     pieces = [rng.choice(signs) for _ in range(rng.choice([1, 3, 8, 20, 60]))]
     kind = rng.random()
     if kind < 0.1:
-        return "".join(pieces[:3]) * rng.choice([10, 1000, 10_000])
+        return ("".join(pieces[:3]) * rng.choice([10, 1000, 10_000]))[:MAX_LINE_BYTES]
     if kind < 0.2:
         depth = rng.choice([3, 49, 51, 3000])
         return "{a|" * depth + "".join(pieces[:2]) + "}" * depth
