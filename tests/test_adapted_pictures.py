@@ -112,7 +112,7 @@ def compiled() -> dict[str, list[Bucket]]:
 
 @pytest.fixture(scope="module")
 def engines(tiny, library, compiled) -> dict[str, sdjax.Engine]:
-    return {mode: engine_of(tiny, library, mode, on_compile=told.append) for mode, told in compiled.items()}
+    return {mode: engine_of(tiny, library, mode, 1, on_compile=told.append) for mode, told in compiled.items()}
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +138,13 @@ def test_pictures_depend_on_neither_order_nor_neighbours_nor_devices(tiny, libra
     assert same(make(engine, jobs[::-1]), pictures[::-1])
     assert same(make(engine, jobs[1::3]), pictures[1::3])
     some = slice(2, None, 4) if mode == "merged" else slice(None, None, 3)
-    assert same(make(engine_of(tiny, library, mode, devices=1), jobs[some]), pictures[some])
+    assert same(make(engine_of(tiny, library, mode, devices=4), jobs[some]), pictures[some])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", LORA_MODES)
 def test_no_picture_depends_on_the_number_of_devices(tiny, library, mode, pictures_by_mode):
-    assert same(make(engine_of(tiny, library, mode, devices=1), BY_MODE[mode]), pictures_by_mode[mode])
+    assert same(make(engine_of(tiny, library, mode, devices=4), BY_MODE[mode]), pictures_by_mode[mode])
 
 
 def test_once_merged_adapters_are_there_no_more_jobs_are_held_than_can_be_worked_on(tiny, library):

@@ -70,6 +70,7 @@ def test_a_picture_does_not_depend_on_how_many_jobs_are_handed_over_at_once(engi
         assert same(make(engine, JOBS[chosen]), pictures[chosen])
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_the_number_of_devices(tiny, pictures):
     fewer = Engine(tiny, batch_size=BATCH, devices=jax.local_devices()[:2])  # of one device: below, each sampler's
     assert fewer.images_per_batch == 2 * BATCH

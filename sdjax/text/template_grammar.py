@@ -22,6 +22,9 @@ MAX_LETTERS = 100_000
 # Braces in braces and wildcards in wildcards: far more than anyone reads, and little enough to recurse over.
 MAX_DEPTH = 50
 
+# Letters of a template, and of its signs (braces, bars, names): far beyond any, and read within a second.
+MAX_TEMPLATE_LETTERS, MAX_SIGNS = 1_000_000, 30_000
+
 _DEFAULT_JOINER = ", "
 # Of a weight, before and after its point.
 _WEIGHT_DIGITS = 9
@@ -362,11 +365,16 @@ def parse_template(text: str, *, comments: bool = False) -> Template:
 
     Raises:
       TemplateError: for braces that are not closed or never opened, that hold nothing or fewer options than they ask
-        for, or are nested deeper than `MAX_DEPTH`, and for names that no wildcard has.
+        for, or are nested deeper than `MAX_DEPTH`, for names that no wildcard has, and for more than
+        `MAX_TEMPLATE_LETTERS` or `MAX_SIGNS`.
     """
     if not comments and not has_template(text):
         return Template(text, (text,) if text else ())
-    tokens = list(_tokens(text))
+    if len(text) > MAX_TEMPLATE_LETTERS:
+        raise TemplateError(f"a template of {len(text)} letters; expected up to {MAX_TEMPLATE_LETTERS}")
+    tokens = list(itertools.islice(_tokens(text), MAX_SIGNS + 1))
+    if len(tokens) > MAX_SIGNS:
+        raise TemplateError(f"a template of more than {MAX_SIGNS} braces, bars and names; use wildcards")
     in_squares = _matched_squares(tokens)
     open_braces = [_Braces(None)]
     for index, token in enumerate(tokens):

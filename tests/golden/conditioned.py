@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import PIL.Image
 
@@ -171,6 +172,6 @@ def drawn(name: str, folder: Path) -> dict[str, np.ndarray]:
     """The pictures of one model; `folder` is empty at first."""
     model = sdjax.load(toys.write_toy(folder / name, MODELS[name].toy))
     pictures = sdjax.Pictures(read=FILES.__getitem__, controlnet_folder=write_controls(folder / "controls"))
-    engine = sdjax.Engine(model, batch_size=4, pictures=pictures)
+    engine = sdjax.Engine(model, batch_size=4, devices=jax.local_devices()[:1], pictures=pictures)
     jobs = MODELS[name].jobs
     return dict(zip(jobs, (result.image for result in make(engine, list(jobs.values()))), strict=True))

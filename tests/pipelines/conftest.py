@@ -49,7 +49,9 @@ def start(
     """Starts the command line as a process of its own, with some variables of its environment changed."""
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent), **(variables or {})}
     if devices:
-        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        # Compiled in one part, as in these tests; it decides nothing, but programs are kept apart by it.
+        flags = "--xla_cpu_parallel_codegen_split_count=1"
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} {flags}"
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", *map(str, arguments)],
         env=environment,

@@ -604,3 +604,11 @@ def test_what_the_documentation_shows_is_so():
     wildcards = files(animals__cats=["tabby", "Siamese"], animals__dogs=["pug"])
     for template, gives in shown.items():
         assert results(template, wildcards)[: len(gives)] == gives, template
+
+
+@pytest.mark.parametrize(
+    "text, words", [("{a|b}" + "x" * 10**6, "1000005 letters"), ("{a|b}" * 10_000, "30000 braces")]
+)
+def test_a_template_beyond_all_measure_is_an_error_at_once(text, words):
+    with pytest.raises(TemplateError, match=words):
+        parse_template(text)
