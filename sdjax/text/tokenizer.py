@@ -61,6 +61,9 @@ class Tokenizer:
             self._tokenizer.eos_token_id,
             self._tokenizer.pad_token_id,
         )
+        for kind, token in (("bos_token", self.start), ("eos_token", self.end), ("pad_token", self.padding)):
+            if not isinstance(token, int):
+                raise TokenizerError(f"{folder}: tokenizer_config.json: no {kind}; expected a token of the vocabulary")
         vocabulary = self._tokenizer.get_vocab()
         # One more than the greatest number of a token: numbers may be left out.
         self.size = max(vocabulary.values()) + 1

@@ -287,3 +287,9 @@ def test_nesting_without_end_is_an_error_that_names_the_file(toy_folder, name):
     (toy_folder / name).write_text('{"a":' * 900 + "1" + "}" * 900, "utf-8")
     with pytest.raises(TokenizerError, match=rf"{name} is nested deeper than 32"):
         Tokenizer(toy_folder, 77)
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_is_an_error(toy_folder):
+    say(toy_folder, pad_token=None)
+    with pytest.raises(TokenizerError, match="no pad_token; expected a token of the vocabulary"):
+        Tokenizer(toy_folder, 77)
