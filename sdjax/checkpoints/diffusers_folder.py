@@ -181,9 +181,12 @@ def digest_files(root: Path, files: Iterable[Path], hashed: Mapping[Path, str] =
 
 
 def sha256_of(file: Path) -> str:
-    """sha256 of a file's contents."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """sha256 of a file's contents; raises `CheckpointError` if it is none, or can't be read."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
 
 
 def digest_with(digest: str, changes: Mapping[str, str]) -> str:

@@ -1,6 +1,7 @@
 """Reading and writing checkpoints: what is whole comes back, what is not is named."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -354,3 +355,12 @@ def test_a_model_that_is_not_there_is_told(name: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(sdjax.CheckpointError, match=name):
         sdjax.load(tmp_path / name)
+
+
+def test_a_folder_where_a_file_should_be_is_an_error_that_names_it(tmp_path):
+    folder = toys.write_toy(tmp_path / "model", toys.TINY)
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    config.unlink()
+    config.mkdir()
+    with pytest.raises(ValueError, match=re.escape(str(config))):
+        sdjax.load(folder)
