@@ -233,7 +233,7 @@ class Job:
             check_type(name, getattr(self, name))
             # 7 and 7.0 are the same job, and so are 0 and -0.
             if float in allowed_types(name) and getattr(self, name) is not None:
-                object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+                object.__setattr__(self, name, _float(name, getattr(self, name)))
         for name in ("prompt", "negative_prompt"):
             require(
                 len(getattr(self, name)) <= MAX_PROMPT,
@@ -510,6 +510,13 @@ def check_upscaler_options(job: "Job") -> None:
         require(
             value == _DEFAULTS[name], name, value, f"an upscaler with it that is a diffusion model, not {job.upscaler}"
         )
+
+
+def _float(name: str, value: float) -> float:
+    try:
+        return float(value) + 0.0
+    except OverflowError:
+        raise JobError(f"{name} = {shown(value)}: far too large") from None
 
 
 def _within(name: str, value: float | None, least: float, most: float) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.fields import job_from_text
-from sdjax.job import FIELDS, Job, JobError, derived_seed, image_id, repeated
+from sdjax.job import FIELDS, Job, JobError, allowed_types, derived_seed, image_id, repeated
 
 FINGERPRINT = {"batch_size": 4, "device_kind": "cpu", "dtype": "float32", "jaxlib": "0", "sdjax": "0"}
 # A value of each field that is not its default.
@@ -315,3 +315,9 @@ def test_blank_paths_are_none_and_pixels_are_told_where_to_go():
 def test_so_many_controlnets_are_too_many():
     with pytest.raises(JobError, match="up to 8 of them"):
         Job(prompt="a", image="a.png", controlnets="; ".join(["edges"] * 9))
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if float in allowed_types(name)])
+def test_a_number_beyond_any_float_is_an_error_that_names_the_field(name):
+    with pytest.raises(JobError, match=f"{name} = 1000.*: far too large"):
+        Job(prompt="a", **{name: 10**400})
