@@ -97,10 +97,10 @@ def library_of(given: Equipment) -> Library:
     return Library(given.lora_folder, given.hypernetwork_folder, given.embedding_folder, given.pickled)
 
 
-def pictures_of(given: Equipment, read: Callable[[str], bytes] = pictures.read) -> Pictures:
-    """What images are read (by `read`) and conditioned with; errors are those of `Pictures`."""
+def pictures_of(given: Equipment, read: Callable[[str], bytes] | None = None) -> Pictures:
+    """What images are read (by `read`; else `pictures.read`) and conditioned with; errors are those of `Pictures`."""
     return Pictures(
-        read=read,
+        read=read or pictures.read,
         controlnet_folder=given.controlnet_folder,
         depth_model=given.depth_model,
         upscaler_folder=given.upscaler_folder,
@@ -111,7 +111,7 @@ def pictures_of(given: Equipment, read: Callable[[str], bytes] = pictures.read) 
 def make_engine(
     given: Equipment,
     on_compile: Callable[[Bucket], None] = lambda bucket: None,
-    read: Callable[[str], bytes] = pictures.read,
+    read: Callable[[str], bytes] | None = None,
 ) -> Engine:
     """An engine that holds it all; errors are those of `sdjax.load`, `load_classifier` and `Engine`."""
     compiled.use_cache()

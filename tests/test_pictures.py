@@ -284,10 +284,14 @@ def test_a_file_that_is_no_picture_is_an_error_that_names_it(tiny, tmp_path, mak
 
 
 @pytest.mark.parametrize(
-    "path", ["https://example.org/a.png", "file:///etc/passwd", "data:image/png;base64,AAAA", "ftp:x"]
+    "path, words",
+    [
+        *((path, "is not supported here") for path in ("https://example.org/a.png", "file:///etc/passwd", "ftp:x")),
+        ("data:image/png;base64,AAAA", "base64 of a picture is not supported"),
+    ],
 )
-def test_pictures_are_read_from_this_machine_alone(path):
-    with pytest.raises(sdjax.JobError, match="is not supported here"):
+def test_pictures_are_read_from_this_machine_alone(path, words):
+    with pytest.raises(sdjax.JobError, match=words):
         read_file(path)
 
 

@@ -1,7 +1,6 @@
 """Prompts to token ids, with an account of what did not fit."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +92,7 @@ def _read(folder: Path) -> Any:
     with tempfile.TemporaryDirectory() as name:
         for file in sorted(folder.iterdir()):
             if file.suffix in _ENDINGS and file.is_file():
-                shutil.copyfile(file, Path(name) / file.name)
+                (Path(name) / file.name).symlink_to(file.absolute())
         for config in _CONFIGS:
             _check_config(Path(name) / config, folder / config)
         try:

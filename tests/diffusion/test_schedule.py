@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
@@ -125,6 +125,7 @@ def test_signal_falls_from_below_one_to_above_zero_and_noise_rises(options):
 @given(configs, st.floats(0, 1))
 def test_a_timestep_is_found_again_from_its_noise(options, where):
     levels = training_sigmas(SchedulerConfig(**options))
+    assume((np.diff(levels) > 0).all())  # others are refused where a config is read
     timestep = np.round(np.array([where * (len(levels) - 1)]))
     np.testing.assert_allclose(timestep_of(levels[timestep.astype(int)], levels), timestep, atol=1e-6)
 

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from pipelines import config, verify
 from pipelines.equipment import make_engine, moved
 from pipelines.storage import read_jsonl
+from pipelines.trust import made_with
 from sdjax.images.encode import read_parameters
 from tests import toys
 
@@ -58,7 +59,7 @@ def test_rows_say_what_was_applied_and_others_are_rejected_with_their_reason(mad
 
 
 def test_pictures_with_adapters_are_made_again_also_where_the_folder_has_moved(made):
-    equipment = verify.made_with(str(made / "out"))
+    equipment = made_with(str(made / "out"))
     assert equipment.lora_folder == str(made / "loras")
     (made / "loras").rename(made / "elsewhere")
     here = moved(equipment, {"lora_folder": str(made / "elsewhere")})

@@ -123,9 +123,9 @@ def test_a_config_that_can_not_be_is_told_with_what_is_near(generate, prompts, t
         ("sampler=eular", "(did you mean 'euler'?)"),
         ("steps=.nan", "steps = '.nan': expected"),
         ("steps", "expected KEY=VALUE"),
-        ("format=[png]", "format = ['png']: expected one of"),
+        ("format=[png]", "format = '[png]': expected one of"),
         ("dtype={a: b}", "expected one of float32"),
-        ("shards=0", "shards = 0: expected a whole number from 1 on"),
+        ("shards=0", "shards = 0: expected a whole number from 1 to 1048576"),
         ("height=9", "height = 9: expected a multiple of 2"),
         ("width=99999", "width = 99999: expected"),
     ):

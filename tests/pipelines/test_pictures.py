@@ -16,6 +16,7 @@ from pipelines import depth, pictures, verify
 from pipelines.cli import main
 from pipelines.equipment import make_engine
 from pipelines.storage import read_jsonl
+from pipelines.trust import made_with
 from sdjax.images.encode import read_parameters
 from sdjax.job import Job, JobError
 from sdjax.pictures import read_file
@@ -121,7 +122,7 @@ def test_a_picture_that_is_gone_or_another_when_it_is_needed_costs_its_own_image
 
 def test_all_is_made_again_and_what_changed_since_is_named(made, monkeypatch):
     def remake() -> verify.Report:
-        given = verify.made_with(str(made / "out"))
+        given = made_with(str(made / "out"))
         return verify.remake(str(made / "out"), lambda settings: make_engine(given._replace(**settings)), 1.0)
 
     report = remake()
@@ -152,11 +153,11 @@ def test_depth_maps_of_a_folder(tmp_path, capsys):
     arguments = ["depth", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(tmp_path / "depth")]
     assert main(arguments) == 1
     # Two are no pictures; two have sides that this estimator does not take.
-    assert "6 made, 0 there, 4 failed" in " ".join(capsys.readouterr().out.split())
+    assert "7 made, 0 there, 4 failed" in " ".join(capsys.readouterr().out.split())
     written = PIL.Image.open(tmp_path / "out" / "cat.png.depth.png")
     assert written.size == (32, 32) and np.asarray(written).max() == 65535
     assert main(arguments) == 1
-    assert "0 made, 6 there, 4 failed" in " ".join(capsys.readouterr().out.split())
+    assert "0 made, 7 there, 4 failed" in " ".join(capsys.readouterr().out.split())
 
 
 BASE64 = base64.b64encode(conditioned.FILES["cat.png"]).decode()
