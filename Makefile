@@ -8,7 +8,7 @@ TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow parity prism golden check lock emoji benchmark clean
+.PHONY: help install demo test test-slow fuzz parity prism golden check lock emoji benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ test: install ## the tests, without torch
 
 test-slow: install ## the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m slow
+
+fuzz: install ## hostile input of every kind, 20,000 cases each (an hour of one core)
+	$(VENV)/bin/python -m pytest -n 2 -m slow -rP tests/fuzz tests/checkpoints/test_fuzz.py
 
 parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers, k-diffusion and transformers
 	$(PARITY_VENV)/bin/python -m pytest -n 2 -m parity tests/parity
