@@ -9,6 +9,7 @@ from typing import Any
 from sdjax.checkpoints import convert as forms
 from sdjax.model import place_of
 from sdjax.text import vocabulary
+from sdjax.text.tokenizer_files import check_files
 
 _LENGTH = 77
 
@@ -86,6 +87,7 @@ def _write_clip(folder: Path, is_open_clip: bool) -> None:
 def _is_clips(folder: Path) -> bool:
     """Whether all that a tokenizer's folder holds is CLIP's vocabulary, and all of it."""
     clip = _clip()
+    check_files(folder)
     try:
         found = []
         if (folder / "vocab.json").is_file():

@@ -46,14 +46,14 @@ def whole_row(
 
 def has_steps(row: Mapping[str, Any], steps: Mapping[str, int], animation: str) -> bool:
     """Whether the kept steps of an image are there as its row states them; arguments are those of `whole_row`."""
-    stated = {_STRIP: row["steps_size"], animation: row["animation_size"]}
+    stated = {_STRIP: row.get("steps_size"), animation: row.get("animation_size")}
     return all(size and steps.get(ending) == size for ending, size in stated.items())
 
 
 def _metadata_of(image_id: str, path: str) -> dict[str, Any] | None:
     """What an image's file says, if all of it can be read and it is of this image."""
     try:
-        metadata = read_metadata(storage.read_whole(path), path)
+        metadata = read_metadata(storage.read_limited(path), path)
     except (PictureError, storage.StorageError):
         return None
     return metadata if metadata.get("id") == image_id else None

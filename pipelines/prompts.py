@@ -80,8 +80,7 @@ def read_rows(open_binary: OpenBinary, name: str) -> Iterator[Row]:
       name: the file's name; its extension, with or without `.gz`, tells the format.
 
     Raises:
-      PromptFileError: while iterating; for an extension that is not known, a file that can't be opened or
-      holds
+      PromptFileError: while iterating; for an extension that is not known, a file that can't be opened or holds
         no rows, a header with unknown or without needed columns, and damaged gzip or parquet data.
     """
     format_, gzipped = _format(name)

@@ -44,12 +44,15 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     columns = min(columns, len(shown))
     height = -(-len(shown) // columns) * cell[1] + _SPACE + (LINE if len(shown) < len(rows) else 0)
     page = Image.new("RGB", (columns * cell[0] + _SPACE, height), PAPER)
+    drawn: list[str] = []
     for index, row in enumerate(shown):
         left, top = index % columns * cell[0] + _SPACE, index // columns * cell[1] + _SPACE
         name = row["file_name"]
         picture = Image.fromarray(decode(storage.read_image(out, name), name))
         page.paste(picture.resize(_size(row), Image.Resampling.LANCZOS), (left, top))
-        for number, text in enumerate(wrapped(row["prompt"] or "(no prompt)", _WIDTH, _LINES)):
+        lines = wrapped(row["prompt"] or "(no prompt)", _WIDTH, _LINES)
+        drawn += lines
+        for number, text in enumerate(lines):
             draw_text(page, (left, top + tallest + 4 + number * LINE), text, INK, LETTERS)
     if len(shown) < len(rows):
         more = f"{len(rows) - len(shown)} more in {METADATA}"
@@ -57,7 +60,7 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     data = io.BytesIO()
     page.save(data, "PNG")
     storage.write_whole(target, data.getvalue())
-    return len(shown), without_font(row["prompt"] for row in shown)
+    return len(shown), without_font(drawn)
 
 
 def _size(row: Mapping[str, Any]) -> tuple[int, int]:

@@ -24,6 +24,7 @@ import io
 import json
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,6 +43,8 @@ IMAGES, STEPS = "images", "steps"
 # After this long without a change a file that can't be locked is nobody's any more. Writing one takes
 # seconds.
 ABANDONED_SECONDS = 24 * 3600
+# Of an image's file, whoever made it: the largest image without compression, and its metadata.
+MAX_IMAGE_BYTES = 1 << 28
 # Of a line of JSON that is read: several times what a run writes for two prompts of the greatest length, all escaped.
 MAX_LINE_BYTES = 16 * 2**20
 
@@ -116,9 +119,26 @@ def open_binary(path: str) -> io.BufferedIOBase:
     """
     with _clear_errors(path):
         if _is_local(path):
-            return open(path, "rb")
+            return _opened_locally(path)
         stream: Any = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
         return stream  # a `BufferedReader`, whatever Beam's annotation says
+
+
+def _opened_locally(path: str) -> io.BufferedIOBase:
+    """A file, and nothing that would be waited for: a pipe, a device."""
+    opened = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise StorageError(f"{path} is a pipe or a device; expected a file")
+    return opened
+
+
+def read_limited(path: str) -> bytes:
+    """The bytes of an image's file; raises `StorageError`, also for more bytes than any image takes."""
+    data = read_whole(path, MAX_IMAGE_BYTES + 1)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise StorageError(f"{path} has more than {MAX_IMAGE_BYTES} bytes, which no image takes")
+    return data
 
 
 def read_whole(path: str, limit: int = -1) -> bytes:
@@ -215,7 +235,7 @@ def read_image(out: str, file_name: str) -> bytes:
     path = join(out, *file_name.split("/"))
     if _is_local(out) and (os.path.islink(path) or os.path.islink(os.path.dirname(path))):
         raise StorageError(f"{path} is a link: an output's images are files of its own; put the file there")
-    return read_whole(path)
+    return read_limited(path)
 
 
 @contextlib.contextmanager
@@ -383,7 +403,8 @@ def _files_of(folder: str, folders: list[str] | None = None) -> Iterator[_Listed
                     continue
                 with contextlib.suppress(FileNotFoundError):  # another run has renamed it meanwhile
                     status = entry.stat(follow_symlinks=False)
-                    yield entry.path, status.st_size, status.st_mtime
+                    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+                        yield entry.path, status.st_size, status.st_mtime
 
 
 def _put(path: str, data: bytes) -> None:

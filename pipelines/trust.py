@@ -5,6 +5,7 @@ an output says which of them are meant, one by one or all at once.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,11 +16,15 @@ from pipelines.equipment import PLACES, Equipment, equipment, moved
 from pipelines.records import SUMMARY
 from sdjax.assets import BUNDLED
 from sdjax.job import JobError
+from sdjax.messages import shown
+from sdjax.pictures import scheme_of
 
 # A summary is a few thousand bytes, and what a file of prompts adds to it is bounded by a command line.
 _MAX_SUMMARY_BYTES = 1 << 24
 # Pixels of a batch that is made again because a stranger's metadata say so: 16 images of 2048x2048.
 _MAX_PIXELS = 1 << 26
+# Fields by which an image becomes larger.
+_FACTORS = ("hires_scale", "upscale_by")
 _HOW = "--trust, if this output is yours"
 
 
@@ -66,7 +71,7 @@ def allowed(given: Equipment, named: Mapping[str, Any], trust: bool, pickled: bo
         if key not in named and (value := getattr(given, key)) is not None and value not in BUNDLED
     }
     if strange:
-        listed = ", ".join(f"{key} = {value!r}" for key, value in strange.items())
+        listed = ", ".join(f"{key} = {shown(value)}" for key, value in strange.items())
         raise TrustError(
             f"this output names {listed}: verify reads only what you allow: {_HOW}; or say where they are with "
             f"{' '.join('--model PATH' if key == 'model' else f'--set {key}=PATH' for key in strange)}; "
@@ -80,9 +85,15 @@ def reader(out: str, trust: bool) -> Callable[[str], bytes]:
     if trust:
         return pictures.read
     root = os.path.realpath(out)
+    far = scheme_of(out) is not None
+
+    def is_inside(path: str) -> bool:
+        if far or scheme_of(path) is not None:
+            return far and path.startswith(out.rstrip("/") + "/") and ".." not in path.split("/")
+        return os.path.commonpath([root, os.path.realpath(path)]) == root
 
     def read(path: str) -> bytes:
-        if os.path.commonpath([root, os.path.realpath(path)]) != root:
+        if not is_inside(path):
             raise JobError(f"{path} is not in this output, so it is not read: {_HOW}")
         return pictures.read(path)
 
@@ -92,7 +103,8 @@ def reader(out: str, trust: bool) -> Callable[[str], bytes]:
 def too_large(metadata: Mapping[str, Any]) -> str | None:
     """Why an image of an output that is not trusted is not made again; None if it is no more than due."""
     sides = [max(metadata[name], metadata.get(f"image_{name}") or 0) for name in ("height", "width")]
-    pixels = metadata["batch_size"] * sides[0] * sides[1]
+    larger = [value for name in _FACTORS if isinstance(value := metadata.get(name), int | float) and value > 1]
+    pixels = round(metadata["batch_size"] * sides[0] * sides[1] * math.prod(larger) ** 2)
     if pixels <= _MAX_PIXELS:
         return None
     return f"a batch of {metadata['batch_size']} of its size has {pixels} pixels, more than {_MAX_PIXELS}: {_HOW}"

@@ -11,6 +11,7 @@ from pipelines.records import METADATA, file_name, problem_of, without_sizes
 from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.job import TOLD_AS, job_of, with_seeds_as_text
+from sdjax.messages import shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import tile_of
 from sdjax.plan import LORA_MODES, Task
@@ -122,17 +123,17 @@ def check_manifest(out: str) -> Iterator[Finding]:
 def _check_row(row: dict[str, Any], path: str, steps: Mapping[str, int]) -> Iterator[Finding]:
     name = row["file_name"]
     try:
-        data = storage.read_whole(path)
+        data = storage.read_limited(path)
         inside = read_metadata(data, path)
-    except PictureError as error:
+    except (PictureError, storage.StorageError) as error:
         yield Finding(name, f"{error}; delete it and run the same generate command again")
         return
     if {"file_name": name, **with_seeds_as_text(inside)} != without_sizes(row):
         yield Finding(name, f"its own metadata differ from its row in {METADATA}")
     elif not name.endswith(f"/{row.get('id')}.{name.rpartition('.')[2]}"):
-        yield Finding(name, f"it is the picture of another name: its id is {row.get('id')}")
+        yield Finding(name, f"it is the picture of another name: its id is {shown(row.get('id'))}")
     elif row.get("file_size", len(data)) != len(data):
-        yield Finding(name, f"it has {len(data)} bytes, and its row states {row['file_size']}")
+        yield Finding(name, f"it has {len(data)} bytes, and its row states {shown(row['file_size'])}")
     elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *steps.values()}:
         yield Finding(name, "its kept steps are missing or of another size; run the same generate command again")
 
@@ -164,7 +165,7 @@ def remake(
         pictures += 1
         name = file_name(done.id, done.path.rpartition(".")[2])
         if sampled(done.id, share) and name not in broken:
-            metadata = read_metadata(storage.read_whole(done.path), done.path)
+            metadata = read_metadata(storage.read_limited(done.path), done.path)
             problem = unusable(metadata) or (None if trusted else trust.too_large(metadata))
             if problem:
                 on_made()
@@ -194,11 +195,11 @@ def unusable(metadata: Mapping[str, Any]) -> str | None:
     for key, kinds in {**_NEEDED, **_MAY_HOLD}.items():
         value = metadata.get(key)
         if key in metadata and (not isinstance(value, kinds) or isinstance(value, bool)):
-            return f"its metadata: {key} = {value!r:.100}: expected {' or '.join(kind.__name__ for kind in kinds)}"
+            return f"its metadata: {key} = {shown(value)}: expected {' or '.join(kind.__name__ for kind in kinds)}"
         if isinstance(value, int) and key != "seed" and value < (key == "batch_size"):
             return f"its metadata: {key} = {value}: expected a number of them"
         if value is not None and key in _CHOICES and value not in _CHOICES[key]:
-            return f"its metadata: {key} = {value!r:.100}: expected one of {', '.join(_CHOICES[key])}"
+            return f"its metadata: {key} = {shown(value)}: expected one of {', '.join(_CHOICES[key])}"
     return None
 
 
@@ -237,7 +238,7 @@ def _compare_some(
 
 
 def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> tuple[str | None, bool]:
-    stored = storage.read_whole(path)
+    stored = storage.read_limited(path)
     kind = next(name for name, known in FORMATS.items() if known.extension == path.rpartition(".")[2])
     if encode(image, theirs, kind) == stored:
         explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _others(ours, theirs)

@@ -530,6 +530,10 @@ def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Itera
         raise JobError(f"{name} = {shown(value)}: expected one of {', '.join(known)}{hint}")
 
 
+# What version 0.2 did where later versions ask.
+_OF_0_2: Mapping[str, Any] = {"multistep_start": "k_diffusion"}
+
+
 def told(job: Job) -> dict[str, Any]:
     """The fields of a job as metadata have them."""
     return {TOLD_AS.get(name, name): getattr(job, name) for name in FIELDS}
@@ -548,8 +552,10 @@ def with_seeds_as_numbers(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def job_of(metadata: Mapping[str, Any]) -> Job:
-    """The job of which metadata tell, or such a row; a field of a later version does nothing by default."""
+    """The job of which metadata tell, or such a row, also those of version 0.2, which had fewer fields."""
     metadata = with_seeds_as_numbers(metadata)
+    if str(metadata.get("sdjax")).startswith("0.2."):
+        metadata = {**_OF_0_2, **metadata}
     kept = {name: TOLD_AS.get(name, name) for name in FIELDS}
     return Job(**{name: metadata[key] for name, key in kept.items() if key in metadata})
 

@@ -89,6 +89,11 @@ def flipped(name: str) -> Any:
     return None if now is None or isinstance(now, enum.Enum) else "0"
 
 
+# Those that are not on the list of settings without a say, and of which no other value is known: they are written into
+# the fingerprint as soon as they have one.
+NOT_FLIPPED = ("jax_pjrt_client_create_options",)
+
+
 def _made(model: str, flip: Flip, base: Mapping[str, str]) -> Made:
     """Runs in the process of a flip; the bits are made only where the ids do not tell it from the plain one."""
     if flip.kind == "jax":

@@ -169,6 +169,8 @@ def test_whatever_setting_changes_bits_changes_ids(tiny_folder, tmp_path):
     base = {jobs: each.ids for jobs, each in plain.items()}
     many = flips.listed_flips(str(tmp_path))
     results = dict(zip(many, made(tiny_folder, many, base), strict=True))
+    left_out = {name for name in jax.config.values if flips.flipped(name) is None} - flips.without_say()
+    assert left_out == set(flips.NOT_FLIPPED)
     for flip, found in results.items():
         told = f"{flip}: {found}"
         assert found.error or found.ids != base["device"] or found.bits == plain["device"].bits, told

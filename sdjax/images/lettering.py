@@ -5,8 +5,11 @@ Pillow's layout engine joins Arabic letters and puts them from right to left. A 
 `without_font` says which these are.
 """
 
+import bisect
+import contextlib
 import functools
 import subprocess
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -19,6 +22,8 @@ _IN_NO_FONT = "\U0010fffe"
 # Pixels of the only size of fonts whose letters are images: Noto's emoji.
 _BITMAP_SIZE = 109
 _SECONDS = 10.0
+# Weight and slant of fonts, as fontconfig writes them: regular, upright.
+_USUAL = ("80", "0")
 
 
 def draw_text(page: Image.Image, place: tuple[int, int], text: str, fill: str, size: int) -> None:
@@ -94,21 +99,41 @@ def _has(file: str, letter: str) -> bool:
     return bytes(font.getmask(letter)) != bytes(font.getmask(_IN_NO_FONT))
 
 
-@functools.lru_cache(maxsize=4096)
 def _matched(letter: str) -> str | None:
-    """What fontconfig has for a letter; it gives the nearest font, also if that lacks it."""
-    command = ["fc-match", "--format=%{file}", f":charset={ord(letter):x}"]
+    """The file of the first font that fontconfig says has a letter, and that Pillow can read."""
+    code = ord(letter)
+    for file, ranges in _fonts():
+        place = bisect.bisect_right(ranges, (code, sys.maxunicode)) - 1
+        if place >= 0 and code <= ranges[place][1] and _opens(file):
+            return file
+    return None
+
+
+@functools.cache
+def _fonts() -> tuple[tuple[str, tuple[tuple[int, int], ...]], ...]:
+    """Files of fonts and the codes of their letters, from and to: upright ones of usual weight first."""
+    command = ["fc-list", "--format=%{weight}|%{slant}|%{charset}|%{file}\n"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return None
-    if done.returncode or not done.stdout:
-        return None
+        done = subprocess.run(command, capture_output=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    found = []
+    for line in done.stdout.decode("utf-8", "replace").splitlines():
+        weight, slant, letters, file = (*line.split("|", 3), "", "", "")[:4]
+        spans = [span.partition("-") for span in letters.split()]
+        with contextlib.suppress(ValueError):
+            ranges = sorted((int(first, 16), int(last or first, 16)) for first, _, last in spans)
+            found.append(((weight, slant) != _USUAL, file, tuple(ranges)))
+    return tuple((file, ranges) for _, file, ranges in sorted(found))
+
+
+@functools.cache
+def _opens(file: str) -> bool:
     try:
-        ImageFont.truetype(done.stdout, _BITMAP_SIZE)
+        ImageFont.truetype(file, _BITMAP_SIZE)
     except OSError:  # a font of another kind, or gone
-        return None
-    return done.stdout
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=256)

@@ -22,7 +22,7 @@ MAX_LETTERS = 100_000
 # Braces in braces and wildcards in wildcards: far more than anyone reads, and little enough to recurse over.
 MAX_DEPTH = 50
 
-# Letters of a template, and of its signs (braces, bars, names): far beyond any, and read within a second.
+# Letters of a template, and its pieces (braces, bars, names and what is between): far beyond any, read within a second.
 MAX_TEMPLATE_LETTERS, MAX_SIGNS = 1_000_000, 30_000
 
 _DEFAULT_JOINER = ", "
@@ -374,7 +374,8 @@ def parse_template(text: str, *, comments: bool = False) -> Template:
         raise TemplateError(f"a template of {len(text)} letters; expected up to {MAX_TEMPLATE_LETTERS}")
     tokens = list(itertools.islice(_tokens(text), MAX_SIGNS + 1))
     if len(tokens) > MAX_SIGNS:
-        raise TemplateError(f"a template of more than {MAX_SIGNS} braces, bars and names; use wildcards")
+        pieces = "pieces: braces, bars, names and what is between"
+        raise TemplateError(f"a template of more than {MAX_SIGNS} {pieces}; use wildcards")
     in_squares = _matched_squares(tokens)
     open_braces = [_Braces(None)]
     for index, token in enumerate(tokens):

@@ -1,8 +1,7 @@
 """Prompts to token ids, with an account of what did not fit."""
 
-import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,9 +51,11 @@ class Tokenizer:
             (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
         ):
             raise TokenizerError(f"{folder} has neither tokenizer.json nor vocab.json with merges.txt")
-        config = check_files(folder)
+        read = check_files(folder)
+        for name in _CONFIGS:
+            _check_config(read.get(name, {}), folder / name)
         self._tokenizer = _read(folder)
-        self.length = text_length(config, length, str(folder / "tokenizer_config.json"))
+        self.length = text_length(read.get(_CONFIGS[0], {}), length, str(folder / "tokenizer_config.json"))
         self.start, self.end, self.padding = (
             self._tokenizer.bos_token_id,
             self._tokenizer.eos_token_id,
@@ -93,8 +94,6 @@ def _read(folder: Path) -> Any:
         for file in sorted(folder.iterdir()):
             if file.suffix in _ENDINGS and file.is_file():
                 (Path(name) / file.name).symlink_to(file.absolute())
-        for config in _CONFIGS:
-            _check_config(Path(name) / config, folder / config)
         try:
             return CLIPTokenizer.from_pretrained(name, local_files_only=True, **dict.fromkeys(_FILES))
         except (KeyboardInterrupt, SystemExit):
@@ -105,14 +104,8 @@ def _read(folder: Path) -> Any:
             raise TokenizerError(f"{folder} does not hold a CLIP tokenizer: {why}") from error
 
 
-def _check_config(file: Path, where: Path) -> None:
+def _check_config(config: Mapping[str, Any], where: Path) -> None:
     """Raises `TokenizerError` if a config names files elsewhere than beside it."""
-    try:
-        config = json.loads(file.read_bytes()) if file.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{where.parent} does not hold a CLIP tokenizer: {where.name}: {error}") from error
-    if not isinstance(config, dict):
-        raise TokenizerError(f"{where} holds {type(config).__name__}, not an object")
     for key in _NOT_NAMED:
         if isinstance(config.get(key), str):
             _refuse(

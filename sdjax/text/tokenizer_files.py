@@ -30,11 +30,11 @@ class TokenizerError(ValueError):
     """A tokenizer folder can't be read."""
 
 
-def check_files(folder: Path) -> Mapping[str, Any]:
+def check_files(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """Looks through a tokenizer's files.
 
     Returns:
-      `tokenizer_config.json`, empty if there is none.
+      The objects in them by the files' names.
 
     Raises:
       TokenizerError: for what is no JSON object, too large, nested too deep or no CLIP tokenizer; it names the file and
@@ -46,11 +46,10 @@ def check_files(folder: Path) -> Mapping[str, Any]:
         raise TokenizerError(f"{merges} is no file, or has more than {MOST_BYTES} bytes")
     for name in ("vocab.json", "added_tokens.json"):
         _check_ids(read.get(name, {}), str(folder / name))
-    config = read.get(_CONFIG, {})
-    _check_config(config, str(folder / _CONFIG))
+    _check_config(read.get(_CONFIG, {}), str(folder / _CONFIG))
     if _WHOLE in read:
         _check_whole(read[_WHOLE], str(folder / _WHOLE))
-    return config
+    return read
 
 
 def text_length(config: Mapping[str, Any], positions: int, where: str) -> int:
@@ -97,7 +96,8 @@ def _not_clip(file: Path, problem: str) -> TokenizerError:
     return TokenizerError(f"{file.parent} does not hold a CLIP tokenizer: {file.name} {problem}")
 
 
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# Possessive, and to the end of the text where a string is not closed: in time that goes with the length.
+_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 def _depth(text: bytes) -> int:

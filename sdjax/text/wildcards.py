@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from sdjax.library.finding import has_companion, plain, with_plain_ending
 from sdjax.text.template_grammar import (
     MAX_DEPTH,
     MAX_LETTERS,
@@ -109,12 +110,17 @@ class Wildcards:
     def _files(self, reference: Reference) -> Sequence[str]:
         """The names of the files for a reference: the one that has its name, or those that fit it as a pattern."""
         name = re.sub(r"[\\/]+", "/", reference.name)  # as paths are written on Windows
-        for given in (reference.name, name):
+        for given in (
+            reference.name,
+            name,
+            plain(name),
+            with_plain_ending(plain(name), (_ENDING,)).removesuffix(_ENDING),
+        ):
             if given in self._known:
                 return (given,)
         if not _PATTERN_SIGNS.search(name):
             raise TemplateError(self._missing(name), reference.position)
-        pattern = Pattern(name)
+        pattern = Pattern(plain(name))
         unread = [path for path in self._others if pattern.fits(path.rpartition(".")[0])]
         if unread:
             raise TemplateError(
@@ -240,7 +246,7 @@ def wildcards_of_files(paths: Callable[[], Iterable[str]], read: Callable[[str],
         for number, path in enumerate(paths()):
             if number >= MAX_FILES:
                 raise TemplateError(f"{folder}: more than {MAX_FILES} files; take a folder of wildcards alone")
-            if PurePosixPath(path).name.startswith("._"):  # macOS puts these beside files
+            if has_companion(path):
                 continue
             if path.lower().endswith(_ENDING):
                 other = texts.setdefault(wildcard_name(path), path)
@@ -286,8 +292,11 @@ def files_in(folder: str | Path) -> Iterator[str]:
 
 
 def wildcard_name(path: str) -> str:
-    """The name of a wildcard by its file's path from the folder: `animals/cats.txt` is "animals/cats"."""
-    return str(PurePosixPath(path).with_suffix(""))
+    """The name of a wildcard by its file's path from the folder: `animals/cats.txt` is "animals/cats".
+
+    Accents are composed, and so are those of the names that are looked for.
+    """
+    return plain(str(PurePosixPath(path).with_suffix("")))
 
 
 def wildcard_lines(data: bytes, path: str) -> tuple[str, ...]:

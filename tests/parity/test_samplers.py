@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.golden import samplers as golden
+from tests.golden import strengths
 
 pytestmark = pytest.mark.parity
 
@@ -33,3 +34,15 @@ def test_recordings_are_what_the_reference_gives_now(name: str) -> None:
     np.testing.assert_allclose(
         reference.by_reference(golden.CASES[name]).ravel(), golden.recorded()[name], rtol=1e-12, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("kind", sorted({name.split(" ", 1)[0] for name in strengths.CASES}))
+def test_samplers_that_begin_with_a_picture(kind: str) -> None:
+    cases = {name: case for name, case in strengths.CASES.items() if name.split(" ", 1)[0] == kind}
+    references = {name: reference.by_reference(case) for name, case in cases.items()}
+    errors = {name: golden.relative_error(golden.given(case), references[name]) for name, case in cases.items()}
+    worst = collections.Counter(errors).most_common(1)
+    print(f"\n{kind}: {len(cases)} cases, at worst {worst[0][1]:.1e}, {worst[0][0]}")
+    assert {name: error for name, error in errors.items() if not error <= strengths.tolerance(cases[name])} == {}
+    for name, found in references.items():
+        np.testing.assert_allclose(found.ravel(), strengths.recorded()[name], rtol=1e-9, atol=1e-9)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from pipelines import cli
-from pipelines.storage import read_jsonl
+from pipelines.storage import read_jsonl, write_jsonl
 from tests.pipelines.conftest import Finished, ended, finish, start
 
 # Of the runs in this process, so that the command finds their pictures.
@@ -391,3 +391,17 @@ def test_the_summary_tells_how_the_run_was_configured(made, tiny_folder):
         "failed": 0,
         "damaged": 0,
     }
+
+
+def test_letters_that_no_font_has_are_told_by_sheet_and_grid(run, made, tmp_path):
+    out = shutil.copytree(made, tmp_path / "out")
+    rows = [row | {"prompt": f"{row['prompt']} \U000ffff0"} for row in read_jsonl(str(out / "metadata.jsonl"))]
+    write_jsonl(str(out / "metadata.jsonl"), rows)
+    for command in (("sheet", out), ("grid", out, "--x", "prompt")):
+        assert "note: no font here has \U000ffff0" in run(*command).out
+
+
+def test_a_folder_with_a_tokenizer_nested_without_end_is_not_converted(run, tiny_folder, tmp_path):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    (model / "tokenizer" / "tokenizer.json").write_text("[" * 200_000)
+    assert_clear(run("convert", model, tmp_path / "whole.safetensors"), "tokenizer.json")

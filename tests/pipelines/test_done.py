@@ -169,3 +169,12 @@ def test_verify_finds_steps_that_are_missing(with_steps, tmp_path, problems):
     assert problems(out) == [] and decode(next(out.glob("steps/*/*.png")), "").any()
     strip_gone(out)
     assert problems(out) == ["its kept steps are missing or of another size; run the same generate command again"]
+
+
+def test_a_row_that_states_no_sizes_of_steps_has_none(run_here, prompts, with_steps, tmp_path):
+    out = shutil.copytree(with_steps, tmp_path / "out")
+    kept = [
+        {name: value for name, value in row.items() if not name.startswith(("steps_s", "anim"))} for row in rows_of(out)
+    ]
+    write_jsonl(str(out / "metadata.jsonl"), kept)
+    assert run_here(prompts, out, preview_every=1).made == 2

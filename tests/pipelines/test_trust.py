@@ -1,6 +1,7 @@
 """An output of a stranger: nothing is read outside of it, and nothing is loaded that the user has not allowed."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipelines import cli, config, grid, sheet
 from pipelines.equipment import equipment, make_engine
 from pipelines.records import file_name
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
-from pipelines.trust import TrustError, allowed, made_with, reader
+from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import remake
 from sdjax.images.encode import decode, read_metadata
 from sdjax.job import JobError
@@ -175,3 +176,51 @@ def test_images_that_are_links_are_not_followed(out, tiny, tmp_path, what):
     with pytest.raises(StorageError, match="is a link"):
         grid.write(str(out), str(tmp_path / "grid.png"), grid.Axes(None, None, None), {})
     assert problems(out, sdjax.Engine(tiny, batch_size=1)) == ["stands in metadata.jsonl, but there is no such picture"]
+
+
+@pytest.mark.parametrize("path", ["gs://evil/x.png", "s3://evil/x.png", "hdfs://evil/x.png", "https://evil/x.png"])
+def test_addresses_are_not_inside_of_a_local_output(out, monkeypatch, path):
+    monkeypatch.chdir(out)
+    with pytest.raises(JobError, match="not in this output"):
+        reader(".", trust=False)(path)
+    with pytest.raises(JobError, match="not in this output"):
+        reader("gs://mine/out", trust=False)("gs://mine/out/../x.png")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"hires_scale": 4.0}, {"upscale_by": 4.0}, {"image_width": 8192}, {"hires_scale": 2.0, "upscale_by": 2.0}],
+)
+def test_a_batch_is_as_large_as_what_becomes_of_it(keys):
+    of_one = {"batch_size": 1, "width": 512, "height": 512}
+    assert too_large(of_one) is None
+    assert (too_large({"batch_size": 16, "width": 2048, "height": 2048, **keys}) is None) == (not keys)
+
+
+@pytest.mark.parametrize("name", ["images/*/*.png", "metadata.jsonl", "summary.json"])
+def test_what_is_no_file_is_not_waited_for(out, tiny, tmp_path, name):
+    path = next(out.glob(name))
+    path.unlink()
+    os.mkfifo(path)
+    if name.startswith("images"):
+        assert "there is no such picture" in problems(out, sdjax.Engine(tiny, batch_size=1))[0]
+    with pytest.raises(StorageError, match="is a pipe or a device"):
+        if name == "summary.json":
+            made_with(str(out))
+        sheet.write(str(out), str(tmp_path / "sheet.png"), columns=2, limit=2)
+
+
+def test_a_file_larger_than_any_image_is_not_read(out, tiny, tmp_path):
+    path = next(out.glob("images/*/*.png"))
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StorageError, match="which no image takes"):
+        sheet.write(str(out), str(tmp_path / "sheet.png"), columns=2, limit=2)
+    assert any("which no image takes" in problem for problem in problems(out, sdjax.Engine(tiny, batch_size=1)))
+
+
+def test_long_values_are_not_shown_whole(out):
+    set_in_summary(out, model="emoji", lora_folder="x" * 10**6)
+    with pytest.raises(TrustError) as error:
+        allowed(made_with(str(out)), {}, trust=False, pickled=False)
+    assert len(str(error.value)) < 2000

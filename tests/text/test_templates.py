@@ -607,8 +607,25 @@ def test_what_the_documentation_shows_is_so():
 
 
 @pytest.mark.parametrize(
-    "text, words", [("{a|b}" + "x" * 10**6, "1000005 letters"), ("{a|b}" * 10_000, "30000 braces")]
+    "text, words", [("{a|b}" + "x" * 10**6, "1000005 letters"), ("{a|b}" * 10_000, "30000 pieces")]
 )
 def test_a_template_beyond_all_measure_is_an_error_at_once(text, words):
     with pytest.raises(TemplateError, match=words):
         parse_template(text)
+
+
+@pytest.mark.parametrize("asked", ["caf\u00e9", "cafe\u0301", "caf\u00e9.txt", "caf\u00e9.TXT", "sub/cafe\u0301"])
+@pytest.mark.parametrize("stored", ["caf\u00e9", "cafe\u0301"])
+def test_a_wildcard_is_found_in_either_unicode_form_and_with_its_ending(tmp_path, asked, stored):
+    (tmp_path / "sub").mkdir()
+    for folder in (tmp_path, tmp_path / "sub"):
+        (folder / f"{stored}.txt").write_text("red\n")
+    assert choose(parse_template(f"a __{asked}__"), wildcards_in(tmp_path), 1, "prompt") == "a red"
+
+
+def test_companion_files_of_macos_are_no_wildcards(tmp_path):
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "fruit.txt").write_text("nothing\n")
+    (tmp_path / "._fruit.txt").write_text("nothing\n")
+    (tmp_path / "fruit.txt").write_text("apple\n")
+    assert wildcards_in(tmp_path).names == ("fruit",)

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -293,3 +294,14 @@ def test_a_tokenizer_without_a_token_to_pad_with_is_an_error(toy_folder):
     say(toy_folder, pad_token=None)
     with pytest.raises(TokenizerError, match="no pad_token; expected a token of the vocabulary"):
         Tokenizer(toy_folder, 77)
+
+
+@pytest.mark.parametrize(
+    "text", ['"' + '\\\\"' * 50_000, '"' * 200_001, '{"a": "' + "b" * 10**6, "[" * 1000, '"' + "\\\\" * 100_001]
+)
+def test_text_that_is_no_json_is_refused_in_time_that_goes_with_its_length(toy_folder, text):
+    (toy_folder / "vocab.json").write_text(text)
+    start = time.process_time()
+    with pytest.raises(TokenizerError, match=r"vocab\.json"):
+        Tokenizer(toy_folder, 77)
+    assert time.process_time() - start < 2
