@@ -10,6 +10,7 @@ from pipelines import storage, trust
 from pipelines.records import METADATA, file_name, problem_of, without_sizes
 from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
+from sdjax.images.steps import check_steps
 from sdjax.job import TOLD_AS, job_of, with_seeds_as_text
 from sdjax.messages import shown
 from sdjax.model import DTYPES
@@ -136,6 +137,16 @@ def _check_row(row: dict[str, Any], path: str, steps: Mapping[str, int]) -> Iter
         yield Finding(name, f"it has {len(data)} bytes, and its row states {shown(row['file_size'])}")
     elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *steps.values()}:
         yield Finding(name, "its kept steps are missing or of another size; run the same generate command again")
+    else:
+        yield from _check_steps(steps)
+
+
+def _check_steps(steps: Mapping[str, int]) -> Iterator[Finding]:
+    for path in sorted(steps):
+        try:
+            check_steps(storage.read_limited(path), path)
+        except (PictureError, storage.StorageError) as error:
+            yield Finding(path, f"{error}; delete it and run the same generate command again")
 
 
 def remake(

@@ -9,12 +9,15 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax.images.captions import PAPER, Grid, draw_grid, enlarged
+from sdjax.images.encode import MAX_PIXELS, PictureError
 
 ANIMATIONS = ("webp", "gif")
 # Of an animation, in milliseconds.
 _EACH, _LAST = 200, 1500
 # Of a frame, and of a picture in a strip, in pixels: larger ones are made smaller.
 _NARROWEST, _WIDEST, _WIDEST_IN_STRIP = 256, 2048, 256
+# Frames of an animation: of all steps that are kept, and the result.
+_MOST_FRAMES = 65
 # Between the two pictures of a frame, in pixels.
 _GAP = 4
 
@@ -25,6 +28,24 @@ class Preview(NamedTuple):
     step: int
     noisy: UInt8[np.ndarray, "h w 3"]
     clean: UInt8[np.ndarray, "h w 3"]
+
+
+def check_steps(data: bytes, name: str) -> None:
+    """Reads a strip or an animation whole; raises `PictureError` if it is damaged, or larger than any of ours."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "GIF")) as image:
+            frames = getattr(image, "n_frames", 1)
+            if frames > _MOST_FRAMES or frames * image.width * image.height > _MOST_FRAMES * MAX_PIXELS // 16:
+                raise PictureError(
+                    f"{name}: {frames} frames of {image.width}x{image.height} pixels, more than are kept"
+                )
+            for frame in range(frames):
+                image.seek(frame)
+                image.load()
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
+        raise PictureError(f"{name}: damaged kept steps: {error}") from error
 
 
 def strip(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], title: str) -> bytes:

@@ -178,3 +178,12 @@ def test_a_row_that_states_no_sizes_of_steps_has_none(run_here, prompts, with_st
     ]
     write_jsonl(str(out / "metadata.jsonl"), kept)
     assert run_here(prompts, out, preview_every=1).made == 2
+
+
+def test_verify_reads_kept_steps_whole(with_steps, tmp_path, problems):
+    out = shutil.copytree(with_steps, tmp_path / "out")
+    for pattern in ("*.png", "*.webp"):
+        path = next(out.glob(f"steps/*/{pattern}"))
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    assert ["damaged kept steps" in problem for problem in problems(out)] == [True, True]
