@@ -7,6 +7,8 @@ import os
 _FLAGS = "--xla_force_host_platform_device_count=4 --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Threads of torch's in each of two processes wait for each other: its part of the comparison took ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
 
