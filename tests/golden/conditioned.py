@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -78,6 +78,21 @@ _in_mask = functools.partial(_from_picture, mask_image="mask.png")
 _controlled = functools.partial(_job, control_image="edges.png", controlnets="tiny:0.8")
 
 
+# Samplers that keep the network's outputs of earlier steps, and count: how they begin follows from the strength.
+_COUNTING, _STRENGTHS = ("plms", "lms", "pndm"), (0.2, 0.4, 0.5, 0.6, 0.8, 0.9)
+
+
+def _of_every_strength(
+    kind: str, job: Callable[..., sdjax.Job], samplers: Iterable[str] = _COUNTING, **fields: Any
+) -> dict[str, sdjax.Job]:
+    """Pictures of one kind by each of those samplers, in 20 steps."""
+    return {
+        f"{kind} {sampler} {strength}": job(steps=20, sampler=sampler, strength=strength, **fields)
+        for sampler in samplers
+        for strength in _STRENGTHS
+    }
+
+
 class Model(NamedTuple):
     """A toy, and the pictures that are made with it."""
 
@@ -111,6 +126,9 @@ MODELS = {
             "inpaint plms": _in_mask(strength=0.5, sampler="plms"),
             "inpaint lms": _in_mask(strength=0.7, sampler="lms"),
             "inpaint binary": _in_mask(strength=0.7, mask_image="soft.png", binarize_mask=True),
+            **_of_every_strength("img2img", _from_picture),
+            # diffusers' inpainting pipeline makes plms of pndm.
+            **_of_every_strength("inpaint", _in_mask, ("plms", "lms")),
             "hires plms": _job(hires_scale=2.0, hires_strength=0.6, sampler="plms"),
             "controlnet": _controlled(),
             "controlnet part": _controlled(controlnets="tiny:1.2:0.2:0.7"),
@@ -143,6 +161,7 @@ MODELS = {
         {
             "depth": _from_picture(depth_image="depth.png", strength=0.8),
             "depth euler": _from_picture(depth_image="depth.png", strength=0.4, sampler="euler"),
+            **_of_every_strength("depth", _from_picture, depth_image="depth.png"),
             "depth plms": _from_picture(depth_image="depth.png", strength=0.6, sampler="plms"),
             "depth lms": _from_picture(depth_image="depth.png", strength=0.4, sampler="lms"),
         },
