@@ -23,8 +23,8 @@ _METADATA = "lora_adapter_metadata"
 _ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 # A bound of alpha and rank: float32 has no greater numbers.
 _MOST = 1e38
-# A stranger's pattern: its letters, those that an error shows, and the seconds that it may take for a name.
-_MOST_LETTERS, _MOST_SHOWN, _MOST_SECONDS = 300, 60, 0.2
+# A stranger's pattern: its letters, and the seconds that it may take for a name.
+_MOST_LETTERS, _MOST_SECONDS = 300, 0.2
 _COUNT = re.compile(r"\{\d{1,2}(,\d{0,2})?\}")
 # Options by which more than the matrices counts.
 _UNKNOWN_OPTIONS = ("modules_to_save", "layer_replication", "trainable_token_indices", "alora_invocation_tokens")
@@ -77,10 +77,10 @@ class Scales(NamedTuple):
         try:
             return _expression(pattern).match(module, timeout=_MOST_SECONDS) is not None
         except TimeoutError:
-            raise AdapterError(f"{self.where}: {_shown(pattern)} takes too long for {module}") from None
+            raise AdapterError(f"{self.where}: {shown(pattern)} takes too long for {module}") from None
         except ValueError as error:
             raise AdapterError(
-                f"{self.where}: {_shown(pattern)} is no name and no pattern of names ({error})"
+                f"{self.where}: {shown(pattern)} is no name and no pattern of names ({error})"
             ) from error
 
 
@@ -100,10 +100,6 @@ def _expression(pattern: str) -> "regex.Pattern[str]":
         return regex.compile(rf"(.*\.)?({pattern})$")
     except (regex.error, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
-
-
-def _shown(pattern: str) -> str:
-    return repr(pattern[:_MOST_SHOWN])
 
 
 def read_scales(opened: AdapterFile) -> Scales | None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
+from sdjax.messages import shown
+
 # Of a file; published configs have 5 kB.
 MOST_BYTES = 1 << 16
 # Mappings and lists within each other; published configs have 7.
 MOST_LEVELS = 32
 # Letters of a number; the longest float64 that Python writes has 24.
 _MOST_LETTERS = 64
-_SHOWN_LETTERS = 60
 
 _MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _NULL = re.compile(r"null|Null|NULL|~|")
@@ -111,9 +112,9 @@ def _node(event: Any, events: Iterator[Any], level: int) -> Any:
 def _check_node(event: Any, level: int) -> None:
     place = _place(event.start_mark)
     if isinstance(event, yaml.AliasEvent):
-        raise PlainYamlError(f"{place}: an alias, *{_shown(event.anchor)}; write out what it stands for")
+        raise PlainYamlError(f"{place}: an alias, *{shown(event.anchor)}; write out what it stands for")
     if event.tag is not None:
-        raise PlainYamlError(f"{place}: a tag, {_shown(event.tag)}; take it away (quotes make any value a text)")
+        raise PlainYamlError(f"{place}: a tag, {shown(event.tag)}; take it away (quotes make any value a text)")
     if level >= MOST_LEVELS:
         raise PlainYamlError(f"{place}: nested more than {MOST_LEVELS} deep; is a bracket not closed?")
 
@@ -123,11 +124,11 @@ def _mapping(events: Iterator[Any], level: int) -> dict[str, Any]:
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         key, place = _node(event, events, level), _place(event.start_mark)
         if not isinstance(key, str):
-            raise PlainYamlError(f"{place}: the key {_shown(key)}; expected a text (quotes make any value one)")
+            raise PlainYamlError(f"{place}: the key {shown(key)}; expected a text (quotes make any value one)")
         if key == "<<":
             raise PlainYamlError(f"{place}: a merge key, <<; write its keys out")
         if key in found:
-            raise PlainYamlError(f"{place}: the key {_shown(key)} is there twice; keep one")
+            raise PlainYamlError(f"{place}: the key {shown(key)} is there twice; keep one")
         found[key] = _node(next(events), events, level)
     return found
 
@@ -149,19 +150,19 @@ def _resolved(text: str, place: str) -> Any:
         return _TRUE.fullmatch(text) is not None
     if _AMBIGUOUS.fullmatch(text):
         raise PlainYamlError(
-            f"{place}: {_shown(text)} is one number or another, or a text, by YAML's version; write a decimal number "
+            f"{place}: {shown(text)} is one number or another, or a text, by YAML's version; write a decimal number "
             "without zeros before it and without _, or put quotes around it"
         )
     whole, real = _INTEGER.fullmatch(text), _FLOAT.fullmatch(text)
     if not whole and not real:
         return text
     if len(text) > _MOST_LETTERS:
-        raise PlainYamlError(f"{place}: a number of {len(text)} letters, {_shown(text)}; expected a shorter one")
+        raise PlainYamlError(f"{place}: a number of {len(text)} letters, {shown(text)}; expected a shorter one")
     if whole:
         return int(text, 0)
     number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if math.isinf(number) and "inf" not in text.lower():
-        raise PlainYamlError(f"{place}: {_shown(text)} is beyond any number; quotes make it a text")
+        raise PlainYamlError(f"{place}: {shown(text)} is beyond any number; quotes make it a text")
     return number
 
 
@@ -171,8 +172,3 @@ def _strange(character: int) -> str:
 
 def _place(mark: Any) -> str:
     return "the text" if mark is None else f"line {mark.line + 1}"
-
-
-def _shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= _SHOWN_LETTERS else f"{text[:_SHOWN_LETTERS]}..."

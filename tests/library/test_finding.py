@@ -1,6 +1,5 @@
 """What a name means in folders as users have them."""
 
-import os
 import unicodedata
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from sdjax.checkpoints.named import find_named
 from sdjax.checkpoints.stored import CheckpointError
 from sdjax.library.finding import beside, files_under, hint, near, plain
+from tests.rights import without_rights
 
 ENDINGS = (".safetensors", ".pth", ".param")
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
@@ -105,11 +105,12 @@ def test_near_names_are_found_in_capitals_or_not_and_long_ones_are_cut(tmp_path)
     assert near("INK", ["ink", "chalk"]) == ["ink"] and hint("zzz", ["ink"]) == ""
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="everything can be listed by root")
-def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(tmp_path):
+def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "shut").mkdir(mode=0)
-    with pytest.raises(CheckpointError, match="Permission denied"):
-        find_named(tmp_path, "shut/a", ENDINGS, "upscaler", "upscaler_folder")
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # what is above it is for root alone
+    with without_rights(), pytest.raises(CheckpointError, match="Permission denied"):
+        find_named(Path(), "shut/a", ENDINGS, "upscaler", "upscaler_folder")
 
 
 def test_what_lies_beside_a_file_is_found_in_capitals_or_not(tmp_path):

@@ -36,6 +36,7 @@ from pipelines.storage import (
     write_jsonl,
     write_whole,
 )
+from tests.rights import without_rights
 
 ID = "ab" + "0" * 30
 
@@ -130,19 +131,6 @@ def test_a_folder_where_the_file_should_be_is_a_clear_error_and_leaves_nothing_b
     with pytest.raises(StorageError, match=rf"^{tmp_path}/x: .*choose another output"):
         write_whole(str(tmp_path / "x"), b"1")
     assert files_below(tmp_path) == []
-
-
-@contextlib.contextmanager
-def without_rights():
-    """As a user who is not root and owns nothing, where these tests are run by root."""
-    as_root = os.geteuid() == 0
-    if as_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if as_root:
-            os.seteuid(0)
 
 
 def test_a_folder_without_permission_is_a_clear_error(tmp_path, monkeypatch):
