@@ -41,6 +41,7 @@ test-slow: install ## the tests that take minutes each
 
 fuzz: install ## hostile input of every kind, 20,000 cases each (an hour of one core)
 	$(VENV)/bin/python -m pytest -n 2 -m slow -rP tests/fuzz tests/checkpoints/test_fuzz.py
+	$(VENV)/bin/python -m pytest -n 2 -m "hypothesis and not slow and not parity" --hypothesis-profile=search
 
 parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers, k-diffusion and transformers
 	$(PARITY_VENV)/bin/python -m pytest -n 2 -m parity tests/parity

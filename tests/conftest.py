@@ -25,6 +25,7 @@ install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.c
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
 
@@ -34,6 +35,11 @@ from tests import toys
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The same cases in every run, so that a change is judged by what it changes. `make fuzz` searches for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", max_examples=2000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 # Files of which each takes a minute: first, so that two processes end at about the same time.

@@ -246,7 +246,8 @@ def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path):
 
 # --- Tables ---
 
-CELLS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+# Without U+FEFF, which is taken out of every form of rows: tests/pipelines/test_rows.py says where.
+CELLS = st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=20)
 
 
 @given(st.lists(st.tuples(CELLS.filter(str.strip), CELLS), min_size=1, max_size=5), st.sampled_from(",\t"))
