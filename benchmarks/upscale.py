@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from sdjax.checkpoints.upscaler_file import read_upscaler
-from sdjax.upscale import upscaled
+from sdjax.upscaling.tiles import upscaled
 
 
 def published() -> Path:

@@ -5,14 +5,14 @@ import dataclasses
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import equipment, library_of, load_model, pictures_of
-from pipelines.fields import with_partners
 from sdjax.adapters.library import Adapters
-from sdjax.classifier import load_classifier
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
-from sdjax.job import PIXEL_UPSCALERS, Job, JobError
-from sdjax.picture_library import check_files
+from sdjax.jobs.job import PIXEL_UPSCALERS, Job, JobError
+from sdjax.jobs.text_values import with_partners
+from sdjax.library.classifier import load_classifier
+from sdjax.library.picture_library import check_files
 
 _SIZES = ("seed_resize_from_width", "seed_resize_from_height")
 # Steps that every sampler can take.

@@ -204,7 +204,8 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _generate(options: argparse.Namespace, flags: list[str]) -> int:
-    from pipelines import config, generate, manifest, progress, storage, sweeps
+    from pipelines import config, generate, manifest, progress, storage
+    from pipelines.sources import sweeps
 
     keys = config.read_file(options.config) if options.config else {}
     keys |= config.read_settings(options.set)
@@ -260,7 +261,7 @@ def _verify(options: argparse.Namespace) -> int:
     from pipelines import config, storage, trust, verify
     from pipelines.equipment import make_engine
     from sdjax.checkpoints.tensors import CheckpointError
-    from sdjax.engine import Engine
+    from sdjax.engine.engine import Engine
 
     places = {**config.read_settings(options.set), **({"model": options.model} if options.model else {})}
     made = trust.made_with(options.out)
@@ -323,7 +324,7 @@ def _depth(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from pipelines import depth
-    from sdjax.depth import load_depth
+    from sdjax.library.depth import load_depth
 
     with Progress(console=terminal.console()) as bar:
         task = bar.add_task("depth", total=len(depth.pictures_in(options.pictures)))

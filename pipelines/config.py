@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.fields import field_from_text, field_named, truth_from_text, with_fields_named, with_partners
-from pipelines.sweeps import MAX_PER_ROW, ROW_KEYS
+from pipelines.sources.sweeps import MAX_PER_ROW, ROW_KEYS
 from sdjax.checkpoints.plain_yaml import PlainYamlError, parse_plain_yaml, read_plain_yaml
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.schedule import PREDICTION_TYPES
+from sdjax.engine.planner import LORA_MODES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.job import FIELDS, Job, JobError
+from sdjax.jobs.job import FIELDS, Job, JobError
+from sdjax.jobs.text_values import field_from_text, field_named, truth_from_text, with_fields_named, with_partners
 from sdjax.messages import near_match, printable, shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import VAE_TILE
-from sdjax.plan import LORA_MODES
 
 
 class RunConfigError(ValueError):

@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pipelines import compiled, pictures
+from pipelines import compiled
 from pipelines.config import RunConfig, RunConfigError
+from pipelines.sources import input_images
 from sdjax.adapters.library import Library
-from sdjax.classifier import load_classifier
-from sdjax.engine import Engine
+from sdjax.engine.engine import Engine
+from sdjax.engine.program import Bucket
+from sdjax.library.classifier import load_classifier
+from sdjax.library.picture_library import Pictures
 from sdjax.model import Model, load
-from sdjax.picture_library import Pictures
-from sdjax.program import Bucket
 
 
 class Equipment(NamedTuple):
@@ -98,9 +99,9 @@ def library_of(given: Equipment) -> Library:
 
 
 def pictures_of(given: Equipment, read: Callable[[str], bytes] | None = None) -> Pictures:
-    """What images are read (by `read`; else `pictures.read`) and conditioned with; errors are those of `Pictures`."""
+    """What images are read (by `read`, or as `sources.input_images` does) and conditioned with; errors: `Pictures`."""
     return Pictures(
-        read=read or pictures.read,
+        read=read or input_images.read,
         controlnet_folder=given.controlnet_folder,
         depth_model=given.depth_model,
         upscaler_folder=given.upscaler_folder,

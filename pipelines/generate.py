@@ -19,7 +19,7 @@ import apache_beam as beam
 import numpy as np
 from PIL import Image
 
-from pipelines import checks, done, pictures, runners, storage
+from pipelines import checks, done, runners, storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
 from pipelines.manifest import (
@@ -33,16 +33,17 @@ from pipelines.manifest import (
     steps_there,
     write_group,
 )
-from pipelines.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
 from pipelines.records import Sizes, manifest_row
 from pipelines.run import Record, Run, reporter_of, reporting_failure, said
+from pipelines.sources import input_images
+from pipelines.sources.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
 from sdjax.assets import BUNDLED
-from sdjax.engine import Engine, Result
+from sdjax.engine.engine import Engine, Result
+from sdjax.engine.planner import Task, Together
+from sdjax.engine.program import Bucket
 from sdjax.images.encode import FORMATS, EncodeError, encode
 from sdjax.images.steps import animation, strip
-from sdjax.job import Job
-from sdjax.plan import Task, Together
-from sdjax.program import Bucket
+from sdjax.jobs.job import Job
 from sdjax.text.wildcards import MAX_FILE_BYTES, NO_WILDCARDS, Wildcards, files_in, wildcards_of_files
 
 _DAMAGED = "not the whole image of this name, and no row of this run asks for it: run its prompts again, or delete it"
@@ -138,7 +139,7 @@ def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
 
 def _wanted(engine: Engine, asked: Asked, row: Row) -> tuple[str, Wanted]:
     """The id of an image, and what of it is needed further: its pictures are read again when it is made."""
-    task = engine.prepare(pictures.located(asked.job, row.source), asked.notes)
+    task = engine.prepare(input_images.located(asked.job, row.source), asked.notes)
     cut = bool(task.metadata["prompt_cut"] or task.metadata["negative_prompt_cut"])
     together = task.bucket, task.together
     return task.id, Wanted(task.job, together, asked.notes, task.metadata["pictures"], cut, row.source, row.line)

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from pipelines import storage
-from pipelines.fields import field_from_text, field_named, job_from_text, with_partners
 from pipelines.records import read_manifest
-from pipelines.sweeps import values_of
+from pipelines.sources.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
 from sdjax.images.lettering import without_font
-from sdjax.job import FIELDS, TOLD_AS
+from sdjax.jobs.job import FIELDS, TOLD_AS
+from sdjax.jobs.text_values import field_from_text, field_named, job_from_text, with_partners
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})

@@ -10,14 +10,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines import pictures, storage
+from pipelines import storage
 from pipelines.config import RunConfig
 from pipelines.equipment import PLACES, Equipment, equipment, moved
 from pipelines.records import SUMMARY
+from pipelines.sources import input_images
 from sdjax.assets import BUNDLED
-from sdjax.job import JobError
+from sdjax.jobs.input_images import scheme_of
+from sdjax.jobs.job import JobError
 from sdjax.messages import shown
-from sdjax.pictures import scheme_of
 
 # A summary is a few thousand bytes, and what a file of prompts adds to it is bounded by a command line.
 _MAX_SUMMARY_BYTES = 1 << 24
@@ -83,7 +84,7 @@ def allowed(given: Equipment, named: Mapping[str, Any], trust: bool, pickled: bo
 def reader(out: str, trust: bool) -> Callable[[str], bytes]:
     """Reads input images: of an output that is not trusted only those that lie in it."""
     if trust:
-        return pictures.read
+        return input_images.read
     root = os.path.realpath(out)
     far = scheme_of(out) is not None
 
@@ -95,7 +96,7 @@ def reader(out: str, trust: bool) -> Callable[[str], bytes]:
     def read(path: str) -> bytes:
         if not is_inside(path):
             raise JobError(f"{path} is not in this output, so it is not read: {_HOW}")
-        return pictures.read(path)
+        return input_images.read(path)
 
     return read
 

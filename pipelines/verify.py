@@ -8,14 +8,14 @@ import numpy as np
 
 from pipelines import storage, trust
 from pipelines.records import METADATA, file_name, problem_of, without_sizes
-from sdjax.engine import Engine
+from sdjax.engine.engine import Engine
+from sdjax.engine.planner import LORA_MODES, Task
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.images.steps import check_steps
-from sdjax.job import TOLD_AS, job_of, with_seeds_as_text
+from sdjax.jobs.job import TOLD_AS, job_of, with_seeds_as_text
 from sdjax.messages import shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import tile_of
-from sdjax.plan import LORA_MODES, Task
 
 # Across kinds of device and versions the promise is this, in steps of 255, for this share of the values.
 TOLERANCE, SHARE = 1, 0.999

@@ -4,12 +4,12 @@ from sdjax.adapters.files import AdapterError
 from sdjax.adapters.library import Library
 from sdjax.api import generate
 from sdjax.checkpoints.tensors import CheckpointError
-from sdjax.classifier import Classifier, label_named, load_classifier
-from sdjax.engine import Engine, Result
-from sdjax.job import Job, JobError
+from sdjax.engine.engine import Engine, Result
+from sdjax.jobs.job import Job, JobError
+from sdjax.library.classifier import Classifier, label_named, load_classifier
+from sdjax.library.picture_library import Pictures
 from sdjax.model import Model, load
 from sdjax.models import ConfigError
-from sdjax.picture_library import Pictures
 from sdjax.version import __version__
 
 __all__ = [

@@ -7,12 +7,12 @@ import jax
 
 from sdjax.adapters.files import AdapterError
 from sdjax.adapters.library import Library
-from sdjax.classifier import Classifier
-from sdjax.engine import Engine, Result
-from sdjax.job import Job, JobError
+from sdjax.engine.engine import Engine, Result
+from sdjax.jobs.job import Job, JobError
+from sdjax.library.classifier import Classifier
 from sdjax.library.finding import state_of
+from sdjax.library.picture_library import Pictures
 from sdjax.model import Model
-from sdjax.picture_library import Pictures
 
 
 class _Made(NamedTuple):

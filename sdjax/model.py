@@ -20,7 +20,7 @@ from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, table_of
 from sdjax.diffusion.schedule import PREDICTION_TYPES, ScheduleError, SchedulerConfig, default_schedule, default_spacing
 from sdjax.diffusion.tableau import Table
-from sdjax.job import RANDOM_SEED, Job, JobError
+from sdjax.jobs.job import RANDOM_SEED, Job, JobError
 from sdjax.models import VAE, TextEncoder, UNet
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, PADDING_2, clip_tokenizer

@@ -14,11 +14,10 @@ from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401  (named in the next line)
 
-# All but `sdjax.job`, which checks what users give it itself, and says so in words of its own.
+# All but `sdjax.jobs`, which checks what users give it itself, and says so in words of its own.
 _CHECKED = (
-    "adapters", "api", "batch", "checkpoints", "classifier", "conditions", "depth", "device", "diffusion",
-    "diffusion_upscale", "engine", "images", "model", "models", "picture_library", "pictures", "plan", "program",
-    "settings", "text", "training", "upscale", "upscaler_model", "upscalers",
+    "adapters", "api", "checkpoints", "diffusion", "engine", "images", "jobs.input_images", "library", "model",
+    "models", "text", "training", "upscaling",
 )  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 
@@ -44,9 +43,9 @@ hypothesis.settings.load_profile("repeatable")
 
 # Files of which each takes a minute: first, so that two processes end at about the same time.
 _LONG = (
-    "test_engine", "pipelines/test_pictures", "models/test_pictures", "test_pictures", "test_adapted_pictures",
-    "test_bits", "test_conditioned_pictures", "test_classifier", "test_decoding", "test_guided_pictures",
-    "test_diffusion_upscale", "test_cli", "test_kill", "test_fuzz",
+    "engine/test_engine", "pipelines/test_pictures", "models/test_pictures", "engine/test_pictures",
+    "test_adapted_pictures", "test_bits", "test_conditioned_pictures", "test_classifier", "test_decoding",
+    "test_guided_pictures", "test_diffusion_upscale", "test_cli", "test_kill", "test_fuzz",
 )  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 
 import sdjax
-from sdjax import settings
-from sdjax.engine import Engine
+from sdjax.engine import settings
+from sdjax.engine.engine import Engine
 
 JOBS = {
     "device": dict(sampler="euler_ancestral", noise_source="threefry"),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 import sdjax
-from sdjax.plan import Task
+from sdjax.engine.planner import Task
 
 
 def make(engine: sdjax.Engine, jobs: Sequence[sdjax.Job]) -> list[sdjax.Result]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.pictures import read_file
+from sdjax.jobs.input_images import read_file
 
 APPLE = Path(__file__).parent / "golden" / "apple.png"
 JOB = sdjax.Job(prompt="a red apple", seed=1, steps=2, guidance_scale=7.5, sampler="euler", noise_source="torch")

@@ -10,7 +10,7 @@ import pytest
 import sdjax
 from sdjax.assets import bundled
 from sdjax.checkpoints.controlnet_file import find_controlnet
-from sdjax.depth import depth_of, load_depth, sized
+from sdjax.library.depth import depth_of, load_depth, sized
 from sdjax.training import control, depth
 
 ROOT = Path(__file__).parent.parent

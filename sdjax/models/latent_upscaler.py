@@ -325,7 +325,7 @@ class LatentUpscalerUNet(nn.Module):
         condition: Float[Array, "b p"],
         context_mask: Bool[Array, "b m"] | None = None,
     ) -> Float[Array, "b h w o"]:
-        """What is predicted stands in `sdjax.diffusion_upscale`.
+        """What is predicted stands in `sdjax.upscaling.diffusion_upscale`.
 
         Args:
           sample: latents at unit variance, then those to be upscaled, at the same size.

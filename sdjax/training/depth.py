@@ -23,7 +23,7 @@ import sdjax
 from sdjax.assets import bundled
 from sdjax.checkpoints.depth_file import DepthProcessor, write_depth
 from sdjax.checkpoints.diffusers_folder import write_folder
-from sdjax.depth import normalised
+from sdjax.library.depth import normalised
 from sdjax.models import UNet, UNetConfig
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.training import scenes, state

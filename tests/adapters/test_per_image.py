@@ -14,7 +14,7 @@ from flax import linen as nn
 from sdjax.adapters.lora_changes import Difference, LowRank, Product
 from sdjax.adapters.per_image import Factors, Layer, Shape, Weighted, adding, arrays, low_rank, shape_of
 from sdjax.checkpoints.diffusers_folder import param_shapes
-from sdjax.device import compiler_options
+from sdjax.engine.device import compiler_options
 from sdjax.models import TextEncoder, UNet
 from sdjax.models.convolution import Conv
 from tests import toys

@@ -13,7 +13,7 @@ import numpy as np
 from sdjax.checkpoints.depth_file import DEPTH, DepthProcessor, depth_shapes
 from sdjax.checkpoints.names import file_names, to_file
 from sdjax.checkpoints.tensors import Params
-from sdjax.depth import DepthModel, depth_of, normalised, processed
+from sdjax.library.depth import DepthModel, depth_of, normalised, processed
 from sdjax.models.bit import BitConfig
 from sdjax.models.depth import DepthConfig
 from tests import toys

@@ -15,11 +15,11 @@ import numpy as np
 from sdjax.checkpoints.diffusers_folder import PARTS
 from sdjax.checkpoints.sd_upscaler import SCALING_FACTOR, X2, X4, shapes_of
 from sdjax.checkpoints.tensors import Params, write_params
-from sdjax.diffusion_upscale import upscale_latent_x2, upscale_x4
 from sdjax.models import TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 from sdjax.text.vocabulary import END, START, clip_vocabulary, cut_down, write_tokenizer
-from sdjax.upscaler_model import Upscaler
+from sdjax.upscaling.diffusion_upscale import upscale_latent_x2, upscale_x4
+from sdjax.upscaling.upscaler_model import Upscaler
 from tests import toys
 
 RECORDED = Path(__file__).parent / "sd_upscalers.npz"

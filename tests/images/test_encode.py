@@ -26,7 +26,7 @@ from sdjax.images.encode import (
     read_metadata,
     read_parameters,
 )
-from sdjax.job import Job
+from sdjax.jobs.job import Job
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
 METADATA = {

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sdjax.checkpoints.depth_file import DEPTH, DepthProcessor, depth_shapes
 from sdjax.checkpoints.names import file_names, shape_in_file
-from sdjax.depth import DepthModel, depth_of, grey_png16, normalised, sized
-from sdjax.device import program_for
+from sdjax.engine.device import program_for
+from sdjax.library.depth import DepthModel, depth_of, grey_png16, normalised, sized
 from sdjax.models import ConfigError
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.models.interpolation import bicubic, bilinear
@@ -123,7 +123,7 @@ def test_the_depth_of_a_picture_depends_on_neither_its_neighbours_nor_its_place(
 
 
 def test_one_program_serves_all_pictures_of_a_size() -> None:
-    from sdjax.depth import _estimated
+    from sdjax.library.depth import _estimated
 
     model = toy("hybrid")
     depth_of(model, depth.picture(64, 64))

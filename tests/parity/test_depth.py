@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax.depth import load_depth
+from sdjax.library.depth import load_depth
 from tests.golden import depth
 from tests.golden.networks import TOLERANCE, relative_error
 

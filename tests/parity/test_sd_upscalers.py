@@ -8,7 +8,7 @@ import pytest
 from sdjax.checkpoints import names, original
 from sdjax.checkpoints.sd_upscaler import shapes_of
 from sdjax.models import UNetConfig
-from sdjax.upscaler_model import load_upscaler_pipeline
+from sdjax.upscaling.upscaler_model import load_upscaler_pipeline
 from tests.golden import pictures, sd_upscalers
 from tests.golden.networks import TOLERANCE, relative_error
 

@@ -15,11 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from pipelines import storage, verify
 from pipelines.generate import Counts
-from pipelines.prompts import PromptFileError
 from pipelines.records import without_sizes
+from pipelines.sources.prompts import PromptFileError
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from sdjax.images.encode import decode, read_metadata, read_parameters
-from sdjax.job import job_of
+from sdjax.jobs.job import job_of
 
 PROMPTS = ("a red apple", "the cat", "a castle on the green")
 

@@ -12,14 +12,15 @@ import PIL.Image
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipelines import depth, pictures, verify
+from pipelines import depth, verify
 from pipelines.cli import main
 from pipelines.equipment import make_engine
+from pipelines.sources import input_images
 from pipelines.storage import read_jsonl
 from pipelines.trust import made_with
 from sdjax.images.encode import read_parameters
-from sdjax.job import Job, JobError
-from sdjax.pictures import read_file
+from sdjax.jobs.input_images import read_file
+from sdjax.jobs.job import Job, JobError
 from tests import toys
 from tests.checkpoints.test_depth_file import write_folder as write_depth
 from tests.golden import conditioned
@@ -108,7 +109,7 @@ def test_a_picture_that_is_gone_or_another_when_it_is_needed_costs_its_own_image
         other = reads[path] > 1 and path.endswith("pose.png")
         return read_file(str(made / "in" / "cat.png") if other else path)
 
-    monkeypatch.setattr(pictures, "read", changing)
+    monkeypatch.setattr(input_images, "read", changing)
     rows = [{"prompt": "a", "seed": 1, "image": f"{made}/in/{name}.png"} for name in ("cat", "edges", "pose")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     # Of another tile, so that an engine is made that reads so.
@@ -140,11 +141,11 @@ def test_all_is_made_again_and_what_changed_since_is_named(made, monkeypatch):
 
 def test_paths_are_relative_to_the_prompt_file_wherever_that_is():
     job = Job(prompt="a", image="a.png", controlnets="x; y", control_image="b/c.png; /d.png")
-    assert pictures.located(job, "/rows/r.csv").image == "/rows/a.png"
-    assert pictures.located(job, "/rows/r.csv").control_image == "/rows/b/c.png; /d.png"
-    assert pictures.located(Job(prompt="a", image="https://x/y.png"), "/r.csv").image == "https://x/y.png"
+    assert input_images.located(job, "/rows/r.csv").image == "/rows/a.png"
+    assert input_images.located(job, "/rows/r.csv").control_image == "/rows/b/c.png; /d.png"
+    assert input_images.located(Job(prompt="a", image="https://x/y.png"), "/r.csv").image == "https://x/y.png"
     with pytest.raises(JobError, match="is not read from"):
-        pictures.read("http://example.org/a.png")
+        input_images.read("http://example.org/a.png")
 
 
 def test_depth_maps_of_a_folder(tmp_path, capsys):
@@ -178,9 +179,9 @@ BASE64 = base64.b64encode(conditioned.FILES["cat.png"]).decode()
 def test_a_picture_given_as_base64_is_refused_by_what_it_is_and_not_repeated(field, text):
     job = Job(prompt="a cat", **{"image": "cat.png", field: text})
     with pytest.raises(JobError, match=f"^{field}: .* is not a path: base64 of a picture is not supported") as error:
-        pictures.located(job, "rows.jsonl")
+        input_images.located(job, "rows.jsonl")
     assert len(str(error.value)) < 250
-    for read in (read_file, pictures.read):
+    for read in (read_file, input_images.read):
         with pytest.raises(JobError, match="base64 of a picture is not supported"):
             read(text)
 
@@ -193,7 +194,7 @@ def test_what_is_far_too_long_for_a_path_is_not_repeated():
 
 @pytest.mark.parametrize("path", ["in/cat", "a" * 200, "/9j/cat", "iVBORw0KGgo", "gs://bucket/cat.png", "C:\\cat.png"])
 def test_paths_are_paths_whatever_they_look_like(path):
-    located = pictures.located(Job(prompt="a cat", image=path), "/here/rows.jsonl")
+    located = input_images.located(Job(prompt="a cat", image=path), "/here/rows.jsonl")
     assert located.image.endswith(path)
 
 

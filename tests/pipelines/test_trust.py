@@ -17,7 +17,7 @@ from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import remake
 from sdjax.images.encode import decode, read_metadata
-from sdjax.job import JobError
+from sdjax.jobs.job import JobError
 
 
 @pytest.fixture(scope="module")

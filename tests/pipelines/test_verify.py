@@ -13,9 +13,9 @@ from pipelines.records import file_name
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from pipelines.trust import made_with
 from pipelines.verify import Report, Settings, remake, sampled
-from sdjax.engine import Result
+from sdjax.engine.engine import Result
+from sdjax.engine.planner import Task
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
-from sdjax.plan import Task
 
 
 @pytest.fixture(scope="module")

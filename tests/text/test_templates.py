@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sdjax.job import MAX_PROMPT
+from sdjax.jobs.job import MAX_PROMPT
 from sdjax.text import template_grammar
 from sdjax.text import wildcards as wildcards_module
 from sdjax.text.template_grammar import MAX_DEPTH, TemplateError, has_template, parse_template

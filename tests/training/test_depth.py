@@ -8,7 +8,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.checkpoints.depth_file import find_depth
-from sdjax.depth import load_depth
+from sdjax.library.depth import load_depth
 from sdjax.models import UNet
 from sdjax.training import depth, scenes, state
 from sdjax.training.conditions import SceneSet

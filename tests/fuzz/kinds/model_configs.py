@@ -25,7 +25,7 @@ from sdjax.checkpoints.depth_file import find_depth
 from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.checkpoints.vae_file import find_vae
-from sdjax.classifier import load_classifier
+from sdjax.library.classifier import load_classifier
 from sdjax.models import ConfigError
 from sdjax.text.tokenizer import TokenizerError
 from tests import toys

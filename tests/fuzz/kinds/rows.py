@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import RunConfig
-from pipelines.prompts import Asked, Reject, parse, read_rows
-from pipelines.rows import MARK, MAX_LINE_BYTES, PromptFileError
-from sdjax.job import FIELDS
+from pipelines.sources.prompts import Asked, Reject, parse, read_rows
+from pipelines.sources.rows import MARK, MAX_LINE_BYTES, PromptFileError
+from sdjax.jobs.job import FIELDS
 from sdjax.text.templates import NO_WILDCARDS
 
 _NAMES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig, RunConfigError, make, read_file, read_settings
-from sdjax.job import FIELDS
+from sdjax.jobs.job import FIELDS
 
 _KEYS = (*RunConfig.__dataclass_fields__, *FIELDS, "stesp", "cfg_scale", "clip skip", "<<", "1", "[a]", "? a", "no", "")
 _VALUES = (

@@ -4,7 +4,7 @@ import random
 import re
 from pathlib import Path
 
-from sdjax.job import MAX_PROMPT
+from sdjax.jobs.job import MAX_PROMPT
 from sdjax.text import conditioning
 from sdjax.text.conditioning import SYNTAXES, Conditioning, PromptError, condition
 from sdjax.text.tokenizer import Tokenizer

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.fields import with_fields_named
-from pipelines.prompts import Reject, parse
-from pipelines.rows import MAX_LINE_BYTES, Row
-from pipelines.sweeps import SweepError, expand, size
-from sdjax.job import JobError
+from pipelines.sources.prompts import Reject, parse
+from pipelines.sources.rows import MAX_LINE_BYTES, Row
+from pipelines.sources.sweeps import SweepError, expand, size
+from sdjax.jobs.job import JobError
+from sdjax.jobs.text_values import with_fields_named
 from sdjax.text.template_grammar import TemplateError, has_template, parse_template
 from sdjax.text.templates import choose, combinations
 from sdjax.text.wildcards import Wildcards, count, wildcards_in

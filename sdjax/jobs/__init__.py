@@ -1,0 +1,1 @@
+"""What one image is asked to be."""

@@ -1,0 +1,344 @@
+"""A job's pictures: read, checked, and as its programs take them; and what is done to an image when it is drawn."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from sdjax.images import masks
+from sdjax.images.encode import MAX_BYTES, PictureError
+from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
+from sdjax.images.preprocess import PREPROCESSORS, read_preprocessor
+from sdjax.images.read import Picture, read_grey, read_picture
+from sdjax.jobs.job import DEPTH_PREPROCESSOR, MAX_SIDE, PICTURES, Job, JobError, split
+
+# A path -> the bytes of the file.
+Read = Callable[[str], bytes]
+# Pixels -> how near each is, at any size and on any scale.
+Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
+
+# Pixels along each side of a square, of which a picture may have as many to give an image its size.
+MAX_UNASKED = 2048
+# No path has more letters; those of others that are shown.
+_MOST_LETTERS, _SHOWN = 4096, 40
+# The beginnings of picture files as base64: PNG, JPEG, WebP, GIF, TIFF.
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "SUkqA", "TU0AK")
+# Without a dot, paths are shorter.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{256,}={0,2}\s*")
+_BASE64_SHORT = re.compile(r"[A-Za-z0-9+/_\s-]{24,}={0,2}\s*")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+class Opened(NamedTuple):
+    """The files of a job.
+
+    controls: what ControlNets see, one for each of them.
+    digests: sha256 of each field's files, by the field.
+    notes: what had to be done to read them.
+    """
+
+    image: Picture | None
+    mask: Float32[np.ndarray, "h w"] | None
+    depth: Float32[np.ndarray, "h w"] | None
+    controls: tuple[Picture, ...]
+    digests: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+
+class Region(NamedTuple):
+    """A part of a picture, from a row and column and before others."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
+class Shown(NamedTuple):
+    """A job's pictures at the size of the image.
+
+    image: with which it begins.
+    mask: 1 is drawn anew, 0 stays.
+    latent_mask: likewise, of the latents.
+    depth: of which depth maps are made, near is large.
+    controls: what ControlNets see, one for each of them.
+    whole: the picture into which the image is put back; None if it is not.
+    whole_mask: of `whole`, or of its region.
+    region: of `whole` that was drawn.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"] | None = None
+    mask: Float32[np.ndarray, "h w"] | None = None
+    latent_mask: Float32[np.ndarray, "i j"] | None = None
+    depth: Float32[np.ndarray, "k l"] | None = None
+    controls: tuple[UInt8[np.ndarray, "h w 3"], ...] = ()
+    whole: UInt8[np.ndarray, "y x 3"] | None = None
+    whole_mask: Float32[np.ndarray, "k2 l2"] | None = None
+    region: Region | None = None
+
+
+def check_path(path: str) -> None:
+    """Raises `JobError` for what can't be the path of a picture: the picture itself, as base64."""
+    begins_so = path.startswith(_BASE64_STARTS) and _BASE64_SHORT.fullmatch(path)
+    if path[:5].lower() == "data:" or begins_so or _BASE64.fullmatch(path):
+        raise JobError(
+            f"{path[:_SHOWN]!r}... is not a path: base64 of a picture is not supported; write a file and name it"
+        )
+    if len(path) > _MOST_LETTERS:
+        raise JobError(f"{path[:_SHOWN]!r}... is not a path: it has {len(path)} letters")
+
+
+def scheme_of(path: str) -> str | None:
+    """The scheme of an address; None of a path, also of one with a drive of Windows, which has one letter."""
+    found = _SCHEME.match(path)
+    return found[1].lower() if found else None
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a picture's file on this machine.
+
+    Raises:
+      JobError: if there is none, or it is no file, or far too large, or lies elsewhere.
+    """
+    check_path(path)
+    scheme = scheme_of(path)
+    if scheme:
+        raise JobError(f"{path}: pictures are read from this machine; {scheme}: is not supported here")
+    try:
+        with open(path, "rb", opener=_without_waiting) as opened:
+            status = os.fstat(opened.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise JobError(f"{path} is a {'folder' if stat.S_ISDIR(status.st_mode) else 'device'}, not a picture")
+            if status.st_size > MAX_BYTES:
+                raise JobError(f"{path} has {status.st_size} bytes; expected a picture of up to {MAX_BYTES}")
+            return opened.read()
+    except IsADirectoryError:
+        raise JobError(f"{path} is a folder, not a picture") from None
+    except FileNotFoundError:
+        raise JobError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, JobError):
+            raise
+        raise JobError(f"{path} can't be read ({error})") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens also what would wait for a writer, so that it can be looked at."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def open_pictures(job: Job, read: Read) -> Opened:
+    """Reads the files that a job names.
+
+    Raises:
+      JobError: naming field and file, if one can't be used.
+    """
+    digests: dict[str, tuple[str, ...]] = {}
+    notes: list[str] = []
+
+    def data(field: str) -> list[tuple[str, bytes]]:
+        found = []
+        for path in PICTURES[field](getattr(job, field)):
+            try:
+                found.append((path, read(path)))
+            except (OSError, ValueError) as error:
+                raise JobError(f"{field}: {error}") from error
+            except LookupError as error:
+                raise JobError(f"{field}: there is no {path}") from error
+            if not isinstance(found[-1][1], bytes | bytearray | memoryview):
+                raise JobError(f"{field}: {path} was read as {type(found[-1][1]).__name__}; expected its bytes")
+        if found:
+            digests[field] = tuple(hashlib.sha256(each).hexdigest() for _, each in found)
+        return found
+
+    def pictures(field: str) -> tuple[Picture, ...]:
+        try:
+            found = tuple(read_picture(each, path) for path, each in data(field))
+        except PictureError as error:
+            raise JobError(f"{field}: {error}") from error
+        notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
+        return found
+
+    def grey(field: str) -> Float32[np.ndarray, "h w"] | None:
+        try:
+            found = [read_grey(each, path) for path, each in data(field)]
+        except PictureError as error:
+            raise JobError(f"{field}: {error}") from error
+        notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
+        return found[0].values if found else None
+
+    image = next(iter(pictures("image")), None)
+    mask = grey("mask_image")
+    if mask is not None and image is not None:
+        try:
+            mask = masks.fitted_to(mask, *image.pixels.shape[:2])
+        except PictureError as error:
+            turned = f" ({', '.join(image.notes)})" if image.notes else ""
+            raise JobError(f"mask_image: {job.mask_image}: {error}{turned}") from error
+    nets = len(job.controls)
+    controls = pictures("control_image") if nets else ()
+    if nets and not controls:
+        assert image is not None, "a job has either"
+        controls = (image,)
+    return Opened(
+        image, mask, grey("depth_image"), controls * (nets if len(controls) == 1 else 1), digests, tuple(notes)
+    )
+
+
+def with_size(job: Job, opened: Opened, factor: int) -> Job:
+    """The job with the size of its picture, where it says none: rounded down to multiples of `factor`.
+
+    Raises:
+      JobError: if that is larger than is sensible without being asked for.
+    """
+    picture = opened.image or next(iter(opened.controls), None)
+    if picture is None or (job.height and job.width) or job.only_masked:
+        return job
+    rows, columns = picture.pixels.shape[:2]
+    field = "image" if opened.image else "control_image"
+    if not job.height and not job.width and rows * columns > MAX_UNASKED**2:
+        raise JobError(
+            f"{field}: {getattr(job, field)} has {columns}x{rows} pixels, and the row does not say how large the image "
+            f"is to be: more than {MAX_UNASKED}x{MAX_UNASKED} are not drawn unless width and height say so"
+        )
+    # Of the picture's proportions, where one side is said.
+    scale = job.height / rows if job.height else job.width / columns if job.width else 1
+    height, width = snapped(max(1, round(rows * scale)), max(1, round(columns * scale)), factor)
+    if max(height, width) > MAX_SIDE:
+        raise JobError(f"{field}: {getattr(job, field)} has {columns}x{rows} pixels: say both width and height")
+    return dataclasses.replace(job, height=job.height or height, width=job.width or width)
+
+
+def by_content(job: Job, digests: Mapping[str, tuple[str, ...]]) -> Job:
+    """The job with its pictures named by what is in them: where they lie has no say in the image."""
+    named: dict[str, Any] = {field: "; ".join(found) for field, found in digests.items()}
+    return dataclasses.replace(job, **named)
+
+
+def told(digests: Mapping[str, tuple[str, ...]], notes: Sequence[str]) -> str:
+    """What metadata say of pictures, as JSON; nothing where there are none."""
+    if not digests:
+        return ""
+    return json.dumps({"sha256": {field: list(found) for field, found in digests.items()}, "notes": list(notes)})
+
+
+def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bool) -> Shown:
+    """A job's pictures as its programs take them.
+
+    Args:
+      job: with its size.
+      opened: its files.
+      factor: pixels to a latent.
+      estimate: of depth; raises `JobError` if nothing does.
+      wants_depth: whether the UNet sees it.
+
+    Raises:
+      JobError: if depth is to be estimated and can't be, or a mask has nothing to be drawn.
+    """
+    assert job.height is not None and job.width is not None, "the job is not resolved"
+    size = job.height, job.width
+    whole = whole_mask = region = mask = latent_mask = None
+    image = opened.image.pixels if opened.image else None
+    if image is not None and opened.mask is not None:
+        mask = masks.inverted(opened.mask) if job.invert_mask else opened.mask
+        kind = "black" if job.invert_mask else "white"
+        if not mask.any():
+            raise JobError(f"mask_image: {job.mask_image}: nothing of it is {kind}")
+        if job.only_masked:
+            whole, whole_mask = image, masks.blurred(mask, job.mask_blur)
+            try:
+                region = Region(*masks.crop_region(whole_mask, job.only_masked_padding, size))
+            except PictureError as error:
+                raise JobError(f"mask_image: {job.mask_image}: {error}") from error
+            part = slice(region.top, region.bottom), slice(region.left, region.right)
+            whole_mask = whole_mask[part].copy()  # without what is around it
+            image, mask = fitted(image[part], *size, "stretch"), fitted_mask(whole_mask, *size, "stretch")
+        else:
+            image = _sized("image", job, fitted, image)
+            mask = masks.blurred(_sized("mask_image", job, fitted_mask, mask), job.mask_blur)
+        seen = (mask >= masks.HALF).astype(mask.dtype) if job.binarize_mask else mask
+        latent_mask = masks.latent_mask(seen, size[0] // factor, size[1] // factor)
+        if not latent_mask.any():
+            raise JobError(f"mask_image: {job.mask_image}: at {size[1]}x{size[0]} pixels no latent of it is {kind}")
+        if job.keep_unmasked and whole is None:
+            whole, whole_mask = image, mask
+    elif image is not None:
+        image = _sized("image", job, fitted, image)
+    depth, controls = opened.depth, [picture.pixels for picture in opened.controls]
+    if region is not None and whole is not None:
+        depth = None if depth is None else _part(depth, region, whole.shape)
+        controls = [fitted(_part(pixels, region, whole.shape), *size, "stretch") for pixels in controls]
+    else:
+        controls = [_sized("control_image" if job.control_image else "image", job, fitted, each) for each in controls]
+    if region is None and depth is not None and job.resize_mode != "stretch":
+        depth = _sized("depth_image", job, fitted_grey, depth)
+    if depth is None and wants_depth and image is not None:
+        depth = estimate(image)
+    return Shown(
+        image=image if job.image else None,
+        mask=mask,
+        latent_mask=latent_mask,
+        depth=depth,
+        controls=tuple(
+            _control(pixels, name, estimate) for pixels, name in zip(controls, _preprocessors(job), strict=True)
+        ),
+        whole=whole,
+        whole_mask=whole_mask,
+        region=region,
+    )
+
+
+def _sized(field: str, job: Job, fit: Callable[..., np.ndarray], values: np.ndarray) -> np.ndarray:
+    """A picture of a job in the image's size; raises the field's `JobError` if that can't be."""
+    try:
+        return fit(values, job.height, job.width, job.resize_mode)
+    except PictureError as error:
+        raise JobError(f"{field}: {getattr(job, field)}: {error}") from error
+
+
+def _part(values: np.ndarray, region: Region, whole: tuple[int, ...]) -> np.ndarray:
+    """What lies in the region of a picture of that shape, of something of any size that shows the same."""
+    rows, columns = (
+        slice(start * size // side, -(-end * size // side))
+        for start, end, size, side in (
+            (region.top, region.bottom, values.shape[0], whole[0]),
+            (region.left, region.right, values.shape[1], whole[1]),
+        )
+    )
+    return values[rows, columns]
+
+
+def _preprocessors(job: Job) -> tuple[str, ...]:
+    named, nets = split(job.control_preprocessor), len(job.controls)
+    return named if len(named) == nets else named * nets
+
+
+def _control(pixels: UInt8[np.ndarray, "h w 3"], name: str, estimate: Depth) -> UInt8[np.ndarray, "h w 3"]:
+    kind, numbers = read_preprocessor(name)
+    if kind != DEPTH_PREPROCESSOR:
+        return PREPROCESSORS[kind](pixels, *numbers)
+    height, width = pixels.shape[:2]
+    near = fitted_grey(estimate(pixels), height, width, "stretch")
+    low, high = near.min(), near.max()
+    grey = np.round((near - low) / max(high - low, np.float32(1e-12)) * 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def put_back(image: UInt8[np.ndarray, "h w 3"], shown: Shown) -> UInt8[np.ndarray, "y x 3"]:
+    """An image in the picture of which it is a part, if it is; where nothing was drawn anew that is as it came."""
+    if shown.whole is None or shown.whole_mask is None:
+        return image
+    if shown.region is None:
+        return masks.pasted(shown.whole, image, shown.whole_mask)
+    top, left, bottom, right = shown.region
+    made = shown.whole.copy()
+    part = made[top:bottom, left:right]
+    part[...] = masks.pasted(part, fitted(image, bottom - top, right - left, "stretch"), shown.whole_mask)
+    return made

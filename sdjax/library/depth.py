@@ -1,0 +1,139 @@
+"""Depth maps: a depth estimator from a checkpoint, what it gives for a picture, and the forms that others want it in.
+
+Depth is relative and inverse everywhere: larger is nearer, and neither scale nor offset means anything.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, Float32, UInt8, UInt16
+from PIL import Image
+
+from sdjax.assets import bundled
+from sdjax.checkpoints.depth_file import DepthProcessor, depth_shapes, find_depth
+from sdjax.checkpoints.tensors import CheckpointError, Params, Part, load_parts
+from sdjax.engine.device import platform_of, program_for
+from sdjax.models.depth import DepthConfig, DepthEstimator
+from sdjax.models.interpolation import bicubic
+
+# How many times as many pixels as of a square are seen of a picture of other proportions.
+_MOST = 8
+_GREYS = np.iinfo(np.uint16).max
+
+
+class DepthModel(NamedTuple):
+    """A depth estimator on a device.
+
+    params: arrays of one dtype, in which it computes.
+    processor: how a picture becomes what the network sees.
+    digest: sha256 over every file that has a say in what it gives.
+    """
+
+    config: DepthConfig
+    params: Params
+    processor: DepthProcessor
+    digest: str
+
+
+def load_depth(path: str | Path, dtype: DTypeLike = jnp.float32, pickled: bool = False) -> DepthModel:
+    """Loads a depth estimator: MiDaS' DPT-Hybrid or DPT-Large.
+
+    Args:
+      path: transformers' folder (Intel/dpt-hybrid-midas, Intel/dpt-large); a diffusers folder with `depth_estimator/`
+        (Stable Diffusion 2 depth); a single file under the original names, MiDaS' own or of the same model; or "emoji",
+        the bundled one.
+      dtype: of the parameters in memory, and of the computation.
+      pickled: whether pickled weights are taken.
+
+    Raises:
+      CheckpointError: if there is none, or it is not whole.
+      ConfigError: if its config or its settings ask for what is not implemented.
+    """
+    found = find_depth(depth_place(path), pickled)
+    params, hashed = load_parts({"depth": Part(found.chosen, depth_shapes(found.config), dtype)})
+    return DepthModel(found.config, jax.device_put(params["depth"]), found.processor, found.digest(hashed))
+
+
+def depth_place(path: str | Path) -> Path:
+    """Where an estimator of depth is, by its path or as a bundled one; raises `CheckpointError` if there is none."""
+    place = bundled(path) or Path(path)
+    if not place.exists():
+        raise CheckpointError(f"there is no estimator of depth {str(path)!r}: neither a folder nor a file, nor bundled")
+    return place
+
+
+def depth_of(model: DepthModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j"]:
+    """The depth of one picture, at the size at which the network sees it; compiled once for each such size.
+
+    Raises:
+      ValueError: if the picture is too long and narrow, or what the network gives is not finite.
+    """
+    seen = processed(model.processor, pixels)
+    precision = "highest" if jax.tree.leaves(model.params)[0].dtype == jnp.float32 else "default"
+    with jax.default_matmul_precision(precision):
+        estimated = program_for(platform_of(model.params), _estimated, model.config)
+        found = np.asarray(estimated(model.params, seen[None])[0])
+    if not np.isfinite(found).all():
+        raise ValueError("the estimator of depth gave NaN or infinity for a picture")
+    return found
+
+
+def _estimated(
+    config: DepthConfig, params: Params, pixels: Float[Array | np.ndarray, "b h w 3"]
+) -> Float[Array, "b i j"]:
+    dtype = jax.tree.leaves(params)[0].dtype
+    return DepthEstimator(config).apply({"params": params}, pixels.astype(dtype)).astype(jnp.float32)
+
+
+def processed(processor: DepthProcessor, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j 3"]:
+    """What the network sees of a picture, to the bit as transformers' `DPTImageProcessor` does it with Pillow."""
+    if processor.do_resize:
+        height, width = _seen_size(processor, *pixels.shape[:2])
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling(processor.resample))
+        pixels = np.asarray(resized)
+    seen = pixels.astype(np.float32)
+    if processor.do_rescale:
+        seen = (pixels.astype(np.float64) * processor.rescale_factor).astype(np.float32)
+    if processor.do_normalize:
+        mean, deviation = (np.array(values, np.float32) for values in (processor.image_mean, processor.image_std))
+        seen = (seen - mean[None, None]) / deviation[None, None]
+    return seen
+
+
+def _seen_size(processor: DepthProcessor, height: int, width: int) -> tuple[int, int]:
+    """The size to which a picture is resized: of two scales that keep its shape, the one nearer to 1."""
+    scale_y, scale_x = processor.size[0] / height, processor.size[1] / width
+    if processor.keep_aspect_ratio:
+        scale_y = scale_x = scale_x if abs(1 - scale_x) < abs(1 - scale_y) else scale_y
+    step = processor.ensure_multiple_of
+    if scale_y * height * scale_x * width > _MOST * processor.size[0] * processor.size[1]:
+        raise ValueError(f"{width}x{height} pixels are too long and narrow for an estimator of depth")
+    return max(step, round(scale_y * height / step) * step), max(step, round(scale_x * width / step) * step)
+
+
+def sized(depth: Float[np.ndarray, "i j"], height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
+    """Depth at another size, as transformers' `post_process_depth_estimation` gives it at the picture's."""
+    return bicubic(depth.astype(np.float32)[None, :, :, None], height, width)[0, :, :, 0]
+
+
+def normalised(
+    depth: Float[np.ndarray, "b i j"], height: int, width: int
+) -> Float32[np.ndarray, "b {height} {width} 1"]:
+    """What a depth-to-image UNet sees beside the latents, of whose size it is: each map from -1 (far) to 1 (near).
+
+    As diffusers' `StableDiffusionDepth2ImgPipeline.prepare_depth_map`; but a map that is flat, of which that makes NaN,
+    is -1 everywhere.
+    """
+    maps = bicubic(depth.astype(np.float32)[..., None], height, width)
+    low, high = (bound(maps, axis=(1, 2, 3), keepdims=True) for bound in (np.min, np.max))
+    return np.float32(2) * (maps - low) / np.where(high > low, high - low, np.float32(1)) - np.float32(1)
+
+
+def grey_png16(depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
+    """Depth as grey levels of 16 bits: the nearest is white, the farthest black; a flat map is black."""
+    low, high = float(depth.min()), float(depth.max())
+    share = (depth.astype(np.float64) - low) / (high - low if high > low else 1.0)
+    return np.rint(share * _GREYS).astype(np.uint16)

@@ -1,0 +1,1 @@
+"""What makes finished images and latents larger."""
