@@ -32,7 +32,7 @@ def check_model(config: RunConfig) -> RunConfig:
     """
     given = equipment(config)
     model = load_model(given, weights=False)
-    Adapters(library_of(given), model.text_encoder.config, model.unet.config, model.params)
+    Adapters(library_of(given), model.networks["text_encoder"].config, model.unet.config, model.params)
     # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
     asked = with_partners({**dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None})
     if "sampler" not in asked or "sampler" in dict(config.sweeps):

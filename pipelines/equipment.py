@@ -9,7 +9,7 @@ from pipelines.config import RunConfig, RunConfigError
 from pipelines.sources import input_images
 from sdjax.adapters.library import Library
 from sdjax.engine.engine import Engine
-from sdjax.engine.program import Bucket
+from sdjax.engine.passes import Bucket
 from sdjax.library.classifier import load_classifier
 from sdjax.library.picture_library import Pictures
 from sdjax.model import Model, load

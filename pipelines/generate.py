@@ -39,8 +39,7 @@ from pipelines.sources import input_images
 from pipelines.sources.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
 from sdjax.assets import BUNDLED
 from sdjax.engine.engine import Engine, Result
-from sdjax.engine.planner import Task, Together
-from sdjax.engine.program import Bucket
+from sdjax.engine.passes import Bucket, Task
 from sdjax.images.encode import FORMATS, EncodeError, encode
 from sdjax.images.steps import animation, strip
 from sdjax.jobs.job import Job
@@ -52,7 +51,7 @@ _DAMAGED = "not the whole image of this name, and no row of this run asks for it
 class Wanted(NamedTuple):
     """An image that a row asks for.
 
-    bucket: jobs of one may be batched: they share a compiled program and what else a batch has in common.
+    batch_key: jobs of one may be batched: they share compiled programs and what else a batch has in common.
     notes: of where it comes from, for its metadata.
     pictures: what metadata say of those that it begins with.
     cut: whether a prompt of it was too long.
@@ -60,7 +59,7 @@ class Wanted(NamedTuple):
     """
 
     job: Job
-    bucket: tuple[Bucket, Together]
+    batch_key: str
     notes: Mapping[str, Any]
     pictures: str
     cut: bool
@@ -141,8 +140,8 @@ def _wanted(engine: Engine, asked: Asked, row: Row) -> tuple[str, Wanted]:
     """The id of an image, and what of it is needed further: its pictures are read again when it is made."""
     task = engine.prepare(input_images.located(asked.job, row.source), asked.notes)
     cut = bool(task.metadata["prompt_cut"] or task.metadata["negative_prompt_cut"])
-    together = task.bucket, task.together
-    return task.id, Wanted(task.job, together, asked.notes, task.metadata["pictures"], cut, row.source, row.line)
+    key = task.short_batch_key
+    return task.id, Wanted(task.job, key, asked.notes, task.metadata["pictures"], cut, row.source, row.line)
 
 
 def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str, Any], Sizes | str]]:
@@ -265,7 +264,7 @@ def missing(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iter
 def batch_key(image: tuple[str, Wanted], shards: int) -> str:
     """Images of one key are batched: they share a compiled program, and a worker."""
     image_id, wanted = image
-    return hashlib.sha256(f"{wanted.bucket} {int(image_id[:8], 16) % shards}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{wanted.batch_key} {int(image_id[:8], 16) % shards}".encode()).hexdigest()[:16]
 
 
 def batches(wanted: Iterable[tuple[str, Wanted]], size: int) -> Iterator[dict[str, Wanted]]:

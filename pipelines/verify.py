@@ -9,7 +9,8 @@ import numpy as np
 from pipelines import storage, trust
 from pipelines.records import METADATA, file_name, problem_of, without_sizes
 from sdjax.engine.engine import Engine
-from sdjax.engine.planner import LORA_MODES, Task
+from sdjax.engine.passes import Task
+from sdjax.engine.planner import LORA_MODES
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.images.steps import check_steps
 from sdjax.jobs.job import TOLD_AS, job_of, with_seeds_as_text

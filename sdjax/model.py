@@ -2,6 +2,8 @@
 
 import dataclasses
 import secrets
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +12,20 @@ from jaxtyping import DTypeLike
 
 from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints import hub
-from sdjax.checkpoints.diffusers_folder import Checkpoint, VAEFile, read_folder, vae_dtype_of
+from sdjax.checkpoints.diffusers_folder import VAEFile, read_folder, vae_dtype_of
 from sdjax.checkpoints.original import is_open_clip
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Params
 from sdjax.checkpoints.vae_file import find_vae
-from sdjax.checkpoints.variants import extra_channels, variant_name
+from sdjax.checkpoints.variants import DEPTH, INPAINTING, extra_channels, family, variant_name
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, table_of
 from sdjax.diffusion.schedule import PREDICTION_TYPES, ScheduleError, SchedulerConfig, default_schedule, default_spacing
 from sdjax.diffusion.tableau import Table
+from sdjax.families.family import Family
+from sdjax.families.stable_diffusion import SD1, SD2
 from sdjax.jobs.job import RANDOM_SEED, Job, JobError
-from sdjax.models import VAE, TextEncoder, UNet
+from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, PADDING_2, clip_tokenizer
 
@@ -37,7 +41,11 @@ class Model:
       digest: sha256 of the checkpoint's files, and of all that was said otherwise when it was loaded (but for dtypes).
       dtype: of parameters and network arithmetic, but for the VAE's.
       vae_dtype: of the VAE's.
-      params: {"text_encoder", "unet", "vae"} -> nested dicts of arrays.
+      family: the kind of model.
+      networks: modules by name, among them "unet" and "vae".
+      params: nested dicts of arrays under the same names; empty if the weights were not read.
+      low_res: of the x4 upscaler, the schedule of the noise that is put on small images; None of other models.
+      max_noise_level: the noisiest of its levels that is allowed.
       variant_name: what it is, for people to read.
       file_digest: sha256 of a single file as it is, of which A1111's model hash is the first ten digits; else None.
       revision: the commit from which it was fetched; None if it was not.
@@ -48,9 +56,8 @@ class Model:
     digest: str
     dtype: str
     vae_dtype: str
-    text_encoder: TextEncoder
-    unet: UNet
-    vae: VAE
+    family: Family
+    networks: Mapping[str, Any]
     tokenizer: Tokenizer
     scheduler: SchedulerConfig
     scheduler_class: str
@@ -60,16 +67,29 @@ class Model:
     file_digest: str | None
     revision: str | None
     vae_revision: str | None
+    low_res: SchedulerConfig | None = None
+    max_noise_level: int = 0
 
     @property
-    def extra_channels(self) -> int:
-        """How many channels the UNet sees beside the latents: 0, 5 (inpainting) or 1 (depth)."""
-        return extra_channels(self.unet.config, self.vae.config)
+    def unet(self) -> Any:
+        """The network that denoises."""
+        return self.networks["unet"]
+
+    @property
+    def vae(self) -> VAE:
+        """The network between images and latents."""
+        vae: VAE = self.networks["vae"]
+        return vae
 
     @property
     def takes_depth(self) -> bool:
         """Whether the UNet sees a depth map."""
-        return self.extra_channels == 1
+        return self.family.conditioned_on is None and extra_channels(self.unet.config, self.vae.config) == DEPTH
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the UNet sees a mask and the latents of a masked image."""
+        return self.family.conditioned_on is None and extra_channels(self.unet.config, self.vae.config) == INPAINTING
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,7 +117,7 @@ class Model:
             )
         if job.seed is None:
             raise JobError("the job has no seed; give one from 0 on, or -1 for a random one")
-        layers = self.text_encoder.config.num_hidden_layers
+        layers = self.family.text_layers(self.networks)
         if job.clip_skip >= layers:
             raise JobError(f"clip_skip = {job.clip_skip}: the text encoder has {layers} layers; expected less")
         config = self._config(sampler)
@@ -133,7 +153,7 @@ class Model:
             solver_order=options.solver_order,
             dynamic_thresholding_ratio=ratio,
             sample_max_value=most if ratio is not None else Job.sample_max_value,
-            **_without_effect(job, sampler, spacing, self.extra_channels > 1),
+            **_without_effect(job, sampler, spacing, self.takes_mask),
         )
         if resolved.strength == 1 and not resolved.mask_image and not self._sees_picture(resolved):
             mode = resolved.resize_mode if resolved.control_image or resolved.depth_image else Job.resize_mode
@@ -164,7 +184,7 @@ class Model:
         assert job.sampler is not None and job.schedule is not None, "the job is not resolved"
         spacing: Any = job.timestep_spacing
         try:
-            return table_of(
+            table = table_of(
                 self._config(job.sampler),
                 job.sampler,
                 job.schedule,
@@ -173,6 +193,7 @@ class Model:
                 job.sampler_options,
                 1.0 if job.strength is None else job.strength,
             )
+            return self.family.table(table)
         except ScheduleError as error:
             raise JobError(str(error)) from error
         except ArithmeticError as error:
@@ -295,10 +316,13 @@ def load(
         digest=checkpoint.digest,
         dtype=kind,
         vae_dtype=jnp.dtype(vae_dtype_of(checkpoint.vae, DTYPES[kind], options["vae_dtype"])).name,
-        text_encoder=TextEncoder(checkpoint.text_encoder),
-        unet=UNet(checkpoint.unet),
-        vae=VAE(checkpoint.vae),
-        tokenizer=_tokenizer_of(checkpoint),
+        family=family_of(checkpoint.unet),
+        networks={
+            "text_encoder": TextEncoder(checkpoint.text_encoder),
+            "unet": UNet(checkpoint.unet),
+            "vae": VAE(checkpoint.vae),
+        },
+        tokenizer=tokenizer_for(checkpoint.text_encoder, checkpoint.tokenizer_folder, checkpoint.tokenizer_texts),
         scheduler=checkpoint.scheduler,
         scheduler_class=checkpoint.scheduler_class,
         sampler=checkpoint.sampler,
@@ -326,17 +350,23 @@ def _dtype_named(name: str, dtype: DTypeLike | str) -> str:
     return kind
 
 
-def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    length = checkpoint.text_encoder.max_position_embeddings
-    if checkpoint.tokenizer_folder is None:
-        padding = PADDING_2 if is_open_clip(checkpoint.text_encoder) else END
-        tokenizer, where = clip_tokenizer(length, padding, checkpoint.tokenizer_texts), "its tokenizer"
+def family_of(unet: UNetConfig) -> Family:
+    """Stable Diffusion 1 or 2, by the UNet."""
+    return {1: SD1, 2: SD2}[family(unet)]
+
+
+def tokenizer_for(
+    text_encoder: TextEncoderConfig, folder: Path | None, texts: Mapping[str, str] = types.MappingProxyType({})
+) -> Tokenizer:
+    """The tokenizer of a text encoder: of its folder, or CLIP's; `texts` are files that a single file carries."""
+    length = text_encoder.max_position_embeddings
+    if folder is None:
+        padding = PADDING_2 if is_open_clip(text_encoder) else END
+        tokenizer, where = clip_tokenizer(length, padding, texts), "its tokenizer"
     else:
-        tokenizer, where = Tokenizer(checkpoint.tokenizer_folder, length), str(checkpoint.tokenizer_folder)
-    if tokenizer.size > checkpoint.text_encoder.vocab_size:
-        raise CheckpointError(
-            f"{where} has {tokenizer.size} tokens, the text encoder only {checkpoint.text_encoder.vocab_size}"
-        )
+        tokenizer, where = Tokenizer(folder, length), str(folder)
+    if tokenizer.size > text_encoder.vocab_size:
+        raise CheckpointError(f"{where} has {tokenizer.size} tokens, the text encoder only {text_encoder.vocab_size}")
     return tokenizer
 
 

@@ -153,7 +153,7 @@ class HostNoise:
     generators of its own, so the noise of the steps does not depend on it.
 
     Attributes:
-      picture: for the latents of a picture with which the image begins; None without one.
+      image: for an input image, before all else; None without one.
       first: at the start.
     """
 
@@ -166,7 +166,7 @@ class HostNoise:
         variation_seed: int | None = None,
         variation_strength: float = 0.0,
         resize_from: tuple[int, int] | None = None,
-        with_picture: bool = False,
+        image_shape: tuple[int, int, int] | None = None,
     ) -> None:
         """Draws the noise at the start.
 
@@ -177,10 +177,10 @@ class HostNoise:
           variation_seed: 0 if None, as in A1111.
           variation_strength: from 0 (the seed) to 1 (the variation seed).
           resize_from: (height, width) of latents from which the seed comes; None if it is of `shape`.
-          with_picture: whether the image begins with a picture.
+          image_shape: of what is drawn for an input image: its latents', or its own; None if there is none.
         """
         self._generator = host_generator(source, seed)
-        self.picture = host_randn(self._generator, shape) if with_picture else None
+        self.image = None if image_shape is None else host_randn(self._generator, image_shape)
         self.first = host_randn(self._generator, shape)
         drawn = shape if resize_from is None else (*resize_from, shape[2])
         inner = self.first if drawn == shape else host_randn(host_generator(source, seed), drawn)

@@ -1,183 +1,212 @@
-"""The arrays of one batch, as the host makes them."""
+"""The arrays of one batch, as the host makes them of tasks that share a program and a batch key."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Shaped
+from jaxtyping import Bool, Float32, Int32, Shaped, UInt8, UInt32
 
 from sdjax.adapters import per_image
 from sdjax.diffusion import noise
 from sdjax.diffusion.brownian import TorchBrownianTree
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.sample import stack_tables
+from sdjax.diffusion.schedule import alphas_cumprod
 from sdjax.engine import prompt_arrays
-from sdjax.engine.planner import Task, resized_from
-from sdjax.engine.program import Beginning, Bucket, Controlled, Inputs, Picture, Seen
+from sdjax.engine.inputs import (
+    Img2ImgInputs,
+    Inputs,
+    NoisedImageInputs,
+    PerEvaluation,
+    PerImage,
+    Shared,
+    StartInputs,
+)
+from sdjax.engine.latents import latent_shape
+from sdjax.engine.passes import Sample, noise_resized_from
 from sdjax.images import masks
 from sdjax.jobs.job import Job
 from sdjax.library.depth import normalised
-from sdjax.model import DTYPES, Model
+from sdjax.model import DTYPES
 
 # Samplers of which diffusers' class draws white noise where k-diffusion's has a Brownian path.
 _WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
 
 
-def latent_shape(model: Model, bucket: Bucket) -> tuple[int, int, int]:
-    """(height, width, channels) of a picture's latents."""
-    cfg = model.vae.config
-    return bucket.height // cfg.factor, bucket.width // cfg.factor, cfg.latent_channels
-
-
-def words(batch: Sequence[Task]) -> Shaped[np.ndarray, "b 2"]:
-    """The seeds."""
-    return np.stack([noise.seed_words(_seed(task.job)) for task in batch])
-
-
-class Given(NamedTuple):
-    """What of a program's inputs is computed before.
+class Computed(NamedTuple):
+    """What of the program's inputs is computed on the devices, or drawn, before.
 
     latents: the first ones.
-    later: noise that is put in at places of the table; () if the device draws it.
-    channels: that the UNet is given besides latents; () if none.
-    kept: clean latents of the pictures that stay where nothing is drawn anew; () if none do.
-    kept_noise: with which they are put back; () likewise.
-    controls: ControlNets and what they do.
+    extra_channels: that the UNet sees beside latents; None if none.
+    init_latents, init_noise: of the images that stay where nothing is drawn anew; None if none do.
+    noise: drawn on the host, in the order of draws; None if there is none.
+    controls: parameters of the ControlNets.
     """
 
     latents: Any
-    later: Any
-    channels: Any
-    kept: Any
-    kept_noise: Any
-    controls: tuple[Controlled, ...]
+    extra_channels: Any
+    init_latents: Any
+    init_noise: Any
+    noise: Any
+    controls: tuple[Any, ...]
 
 
-def inputs(model: Model, batch: Sequence[Task], given: Given) -> Inputs:
-    """All that a program is given.
+def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
+    """All that the sampling program is given.
 
     Args:
-      model: for which they are.
-      batch: of one bucket, and together.
-      given: what is computed before.
+      batch: of one bucket and key.
+      params: of the model, or anything with their shapes.
+      computed: before.
     """
-    bucket, jobs, tables = batch[0].bucket, [task.job for task in batch], [task.table for task in batch]
+    model, bucket = batch[0].model, batch[0].bucket
+    jobs, tables = [sample.job for sample in batch], [sample.table for sample in batch]
 
-    def floats(*values: list[float]) -> np.ndarray:
-        return np.array(values, np.float32).T
+    def floats(*values: float) -> Float32[np.ndarray, " b"]:
+        return np.array(values, np.float32)
 
-    labelled = jobs[0].class_label is not None
     hypernetworks = batch[0].adapters.hypernetworks
-    multipliers = [[each.weight for each in task.adapters.hypernetworks] for task in batch]
-    vectors = [[embedding.vectors for embedding in task.adapters.embeddings] for task in batch]
+    weights = [[each.weight for each in sample.adapters.hypernetworks] for sample in batch]
+    vectors = [[embedding.vectors for embedding in sample.adapters.embeddings] for sample in batch]
+    prompts = prompt_arrays.arrays(
+        [sample.prompts for sample in batch], tables, [job.clip_skip for job in jobs], bucket.evaluations, vectors
+    )
+    table, evaluations = stack_tables(tables, bucket.evaluations)
+    labelled = jobs[0].class_label is not None
     return Inputs(
-        prompts=prompt_arrays.arrays(
-            [task.prompts for task in batch], tables, [job.clip_skip for job in jobs], bucket.rows, vectors
+        PerImage(
+            prompts=prompts.tokens,
+            seed_words=seed_words(batch),
+            latents=computed.latents,
+            evaluations=evaluations,
+            guidance_scale=floats(*(job.guidance_scale for job in jobs)),
+            guidance_rescale=floats(*(job.guidance_rescale for job in jobs)),
+            classifier_scale=floats(*(job.classifier_scale for job in jobs)),
+            classifier_labels=np.array([job.classifier_label or 0 for job in jobs], np.int32),
+            threshold_ratio=floats(*(job.dynamic_thresholding_ratio or 0.0 for job in jobs)),
+            threshold_max=floats(*(job.sample_max_value for job in jobs)),
+            class_labels=np.array([job.class_label for job in jobs], np.int32) if labelled else None,
+            extra_channels=computed.extra_channels,
+            hypernetwork_weights=np.array(weights, np.float32) if hypernetworks else None,
+            low_rank=None
+            if bucket.low_rank is None
+            else per_image.arrays([each.low_rank for each in batch], bucket.low_rank, params, DTYPES[model.dtype]),
+            mask=latent_masks(batch) if bucket.masked else None,
+            init_latents=computed.init_latents,
+            init_noise=computed.init_noise,
+            control_images=tuple(
+                np.stack([sample.images.controls[number] for sample in batch]) for number in range(len(bucket.controls))
+            ),
+            guess_mode=tuple(_guess_mode(batch, number) for number in range(len(bucket.controls))),
         ),
-        words=words(batch),
-        latents=given.latents,
-        guidance=floats(
-            [job.guidance_scale for job in jobs],
-            [job.guidance_rescale for job in jobs],
-            [job.classifier_scale for job in jobs],
+        PerEvaluation(
+            table=table,
+            text_of=prompts.text_of,
+            part_weights=prompts.part_weights,
+            control_weights=tuple(_control_weights(batch, number) for number in range(len(bucket.controls))),
+            previews=_previews(batch) if bucket.previews else None,
+            noise=computed.noise,
         ),
-        threshold=floats(
-            [job.dynamic_thresholding_ratio or 0.0 for job in jobs], [job.sample_max_value for job in jobs]
+        Shared(
+            guided=np.array(batch[0].key.guided or (0, bucket.evaluations), np.int32),
+            hypernetworks=tuple(each.adapter.params for each in hypernetworks),
+            controls=computed.controls,
         ),
-        labels=np.array([job.classifier_label or 0 for job in jobs], np.int32),
-        class_labels=np.array([job.class_label for job in jobs], np.int32) if labelled else (),
-        channels=given.channels,
-        hypernetworks=tuple(each.adapter.params for each in hypernetworks),
-        multipliers=np.array(multipliers, np.float32) if hypernetworks else (),
-        low_rank=()
-        if bucket.low_rank is None
-        else per_image.arrays([task.low_rank for task in batch], bucket.low_rank, model.params, DTYPES[model.dtype]),
-        guided=np.array(batch[0].together.guided or (0, bucket.rows), np.int32),
-        tables=stack_tables(tables, bucket.rows),
-        controls=given.controls,
-        kept=given.kept,
-        kept_noise=given.kept_noise,
-        anew=latent_masks(batch) if bucket.masked else (),
-        frames=_frames(batch) if bucket.frames else (),
-        noise=given.later,
     )
 
 
-def latent_masks(batch: Sequence[Task]) -> Float32[np.ndarray, "b h w 1"]:
-    """The shares that are drawn anew."""
-    return _stacked([task.shown.latent_mask for task in batch])[..., None]
+def seed_words(batch: Sequence[Sample]) -> UInt32[np.ndarray, "b 2"]:
+    """The halves of the seeds."""
+    return np.stack([noise.seed_words(_seed(sample.job)) for sample in batch])
 
 
-def controlled(batch: Sequence[Task], params: Sequence[Any]) -> tuple[Controlled, ...]:
-    """What ControlNets do in a batch; `params` are theirs.
-
-    One that sees the mean of its picture alone (shuffle) acts on the prompt's side only, as in guess mode: so it is in
-    diffusers, and in A1111's extension.
-    """
-    rows, jobs = batch[0].bucket.rows, [task.job for task in batch]
-    found = []
-    for number, each in enumerate(params):
-        weights = np.zeros((rows, len(batch)), np.float32)
-        for image, task in enumerate(batch):
-            control, steps = task.job.controls[number], int(task.table.step[-1]) + 1
-            step = task.table.step
-            weights[: len(step), image] = np.where(control.acts_in(step, steps), control.weight, 0.0)
-        pictures = np.stack([task.shown.controls[number] for task in batch])
-        pooled = getattr(batch[0].bucket.controls[number], "global_pool_conditions", False)
-        found.append(Controlled(each, pictures, weights, np.array([job.guess_mode or pooled for job in jobs])))
-    return tuple(found)
+def latent_masks(batch: Sequence[Sample]) -> Float32[np.ndarray, "b h w 1"]:
+    """The shares of latents that are drawn anew."""
+    return _stacked([sample.images.latent_mask for sample in batch])[..., None]
 
 
-def depth_maps(batch: Sequence[Task], shape: tuple[int, int, int]) -> Float32[np.ndarray, "b h w 1"]:
-    """Depth for the UNet, from -1 (far) to 1 (near) in each picture; where nothing is known 0, the middle."""
-    maps = np.zeros((len(batch), *shape[:2], 1), np.float32)
-    for number, task in enumerate(batch):
-        if task.shown.depth is not None:
-            maps[number] = normalised(task.shown.depth[None], *shape[:2])[0]
-    return maps
+def input_images(batch: Sequence[Sample]) -> UInt8[np.ndarray, "b y x 3"]:
+    """The images with which jobs begin."""
+    return _stacked([sample.images.image for sample in batch])
 
 
-def seen(batch: Sequence[Task], drawn: Any, *, hide: bool = False, pixels: Any = None) -> Seen:
-    """The pictures with which images begin, for the encoder.
-
-    Args:
-      batch: each with one.
-      drawn: noise, or seeds of it.
-      hide: what is drawn anew.
-      pixels: of them all; None takes those of the jobs.
-    """
-    pixels = _stacked([task.shown.image for task in batch]) if pixels is None else pixels
-    return Seen(pixels, drawn, _stacked([task.shown.mask for task in batch])[..., None] >= masks.HALF if hide else ())
+def hidden_pixels(batch: Sequence[Sample]) -> Bool[np.ndarray, "b y x 1"]:
+    """Where these are drawn anew."""
+    return _stacked([sample.images.mask for sample in batch])[..., None] >= masks.HALF
 
 
 def _stacked(arrays: Sequence[Shaped[np.ndarray, "..."] | None]) -> Shaped[np.ndarray, "b ..."]:
-    """Of tasks that are together, and so have all what one of them has."""
+    """Arrays of a batch, all of which have them."""
     return np.stack([array for array in arrays if array is not None])
 
 
-def picture(batch: Sequence[Task], clean: Any, first: Any, drawn: Any) -> Picture:
-    """What first latents that begin with a picture are made of."""
-    jobs = [task.job for task in batch]
-    return Picture(
-        clean=clean,
-        first=first,
-        weight=np.array([job.strength != 1 for job in jobs], np.float32),
-        anew=latent_masks(batch) if batch[0].together.masked else (),
-        filling=np.array([FILLINGS.index(job.inpaint_fill) for job in jobs], np.int32),
-        drawn=drawn,
+def _guess_mode(batch: Sequence[Sample], number: int) -> Bool[np.ndarray, " b"]:
+    """Whether a ControlNet acts on the prompt's side only.
+
+    One that sees the mean of its image alone (shuffle) always does: so it is in diffusers, and in A1111's extension.
+    """
+    pooled = getattr(batch[0].bucket.controls[number], "global_pool_conditions", False)
+    return np.array([sample.job.guess_mode or pooled for sample in batch])
+
+
+def _control_weights(batch: Sequence[Sample], number: int) -> Float32[np.ndarray, "e b"]:
+    """The weight of a ControlNet at each evaluation; 0 where it is not in force."""
+    weights = np.zeros((batch[0].bucket.evaluations, len(batch)), np.float32)
+    for image, sample in enumerate(batch):
+        control, step = sample.job.controls[number], sample.table.step
+        weights[: len(step), image] = np.where(control.acts_in(step, int(step[-1]) + 1), control.weight, 0.0)
+    return weights
+
+
+def _previews(batch: Sequence[Sample]) -> Int32[np.ndarray, "e b"]:
+    places = np.full((batch[0].bucket.evaluations, len(batch)), -1, np.int32)
+    for number, sample in enumerate(batch):
+        for place, step in enumerate(sample.preview_steps):
+            places[np.flatnonzero(sample.table.step == step)[0], number] = place
+    return places
+
+
+def depth_maps(batch: Sequence[Sample], shape: tuple[int, int, int]) -> Float32[np.ndarray, "b h w 1"]:
+    """Depth for the UNet, from -1 (far) to 1 (near) in each image; where nothing is known 0, the middle."""
+    maps = np.zeros((len(batch), *shape[:2], 1), np.float32)
+    for number, sample in enumerate(batch):
+        if sample.images.depth is not None:
+            maps[number] = normalised(sample.images.depth[None], *shape[:2])[0]
+    return maps
+
+
+def img2img_inputs(batch: Sequence[Sample], image_latents: Any, noise_latents: Any, fill_noise: Any) -> Img2ImgInputs:
+    """What first latents that begin with an image are made of."""
+    jobs = [sample.job for sample in batch]
+    return Img2ImgInputs(
+        image_latents=image_latents,
+        noise_latents=noise_latents,
+        image_weight=np.array([job.strength != 1 for job in jobs], np.float32),
+        mask=latent_masks(batch) if batch[0].key.masked else None,
+        fill=np.array([FILLINGS.index(job.inpaint_fill) for job in jobs], np.int32),
+        fill_noise=fill_noise,
     )
 
 
-def beginning(batch: Sequence[Task], plain: bool = False) -> Beginning:
-    """What first latents are made of, of noise drawn on the device; `plain` is that noise as it is."""
-    jobs = [task.job for task in batch]
-    return Beginning(
-        words=words(batch),
-        variation_words=np.stack([noise.seed_words(job.variation_seed or 0) for job in jobs]),
+def start_inputs(batch: Sequence[Sample], unit: bool = False) -> StartInputs:
+    """What first latents are made of, of noise drawn on the device; `unit` is that noise at deviation 1."""
+    jobs, tables = [sample.job for sample in batch], [sample.table for sample in batch]
+    return StartInputs(
+        seed_words=seed_words(batch),
+        variation_seed_words=np.stack([noise.seed_words(job.variation_seed or 0) for job in jobs]),
         variation_strength=np.array([job.variation_strength for job in jobs], np.float32),
-        start=np.array([1.0 if plain else task.table.start for task in batch], np.float32),
-        first_noise=np.array([0.0 if plain else task.table.first_noise for task in batch], np.float32),
+        start=np.array([1.0 if unit else table.start for table in tables], np.float32),
+        first_noise=np.array([0.0 if unit else table.first_noise for table in tables], np.float32),
     )
+
+
+def noised_image_inputs(batch: Sequence[Sample], pixels: Any, drawn: Any) -> NoisedImageInputs:
+    """What images are made of as the x4 upscaler's UNet sees them: each has the noise of its own level."""
+    low_res = batch[0].model.low_res
+    assert low_res is not None, "only the x4 upscaler sees noised images"
+    kept = alphas_cumprod(low_res)[[sample.job.class_label or 0 for sample in batch]]
+    signal, sigma = (np.sqrt(share).astype(np.float32) for share in (kept, 1 - kept))
+    return NoisedImageInputs(pixels, signal, sigma, drawn)
 
 
 class HostNoise:
@@ -186,35 +215,38 @@ class HostNoise:
     Attributes:
       latents: the first ones.
       first: the standard normal numbers at the start.
-      picture: for the latents of a picture with which an image begins; None if it begins with none.
-      masked: for those of a picture of which a part is hidden; None if there is none.
-      later: what is put in at places of the table; () where nothing is.
+      image: for the latents of the image with which each begins, or for the image that the UNet sees; None if none.
+      masked: for those of an image of which a part is hidden; None if there is none.
+      later: what is added at places of the table; None where nothing is.
     """
 
-    def __init__(self, model: Model, batch: Sequence[Task]) -> None:
-        places = batch[0].bucket.host_noise or 0
-        shape = latent_shape(model, batch[0].bucket)
+    def __init__(self, batch: Sequence[Sample]) -> None:
+        """Draws it all."""
+        sample = batch[0]
+        places, model, bucket = sample.bucket.host_noise or 0, sample.model, sample.bucket
+        shape = latent_shape(model, bucket.height, bucket.width)
         self.latents: Float32[np.ndarray, "b h w c"] = np.empty((len(batch), *shape), np.float32)
-        with_picture, masked = batch[0].together.begins_with_picture, batch[0].together.masked
         self.first = np.empty_like(self.latents)
-        self.picture = np.empty_like(self.latents) if with_picture else None
-        self.masked = np.empty_like(self.latents) if masked or model.extra_channels > 1 else None
+        encodes, sees_image = sample.start in ("input image", "image"), sample.start == "on image"
+        image_shape = (*shape[:2], 3) if sees_image else shape
+        self.image = np.empty((len(batch), *image_shape), np.float32) if encodes or sees_image else None
+        self.masked = np.empty_like(self.latents) if sample.key.masked or model.takes_mask else None
         later = np.zeros((places, len(batch), *shape), np.float32)
-        for number, task in enumerate(batch):
-            job, table = task.job, task.table
+        for number, each in enumerate(batch):
+            job, table = each.job, each.table
             source = noise.HostNoise(
                 job.noise_source,
                 _seed(job),
                 shape,
                 variation_seed=job.variation_seed,
                 variation_strength=job.variation_strength,
-                resize_from=resized_from(job, model),
-                with_picture=with_picture,
+                resize_from=noise_resized_from(job, model.vae.config.factor),
+                image_shape=None if self.image is None else image_shape,
             )
             self.first[number] = source.first
             self.latents[number] = source.first * np.float32(table.start)
-            if self.picture is not None:
-                self.picture[number] = source.picture
+            if self.image is not None:
+                self.image[number] = source.image
             if self.masked is not None:  # diffusers draws it also where it is not used
                 self.masked[number] = source.next(shape)
             # diffusers draws white noise for these, A1111 and k-diffusion the increments of a path.
@@ -228,15 +260,7 @@ class HostNoise:
                 later[place, number] = tree(*table.span[place]) if path else source.next(shape)
             if table.first_noise:
                 self.latents[number] += later[0, number] * np.float32(table.first_noise)
-        self.later: Any = later if places else ()
-
-
-def _frames(batch: Sequence[Task]) -> Int32[np.ndarray, "rows b"]:
-    frames = np.full((batch[0].bucket.rows, len(batch)), -1, np.int32)
-    for number, task in enumerate(batch):
-        for place, step in enumerate(task.kept_steps):
-            frames[np.flatnonzero(task.table.step == step)[0], number] = place
-    return frames
+        self.later: Any = later if places else None
 
 
 def _seed(job: Job) -> int:

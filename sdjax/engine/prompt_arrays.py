@@ -1,24 +1,24 @@
-"""Prompts to arrays: what of a `Conditioning` the program of a batch is given, and what it makes of it."""
+"""Prompts to arrays: what of a prompt's readings the program of a batch is given, and what it makes of it."""
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Float32, Int, Int32
 
 from sdjax.diffusion.tableau import Table
-from sdjax.models import TextEncoder
-from sdjax.text.conditioning import Conditioning
+from sdjax.engine.inputs import PromptTokens
+from sdjax.families.family import Conditioning, Family, Networks, Tokens
+from sdjax.text.conditioning import Conditioning as Readings
 from sdjax.text.words import FIRST_VECTOR
 
 # Numbers of readings, texts and chunks are rounded up to these, so that few programs serve many prompts.
 _SIZES = tuple(itertools.chain.from_iterable((2**n, 3 * 2 ** (n - 1)) for n in range(1, 20)))
 
 
-class Shape(NamedTuple):
+class PromptShape(NamedTuple):
     """What of prompts is part of a compiled program.
 
     readings, texts, chunks: rounded up.
@@ -37,91 +37,70 @@ class Shape(NamedTuple):
     vectors: int
 
 
-class Used(NamedTuple):
-    """The part of a conditioning that an image uses.
+class PromptSelection(NamedTuple):
+    """The part of a prompt's readings that an image uses.
 
     branches: columns of its schedule.
     readings, texts: indices of those that are used.
     embeddings: names of those that are read.
     """
 
-    conditioning: Conditioning
+    prompt: Readings
     branches: tuple[int, ...]
     readings: tuple[int, ...]
     texts: tuple[int, ...]
     embeddings: tuple[str, ...]
-    shape: Shape
+    shape: PromptShape
 
 
-def used(conditioning: Conditioning, branches: tuple[int, ...], guided: bool) -> Used:
+def select(prompt: Readings, branches: tuple[int, ...], guided: bool) -> PromptSelection:
     """Leaves out what an image does not need.
 
     Args:
-      conditioning: of its prompts.
+      prompt: its prompts as they are read.
       branches: the columns of the schedule that count.
       guided: whether the last of them is the negative prompt.
     """
-    rows = dict.fromkeys(conditioning.schedule)
+    rows = dict.fromkeys(prompt.schedule)
     texts = tuple(dict.fromkeys(row[branch] for row in rows for branch in branches))
-    needed = dict.fromkeys(index for text in texts for index, _ in conditioning.texts[text].mix)
-    if conditioning.empty is not None:
-        needed[conditioning.empty] = None
+    needed = dict.fromkeys(index for text in texts for index, _ in prompt.texts[text].mix)
+    if prompt.empty is not None:
+        needed[prompt.empty] = None
     readings = tuple(needed)
-    ids = {index for reading in readings for chunk in conditioning.readings[reading].ids for index in chunk}
-    learned = {
-        name: rows for name, rows in _rows(conditioning).items() if any(FIRST_VECTOR + row in ids for row in rows)
-    }
+    ids = {index for reading in readings for chunk in prompt.readings[reading].ids for index in chunk}
+    learned = {name: rows for name, rows in _rows(prompt).items() if any(FIRST_VECTOR + row in ids for row in rows)}
     vectors = max((rows.stop for rows in learned.values()), default=0)
-    shape = Shape(
+    shape = PromptShape(
         readings=_rounded(max(len(readings), len(branches))),
         texts=_rounded(max(len(texts), len(branches))),
-        chunks=_rounded(max(len(conditioning.readings[index].ids) for index in readings)),
+        chunks=_rounded(max(len(prompt.readings[index].ids) for index in readings)),
         branches=len(branches),
         guided=guided,
-        masked=any(conditioning.readings[index].mask is not None for index in readings),
+        masked=any(prompt.readings[index].mask is not None for index in readings),
         vectors=_rounded(vectors) if vectors else 0,
     )
-    return Used(conditioning, branches, readings, texts, tuple(learned), shape)
+    return PromptSelection(prompt, branches, readings, texts, tuple(learned), shape)
 
 
 def _rounded(count: int) -> int:
     return count if count == 1 else next(size for size in _SIZES if size >= count)
 
 
-class Prompts(NamedTuple):
-    """The prompts of a batch, as arrays.
+class PromptArrays(NamedTuple):
+    """The prompts of a batch: what has images first, and what has them second (as in `sdjax.engine.inputs`)."""
 
-    ids, weights, mask: (images, readings, chunks, tokens); of padded chunks a copy of the last one. No mask: ().
-    mix: (images, texts, readings).
-    chunks: (images, texts) of each text.
-    around: (images, readings): 1 at the reading of the empty prompt, where weights act around it.
-    normalise: (images,) whether weighted chunks are scaled back to their mean.
-    clip_skip: (images,).
-    part_weights: (parts, images).
-    text_of: (evaluations, images, branches) the text that each sees.
-    vectors: (images, rows, width) of embeddings. No embeddings: ().
-    """
-
-    ids: Any
-    weights: Any
-    mask: Any
-    mix: Any
-    chunks: Any
-    around: Any
-    normalise: Any
-    clip_skip: Any
-    part_weights: Any
-    text_of: Any
-    vectors: Any
+    tokens: PromptTokens
+    text_of: Int32[np.ndarray, "e b p"]
+    part_weights: Float32[np.ndarray, "q b"]
 
 
 def arrays(
-    images: Sequence[Used],
+    images: Sequence[PromptSelection],
     tables: Sequence[Table],
     clip_skips: Sequence[int],
     rows: int,
     vectors: Sequence[Sequence[Float[np.ndarray, "_ e"]]] = (),
-) -> Prompts:
+) -> PromptArrays:
     """The arrays of images of one shape.
 
     Args:
@@ -132,15 +111,15 @@ def arrays(
       vectors: of each image those of each of its `embeddings`, in their order. Not needed where the shape has none.
     """
     shape = images[0].shape
-    length = len(images[0].conditioning.readings[0].ids[0])
+    length = len(images[0].prompt.readings[0].ids[0])
     size = (len(images), shape.readings, shape.chunks, length)
     ids, weights, mask = np.zeros(size, np.int32), np.ones(size, np.float32), np.ones(size, bool)
     mix = np.zeros((len(images), shape.texts, shape.readings), np.float32)
     chunks = np.ones((len(images), shape.texts), np.int32)
-    around = np.zeros((len(images), shape.readings), np.float32)
+    empty = np.zeros((len(images), shape.readings), np.float32)
     text_of = np.zeros((rows, len(images), shape.branches), np.int32)
     for number, (image, table) in enumerate(zip(images, tables, strict=True)):
-        whole = image.conditioning
+        whole = image.prompt
         for place in range(shape.readings):
             index = image.readings[min(place, len(image.readings) - 1)]
             reading = whole.readings[index]
@@ -154,81 +133,89 @@ def arrays(
                 mix[number, place, image.readings.index(index)] += share
             chunks[number, place] = whole.texts[text].chunks
         if whole.empty is not None:
-            around[number, image.readings.index(whole.empty)] = 1
+            empty[number, image.readings.index(whole.empty)] = 1
         steps = np.minimum(table.step, len(whole.schedule) - 1)
         places = {text: place for place, text in enumerate(image.texts)}
         by_step = [[places[whole.schedule[step][branch]] for branch in image.branches] for step in steps]
         text_of[:, number] = [*by_step, *by_step[-1:] * (rows - len(by_step))]
     parts = shape.branches - shape.guided
     part_weights = [[_part_weight(image, branch) for image in images] for branch in range(parts)]
-    return Prompts(
-        ids=ids,
-        weights=weights,
-        mask=mask if shape.masked else (),
-        mix=mix,
-        chunks=chunks,
-        around=around,
-        normalise=np.array([image.conditioning.normalise for image in images]),
-        clip_skip=np.array(clip_skips, np.int32),
-        part_weights=np.array(part_weights, np.float32).reshape(parts, len(images)),
+    return PromptArrays(
+        PromptTokens(
+            ids=ids,
+            weights=weights,
+            mask=mask if shape.masked else None,
+            mix=mix,
+            chunks=chunks,
+            empty=empty,
+            normalise=np.array([image.prompt.normalise for image in images]),
+            clip_skip=np.array(clip_skips, np.int32),
+            vectors=np.stack(list(map(_placed, images, vectors))) if shape.vectors else None,
+        ),
         text_of=text_of,
-        vectors=np.stack(list(map(_placed, images, vectors))) if shape.vectors else (),
+        part_weights=np.array(part_weights, np.float32).reshape(parts, len(images)),
     )
 
 
-def _part_weight(image: Used, branch: int) -> float:
-    weights = image.conditioning.part_weights
+def _part_weight(image: PromptSelection, branch: int) -> float:
+    weights = image.prompt.part_weights
     return weights[branch] if branch < len(weights) else 1.0
 
 
-def _placed(image: Used, vectors: Sequence[Float[np.ndarray, "_ e"]]) -> Float[np.ndarray, "r e"]:
+def _placed(image: PromptSelection, vectors: Sequence[Float[np.ndarray, "_ e"]]) -> Float[np.ndarray, "r e"]:
     """The vectors of an image, each in the row that its id says; other rows are never read."""
     placed = np.zeros((image.shape.vectors, vectors[0].shape[1]), np.float32)
-    rows = _rows(image.conditioning)
+    rows = _rows(image.prompt)
     for name, each in zip(image.embeddings, vectors, strict=True):
         placed[rows[name].start : rows[name].stop] = each
     return placed
 
 
-def _rows(conditioning: Conditioning) -> dict[str, range]:
+def _rows(prompt: Readings) -> dict[str, range]:
     """In which rows the vectors of each embedding are."""
-    starts = itertools.accumulate(conditioning.vectors, initial=0)
-    named = zip(conditioning.embeddings, starts, conditioning.vectors, strict=False)
+    starts = itertools.accumulate(prompt.vectors, initial=0)
+    named = zip(prompt.embeddings, starts, prompt.vectors, strict=False)
     return {name: range(start, start + count) for name, start, count in named}
 
 
-class Contexts(NamedTuple):
-    """What cross-attention looks at, of each text; the mask is None where all of it may be seen."""
+def encode(family: Family, networks: Networks, prompts: PromptTokens, end: int) -> Conditioning:
+    """Readings through the text encoders, weighted, and mixed to texts: `b t` in front.
 
-    states: Float[Array, "b t n e"]
-    mask: Bool[Array, "b t n"] | None
-
-
-def encode(text_encoder: TextEncoder, params: Any, prompts: Prompts) -> Contexts:
-    """Readings through the text encoder, weighted, and mixed to texts."""
+    Args:
+      family: of the model.
+      networks: of the model.
+      prompts: of the batch.
+      end: the id of the token that ends a text.
+    """
     batch, readings, chunks, length = prompts.ids.shape
     flat = (batch * readings * chunks, length)
-    mask = prompts.mask.reshape(flat) if isinstance(prompts.mask, jax.Array) else None
-    skip = jnp.repeat(prompts.clip_skip, readings * chunks)
-    ids, vectors = prompts.ids.reshape(flat), None
-    if isinstance(prompts.vectors, jax.Array):
-        vectors = jnp.repeat(prompts.vectors, readings * chunks, axis=0)
-        ids = jnp.where(ids < FIRST_VECTOR, ids, ids - FIRST_VECTOR + text_encoder.config.vocab_size)
-    hidden = text_encoder.apply({"params": params}, ids, mask, skip, vectors).last_hidden_state
-    states = hidden.reshape(batch, readings, chunks, length, -1)
-    weighted = _weighted(states.astype(jnp.float32), prompts)
-    texts = _mixed(weighted, prompts.mix)
-    states = texts.astype(hidden.dtype).reshape(batch, prompts.mix.shape[1], chunks * length, -1)
+    states = family.encode_text(
+        networks,
+        Tokens(
+            ids=prompts.ids.reshape(flat),
+            mask=None if prompts.mask is None else prompts.mask.reshape(flat),
+            clip_skip=jnp.repeat(prompts.clip_skip, readings * chunks),
+            vectors=None if prompts.vectors is None else jnp.repeat(prompts.vectors, readings * chunks, axis=0),
+            end=end,
+        ),
+    )
+    hidden = states.hidden.reshape(batch, readings, chunks, length, -1)
+    texts = _mixed(_weighted(hidden.astype(jnp.float32), prompts), prompts.mix)
+    context = texts.astype(hidden.dtype).reshape(batch, prompts.mix.shape[1], chunks * length, -1)
+    pooled = None
+    if states.pooled is not None:  # of the first chunk
+        first = states.pooled.reshape(batch, readings, chunks, -1)[:, :, 0]
+        pooled = _mixed(first.astype(jnp.float32), prompts.mix).astype(first.dtype)
     if chunks == 1:
-        return Contexts(states, None)
+        return Conditioning(context, None, pooled)
     there = jnp.arange(chunks)[None, None] < prompts.chunks[..., None]
-    return Contexts(states, jnp.repeat(there, length, axis=-1))
+    return Conditioning(context, jnp.repeat(there, length, axis=-1), pooled)
 
 
-def _weighted(states: Float[Array, "b k c n e"], prompts: Prompts) -> Float[Array, "b k c n e"]:
+def _weighted(states: Float[Array, "b k c n e"], prompts: PromptTokens) -> Float[Array, "b k c n e"]:
     """Each token's state, its distance from 0 or from the empty prompt's scaled; 1 changes nothing, to the bit."""
     weights = prompts.weights[..., None]
-    empty = jnp.sum(states * prompts.around[:, :, None, None, None], axis=1, keepdims=True)
+    empty = jnp.sum(states * prompts.empty[:, :, None, None, None], axis=1, keepdims=True)
     scaled = empty + (states - empty) * weights
     means = scaled.mean(axis=(-2, -1), keepdims=True)
     restored = scaled * (states.mean(axis=(-2, -1), keepdims=True) / jnp.where(means == 0, 1.0, means))
@@ -237,21 +224,25 @@ def _weighted(states: Float[Array, "b k c n e"], prompts: Prompts) -> Float[Arra
     return jnp.where(plain, states, scaled)
 
 
-def _mixed(states: Float[Array, "b k c n e"], mix: Float[Array, "b t k"]) -> Float[Array, "b t c n e"]:
+def _mixed(states: Float[Array, "b k *s"], mix: Float[Array, "b t k"]) -> Float[Array, "b t *s"]:
     """Sums of readings; a reading of coefficient 0 counts for nothing, whatever it holds."""
     total = jnp.zeros((states.shape[0], mix.shape[1], *states.shape[2:]), states.dtype)
     for index in range(states.shape[1]):
-        share = mix[:, :, index][..., None, None, None]
+        share = mix[:, :, index].reshape(*mix.shape[:2], *(1,) * (states.ndim - 2))
         total = total + jnp.where(share == 0, 0.0, share * states[:, index][:, None])
     return total
 
 
-def seen_by(contexts: Contexts, text_of: Int[Array, "b p"]) -> tuple[Float[Array, "q n e"], Bool[Array, "q n"] | None]:
-    """The context of each branch and image, branches outside: q = branches * images."""
+def by_branch(texts: Conditioning, text_of: Int[Array, "b p"]) -> Conditioning:
+    """The texts that the branches of an evaluation see, branches outside."""
 
-    def chosen(values: Array) -> Array:
+    def chosen(values: Array | None) -> Array | None:
+        if values is None:
+            return None
         index = text_of.reshape(*text_of.shape, *(1,) * (values.ndim - 2))
-        by_branch = jnp.moveaxis(jnp.take_along_axis(values, index, axis=1), 1, 0)
-        return by_branch.reshape(-1, *values.shape[2:])
+        branches_first = jnp.moveaxis(jnp.take_along_axis(values, index, axis=1), 1, 0)
+        return branches_first.reshape(-1, *values.shape[2:])
 
-    return chosen(contexts.states), None if contexts.mask is None else chosen(contexts.mask)
+    context = chosen(texts.context)
+    assert context is not None
+    return Conditioning(context, chosen(texts.mask), chosen(texts.pooled))

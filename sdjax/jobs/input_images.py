@@ -1,4 +1,4 @@
-"""A job's pictures: read, checked, and as its programs take them; and what is done to an image when it is drawn."""
+"""A job's input images: their files, opened and checked; fitted to the image's size; with the drawn image pasted in."""
 
 import dataclasses
 import hashlib
@@ -21,7 +21,7 @@ from sdjax.jobs.job import DEPTH_PREPROCESSOR, MAX_SIDE, PICTURES, Job, JobError
 
 # A path -> the bytes of the file.
 Read = Callable[[str], bytes]
-# Pixels -> how near each is, at any size and on any scale.
+# Pixels -> how near each is, at any size and on any scale; raises `JobError` if that can't be told.
 Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
 
 # Pixels along each side of a square, of which a picture may have as many to give an image its size.
@@ -36,8 +36,8 @@ _BASE64_SHORT = re.compile(r"[A-Za-z0-9+/_\s-]{24,}={0,2}\s*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
-class Opened(NamedTuple):
-    """The files of a job.
+class InputFiles(NamedTuple):
+    """The input images of a job as their files have them.
 
     controls: what ControlNets see, one for each of them.
     digests: sha256 of each field's files, by the field.
@@ -61,15 +61,17 @@ class Region(NamedTuple):
     right: int
 
 
-class Shown(NamedTuple):
-    """A job's pictures at the size of the image.
+class InputImages(NamedTuple):
+    """A job's input images at the size of the image.
 
     image: with which it begins.
     mask: 1 is drawn anew, 0 stays.
     latent_mask: likewise, of the latents.
     depth: of which depth maps are made, near is large.
+    depth_from: the image of which the depth is to be estimated.
     controls: what ControlNets see, one for each of them.
-    whole: the picture into which the image is put back; None if it is not.
+    controls_by_depth: which of them are to become depth maps first.
+    whole: the image into which the drawn one is pasted; None if it is not.
     whole_mask: of `whole`, or of its region.
     region: of `whole` that was drawn.
     """
@@ -78,7 +80,9 @@ class Shown(NamedTuple):
     mask: Float32[np.ndarray, "h w"] | None = None
     latent_mask: Float32[np.ndarray, "i j"] | None = None
     depth: Float32[np.ndarray, "k l"] | None = None
+    depth_from: UInt8[np.ndarray, "h w 3"] | None = None
     controls: tuple[UInt8[np.ndarray, "h w 3"], ...] = ()
+    controls_by_depth: tuple[bool, ...] = ()
     whole: UInt8[np.ndarray, "y x 3"] | None = None
     whole_mask: Float32[np.ndarray, "k2 l2"] | None = None
     region: Region | None = None
@@ -134,7 +138,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def open_pictures(job: Job, read: Read) -> Opened:
+def open_inputs(job: Job, read: Read) -> InputFiles:
     """Reads the files that a job names.
 
     Raises:
@@ -187,22 +191,22 @@ def open_pictures(job: Job, read: Read) -> Opened:
     if nets and not controls:
         assert image is not None, "a job has either"
         controls = (image,)
-    return Opened(
+    return InputFiles(
         image, mask, grey("depth_image"), controls * (nets if len(controls) == 1 else 1), digests, tuple(notes)
     )
 
 
-def with_size(job: Job, opened: Opened, factor: int) -> Job:
+def with_size(job: Job, files: InputFiles, factor: int) -> Job:
     """The job with the size of its picture, where it says none: rounded down to multiples of `factor`.
 
     Raises:
       JobError: if that is larger than is sensible without being asked for.
     """
-    picture = opened.image or next(iter(opened.controls), None)
+    picture = files.image or next(iter(files.controls), None)
     if picture is None or (job.height and job.width) or job.only_masked:
         return job
     rows, columns = picture.pixels.shape[:2]
-    field = "image" if opened.image else "control_image"
+    field = "image" if files.image else "control_image"
     if not job.height and not job.width and rows * columns > MAX_UNASKED**2:
         raise JobError(
             f"{field}: {getattr(job, field)} has {columns}x{rows} pixels, and the row does not say how large the image "
@@ -222,32 +226,31 @@ def by_content(job: Job, digests: Mapping[str, tuple[str, ...]]) -> Job:
     return dataclasses.replace(job, **named)
 
 
-def told(digests: Mapping[str, tuple[str, ...]], notes: Sequence[str]) -> str:
+def to_metadata(digests: Mapping[str, tuple[str, ...]], notes: Sequence[str]) -> str:
     """What metadata say of pictures, as JSON; nothing where there are none."""
     if not digests:
         return ""
     return json.dumps({"sha256": {field: list(found) for field, found in digests.items()}, "notes": list(notes)})
 
 
-def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bool) -> Shown:
-    """A job's pictures as its programs take them.
+def fit_inputs(job: Job, files: InputFiles, factor: int, wants_depth: bool) -> InputImages:
+    """A job's input images as its programs take them, but for depth that is to be estimated: see `with_depth`.
 
     Args:
       job: with its size.
-      opened: its files.
+      files: its input images.
       factor: pixels to a latent.
-      estimate: of depth; raises `JobError` if nothing does.
       wants_depth: whether the UNet sees it.
 
     Raises:
-      JobError: if depth is to be estimated and can't be, or a mask has nothing to be drawn.
+      JobError: if a mask has nothing to be drawn, or an image can't be fitted.
     """
     assert job.height is not None and job.width is not None, "the job is not resolved"
     size = job.height, job.width
     whole = whole_mask = region = mask = latent_mask = None
-    image = opened.image.pixels if opened.image else None
-    if image is not None and opened.mask is not None:
-        mask = masks.inverted(opened.mask) if job.invert_mask else opened.mask
+    image = files.image.pixels if files.image else None
+    if image is not None and files.mask is not None:
+        mask = masks.inverted(files.mask) if job.invert_mask else files.mask
         kind = "black" if job.invert_mask else "white"
         if not mask.any():
             raise JobError(f"mask_image: {job.mask_image}: nothing of it is {kind}")
@@ -271,7 +274,7 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
             whole, whole_mask = image, mask
     elif image is not None:
         image = _sized("image", job, fitted, image)
-    depth, controls = opened.depth, [picture.pixels for picture in opened.controls]
+    depth, controls = files.depth, [picture.pixels for picture in files.controls]
     if region is not None and whole is not None:
         depth = None if depth is None else _part(depth, region, whole.shape)
         controls = [fitted(_part(pixels, region, whole.shape), *size, "stretch") for pixels in controls]
@@ -279,16 +282,18 @@ def show(job: Job, opened: Opened, factor: int, estimate: Depth, wants_depth: bo
         controls = [_sized("control_image" if job.control_image else "image", job, fitted, each) for each in controls]
     if region is None and depth is not None and job.resize_mode != "stretch":
         depth = _sized("depth_image", job, fitted_grey, depth)
-    if depth is None and wants_depth and image is not None:
-        depth = estimate(image)
-    return Shown(
+    preprocessors = [read_preprocessor(name) for name in _preprocessors(job)]
+    return InputImages(
         image=image if job.image else None,
         mask=mask,
         latent_mask=latent_mask,
         depth=depth,
+        depth_from=image if depth is None and wants_depth else None,
         controls=tuple(
-            _control(pixels, name, estimate) for pixels, name in zip(controls, _preprocessors(job), strict=True)
+            pixels if kind == DEPTH_PREPROCESSOR else PREPROCESSORS[kind](pixels, *numbers)
+            for pixels, (kind, numbers) in zip(controls, preprocessors, strict=True)
         ),
+        controls_by_depth=tuple(kind == DEPTH_PREPROCESSOR for kind, _ in preprocessors),
         whole=whole,
         whole_mask=whole_mask,
         region=region,
@@ -320,10 +325,18 @@ def _preprocessors(job: Job) -> tuple[str, ...]:
     return named if len(named) == nets else named * nets
 
 
-def _control(pixels: UInt8[np.ndarray, "h w 3"], name: str, estimate: Depth) -> UInt8[np.ndarray, "h w 3"]:
-    kind, numbers = read_preprocessor(name)
-    if kind != DEPTH_PREPROCESSOR:
-        return PREPROCESSORS[kind](pixels, *numbers)
+def with_depth(images: InputImages, estimate: Depth) -> InputImages:
+    """Input images with the depth that was still to be estimated."""
+    depth = images.depth if images.depth_from is None else estimate(images.depth_from)
+    controls = tuple(
+        _depth_map(pixels, estimate) if by_depth else pixels
+        for pixels, by_depth in zip(images.controls, images.controls_by_depth, strict=True)
+    )
+    return images._replace(depth=depth, depth_from=None, controls=controls, controls_by_depth=(False,) * len(controls))
+
+
+def _depth_map(pixels: UInt8[np.ndarray, "h w 3"], estimate: Depth) -> UInt8[np.ndarray, "h w 3"]:
+    """How near each pixel is, from black (the farthest) to white."""
     height, width = pixels.shape[:2]
     near = fitted_grey(estimate(pixels), height, width, "stretch")
     low, high = near.min(), near.max()
@@ -331,14 +344,13 @@ def _control(pixels: UInt8[np.ndarray, "h w 3"], name: str, estimate: Depth) -> 
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-def put_back(image: UInt8[np.ndarray, "h w 3"], shown: Shown) -> UInt8[np.ndarray, "y x 3"]:
-    """An image in the picture of which it is a part, if it is; where nothing was drawn anew that is as it came."""
-    if shown.whole is None or shown.whole_mask is None:
-        return image
-    if shown.region is None:
-        return masks.pasted(shown.whole, image, shown.whole_mask)
-    top, left, bottom, right = shown.region
-    made = shown.whole.copy()
+def paste(image: UInt8[np.ndarray, "h w 3"], images: InputImages) -> UInt8[np.ndarray, "y x 3"]:
+    """A drawn image in the one of which it is a part; where nothing was drawn anew that is as it came."""
+    assert images.whole is not None and images.whole_mask is not None, "such an image is not pasted"
+    if images.region is None:
+        return masks.pasted(images.whole, image, images.whole_mask)
+    top, left, bottom, right = images.region
+    made = images.whole.copy()
     part = made[top:bottom, left:right]
-    part[...] = masks.pasted(part, fitted(image, bottom - top, right - left, "stretch"), shown.whole_mask)
+    part[...] = masks.pasted(part, fitted(image, bottom - top, right - left, "stretch"), images.whole_mask)
     return made

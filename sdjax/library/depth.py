@@ -114,6 +114,12 @@ def _seen_size(processor: DepthProcessor, height: int, width: int) -> tuple[int,
     return max(step, round(scale_y * height / step) * step), max(step, round(scale_x * width / step) * step)
 
 
+def check_size(processor: DepthProcessor, height: int, width: int) -> None:
+    """Raises `ValueError` for an image that is too long and narrow for the network."""
+    if processor.do_resize:
+        _seen_size(processor, height, width)
+
+
 def sized(depth: Float[np.ndarray, "i j"], height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
     """Depth at another size, as transformers' `post_process_depth_estimation` gives it at the picture's."""
     return bicubic(depth.astype(np.float32)[None, :, :, None], height, width)[0, :, :, 0]

@@ -15,7 +15,7 @@ from sdjax.checkpoints.named import check_folder, find_named
 from sdjax.checkpoints.tensors import CheckpointError, Params
 from sdjax.jobs.input_images import Read, read_file
 from sdjax.jobs.job import MAX_CONTROLS, JobError
-from sdjax.library.depth import DepthModel, depth_of, depth_place, load_depth
+from sdjax.library.depth import DepthModel, check_size, depth_of, depth_place, load_depth
 from sdjax.model import DTYPES
 from sdjax.models import ConfigError, UNetConfig, VAEConfig
 from sdjax.models.t2i_adapter import T2IAdapterConfig
@@ -107,7 +107,7 @@ class PictureLibrary:
       upscalers: those that jobs name.
     """
 
-    def __init__(self, pictures: Pictures, unet: UNetConfig, vae: VAEConfig, dtype: str, vae_tile: int) -> None:
+    def __init__(self, pictures: Pictures, unet: UNetConfig, vae: VAEConfig, dtype: str) -> None:
         """Reads nothing yet.
 
         Args:
@@ -115,7 +115,6 @@ class PictureLibrary:
           unet: of the model.
           vae: likewise.
           dtype: of the parameters of ControlNets, and of upscalers that are diffusion models.
-          vae_tile: as of the engine.
         """
         self._pictures = pictures
         self._unet = unet
@@ -124,9 +123,7 @@ class PictureLibrary:
         self._controls: dict[str, KnownControl] = {}
         # Of Stable Diffusion 1, each takes 1.4 GB in float32.
         self._loaded = functools.lru_cache(MAX_CONTROLS)(self._load_control)
-        self.upscalers = Upscalers(
-            pictures.upscaler_folder, pickled=pictures.pickled, vae=vae, dtype=dtype, vae_tile=vae_tile
-        )
+        self.upscalers = Upscalers(pictures.upscaler_folder, pickled=pictures.pickled, dtype=dtype)
 
     @property
     def read(self) -> Read:
@@ -138,6 +135,19 @@ class PictureLibrary:
         """The estimator of depth, if there is one; errors are those of `load_depth`."""
         named = self._pictures.depth_model
         return None if named is None else load_depth(named, pickled=self._pictures.pickled)
+
+    def check_depth(self, height: int, width: int, _: int = 3) -> None:
+        """Finds out whether the depth of an image of this size can be estimated.
+
+        Raises:
+          JobError: if not.
+        """
+        if self.depth is None:
+            raise JobError("depth is to be estimated: set depth_model, or give a depth_image")
+        try:
+            check_size(self.depth.processor, height, width)
+        except ValueError as error:
+            raise JobError(str(error)) from error
 
     def estimate(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j"]:
         """How near each place of a picture is, on no scale.

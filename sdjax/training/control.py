@@ -70,7 +70,7 @@ def train(
 
     def loss(params: state.Params, batch: tuple[Array, ...], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, edges, ids = batch
-        context = model.text_encoder.apply({"params": frozen["text_encoder"]}, ids).last_hidden_state
+        context = model.networks["text_encoder"].apply({"params": frozen["text_encoder"]}, ids).last_hidden_state
         picture = jnp.repeat(edges[..., None].astype(jnp.float32) / 255, 3, axis=-1)
 
         def predict(noisy: Array, timesteps: Array) -> Array:

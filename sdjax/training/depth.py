@@ -121,7 +121,7 @@ def train_unet(
 
     def loss(params: state.Params, batch: tuple[Array, ...], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, depth, ids = batch
-        context = model.text_encoder.apply({"params": text}, ids).last_hidden_state
+        context = model.networks["text_encoder"].apply({"params": text}, ids).last_hidden_state
 
         def predict(noisy: Array, timesteps: Array) -> Array:
             seen = jnp.concatenate([noisy, depth[..., None]], axis=-1)
@@ -143,7 +143,7 @@ def write_model(model: sdjax.Model, params: state.Params, target: Path) -> None:
     assert source is not None, "the embedded model is bundled"
     write_folder(
         target,
-        text_encoder=model.text_encoder.config,
+        text_encoder=model.networks["text_encoder"].config,
         unet=config(model),
         vae=model.vae.config,
         scheduler=model.scheduler,

@@ -1,0 +1,106 @@
+"""The devices of an engine, what lies on them, and the programs that are compiled for them."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from sdjax.engine.device import compiler_options
+from sdjax.engine.inputs import BY_IMAGE, REPLICATED
+
+# Programs that are kept: images may be of as many sizes.
+_MAX_PROGRAMS = 512
+# Bytes of parameters besides the model's that stay on the devices: ControlNets and upscalers, the last ones used.
+_MAX_KEPT = 4 << 30
+
+# Called before a program is compiled.
+OnCompile = Callable[[], None]
+
+
+def shapes_of(tree: Any) -> tuple[Any, ...]:
+    """What of arrays a program is compiled for."""
+    return tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_of(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+class Devices:
+    """Local devices of one kind, over which batches are mapped.
+
+    Every program is compiled once for a shape and runs on all devices alike, each on its share of the batch.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
+        """Compiles and puts nothing yet."""
+        self.all = tuple(devices)
+        self.mesh = Mesh(np.array(self.all), ("data",))
+        self._programs: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+
+    def put(self, tree: Any, sharding: Any) -> Any:
+        """Arrays on the devices; `sharding` is a partition spec, or a tree of such that begins as `tree` does."""
+        shardings = jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), sharding)
+        return jax.device_put(tree, shardings)
+
+    def kept(self, digest: str, load: Callable[[], Any]) -> Any:
+        """Parameters that lie on all devices under a digest; the least recently used go where there are too many."""
+        if digest not in self._kept:
+            self._kept[digest] = self.put(load(), REPLICATED)
+        self._kept.move_to_end(digest)
+        while len(self._kept) > 1 and sum(map(_bytes_of, self._kept.values())) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[digest]
+
+    def compiled(
+        self,
+        key: Any,
+        program: Callable[..., Any],
+        params: Any,
+        inputs: Any,
+        sharding: Any = BY_IMAGE,
+        outputs: Any = BY_IMAGE,
+        on_compile: OnCompile = lambda: None,
+    ) -> Callable[..., Any]:
+        """A program of parameters and inputs, compiled once for a key, and mapped over the devices.
+
+        Args:
+          key: with the structure of the parameters, all that the program depends on.
+          program: pure; for one device's share.
+          params: replicated; on the devices.
+          inputs: on the devices.
+          sharding: of the inputs.
+          outputs: of what the program gives.
+          on_compile: called before it is compiled.
+        """
+        place = key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
+        if place not in self._programs:
+            on_compile()
+            # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
+            mapped = jax.shard_map(
+                program, mesh=self.mesh, in_specs=(REPLICATED, sharding), out_specs=outputs, check_vma=False
+            )
+            options = compiler_options(self.all[0].platform)
+            self._programs[place] = jax.jit(mapped).lower(params, inputs).compile(options)
+            while len(self._programs) > _MAX_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(place)
+        return self._programs[place]
+
+    def run(
+        self,
+        key: Any,
+        program: Callable[..., Any],
+        params: Any,
+        inputs: Any,
+        sharding: Any = BY_IMAGE,
+        outputs: Any = BY_IMAGE,
+        on_compile: OnCompile = lambda: None,
+    ) -> Any:
+        """Runs such a program on arrays of the host or of the devices; arguments as of `compiled`."""
+        inputs = self.put(inputs, sharding)
+        return self.compiled(key, program, params, inputs, sharding, outputs, on_compile)(params, inputs)

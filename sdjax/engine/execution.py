@@ -1,0 +1,395 @@
+"""Passes on devices: each takes the state of a batch and leaves it changed, all dispatched alike over the devices."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from sdjax.adapters.lora import changed, replaced
+from sdjax.checkpoints.tensors import Params
+from sdjax.diffusion.sample import Trail
+from sdjax.engine import batches, latents
+from sdjax.engine.devices import Devices, shapes_of
+from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, REPLICATED, SHARDING, EncoderInputs
+from sdjax.engine.latents import latent_shape
+from sdjax.engine.passes import Bucket, Decode, Pass, Paste, ResizeLatents, Sample, Task, UpscaleImages
+from sdjax.engine.program import sample_latents
+from sdjax.engine.upscaling_passes import fits
+from sdjax.images import masks
+from sdjax.jobs.input_images import paste
+from sdjax.library.classifier import Classifier
+from sdjax.library.picture_library import PictureLibrary
+from sdjax.model import Model
+from sdjax.models.vae_tiles import tile_of
+from sdjax.upscaling.tiles import enlarged_in_tiles, enlarged_tiles
+from sdjax.upscaling.upscalers import Network
+
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+_PREVIEWS: Any = (BY_SECOND_AXIS, BY_SECOND_AXIS)
+
+
+@dataclasses.dataclass
+class BatchState:
+    """What the passes have made of a batch so far; arrays of the devices may still be worked on.
+
+    latents: of the last sampling, padded to the compiled batch.
+    decoded: (images, whether each is finite) of them by `decoder`, likewise; None once they are on the host.
+    images: on the host, of the tasks alone.
+    finite: whether all that was made of each so far is.
+    decoded_again: whether an image was decoded again in float32, since half precision gave NaN.
+    trail: latents that are kept on the way, for previews.
+    """
+
+    tasks: list[Task]
+    latents: Any
+    decoded: tuple[Any, Any] | None
+    decoder: Model | None
+    images: UInt8[np.ndarray, "b h w 3"] | None
+    finite: Bool[np.ndarray, " b"]
+    decoded_again: Bool[np.ndarray, " b"]
+    trail: Trail | None
+
+
+def start_of(tasks: list[Task]) -> BatchState:
+    """The state of a batch before its first pass."""
+    return BatchState(tasks, None, None, None, None, np.ones(len(tasks), bool), np.zeros(len(tasks), bool), None)
+
+
+def awaits_images(each: Pass) -> bool:
+    """Whether a pass waits for what the devices made before."""
+    return isinstance(each, Paste | UpscaleImages) or (
+        isinstance(each, Sample) and each.start in ("image", "on image", "on latents")
+    )
+
+
+class Execution:
+    """Runs passes for an engine."""
+
+    def __init__(
+        self,
+        model: Model,
+        classifier: Classifier | None,
+        devices: Devices,
+        batch_size: int,
+        vae_tile: int,
+        on_compile: Callable[[Bucket], None],
+    ) -> None:
+        """Puts the parameters on the devices.
+
+        Args:
+          model: that draws images.
+          classifier: that guides some.
+          devices: on which all runs.
+          batch_size: images per device in each program of the model. Those of upscalers have one image per device.
+          vae_tile: see `tile_of`.
+          on_compile: called before a sampling program is compiled.
+        """
+        self.model, self.devices, self._classifier = model, devices, classifier
+        self._batch_size, self._vae_tile, self._on_compile = batch_size, vae_tile, on_compile
+        params = {**model.params, "classifier": classifier.params if classifier else {}}
+        self.params: Params = devices.put(params, REPLICATED)
+        # The last parameters into which LoRAs were merged, and which.
+        self._merged: tuple[Any, Params] = ((), self.params)
+
+    @property
+    def merged_loras(self) -> Any:
+        """What was merged last into the model's weights."""
+        return self._merged[0]
+
+    def run(self, each: Sequence[Pass], state: BatchState, library: PictureLibrary) -> None:
+        """Runs one pass for all tasks of a batch; `each` are its passes, one for each task, of one key."""
+        kind = each[0]
+        if isinstance(kind, Sample):
+            self._sample([sample for sample in each if isinstance(sample, Sample)], state, library)
+        elif isinstance(kind, Decode):
+            self._decode(kind.model, state)
+        elif isinstance(kind, ResizeLatents):
+            program = functools.partial(latents.resized_latents, *kind)
+            state.latents = self.devices.run(
+                (*kind.batch_key, state.latents.shape), program, self.params, state.latents
+            )
+        elif isinstance(kind, UpscaleImages):
+            self._upscale(kind, state, library)
+        elif isinstance(kind, Paste):
+            images = self.images(state)
+            pasted = [
+                paste(image, one.images) for image, one in zip(images, each, strict=True) if isinstance(one, Paste)
+            ]
+            state.images = np.stack(pasted)
+
+    # --- Sampling ---
+
+    def _sample(self, samples: list[Sample], state: BatchState, library: PictureLibrary) -> None:
+        first = samples[0]
+        if first.model.family.conditioned_on is not None:
+            state.latents = self._sampled_by_upscaler(samples, state, library)
+            return
+        padded = samples + samples[-1:] * (self._in_batch(first.model) - len(samples))
+        begins_with = None
+        if first.start == "image":
+            begins_with = self._padded(self.images(state), len(padded))
+        elif first.start == "latents":
+            begins_with = state.latents
+        params = self._params_with(first)
+        state.latents, state.trail = self._sampled(padded, params, begins_with, library)
+
+    def _sampled(self, batch: list[Sample], params: Params, begins_with: Any, library: PictureLibrary) -> Any:
+        """Latents of a compiled batch, and those that are kept on the way."""
+        model, bucket = batch[0].model, batch[0].bucket
+        controls = tuple(
+            self.devices.kept(control.digest, functools.partial(library.control_params, control))
+            for control in batch[0].controls
+        )
+        given = batches.inputs(batch, model.params, self._computed(batch, params, begins_with, controls))
+        return self.devices.run(
+            self.sample_key(batch[0]),
+            self.sample_program(batch[0]),
+            params,
+            given,
+            SHARDING,
+            (BY_IMAGE, Trail(*_PREVIEWS)),
+            functools.partial(self._on_compile, bucket),
+        )
+
+    @staticmethod
+    def sample_key(sample: Sample) -> Any:
+        """What of a pass its program depends on."""
+        return "sample", sample.model.digest, sample.bucket
+
+    def sample_program(self, sample: Sample) -> Callable[..., Any]:
+        """The program of a pass, for one device's share."""
+        log_probability = self._classifier.log_probability if self._classifier else None
+        shape = latent_shape(sample.model, sample.bucket.height, sample.bucket.width)
+        return functools.partial(sample_latents, sample.model, log_probability, sample.bucket, shape)
+
+    def _computed(
+        self, batch: list[Sample], params: Params, begins_with: Any, controls: tuple[Any, ...]
+    ) -> batches.Computed:
+        """What is computed before the sampling program."""
+        sample, model, bucket = batch[0], batch[0].model, batch[0].bucket
+        shape = latent_shape(model, bucket.height, bucket.width)
+        seeds = batches.seed_words(batch)
+        if bucket.host_noise is None:
+            first: Any = self._start(batch)
+            later, image_noise, fill_noise, masked_noise = None, seeds, seeds, seeds
+        else:
+            noise: Any = batches.HostNoise(batch)
+            first, later = noise.latents, noise.later
+            image_noise, fill_noise, masked_noise = noise.image, noise.first, noise.masked
+        init_latents = init_noise = None
+        if sample.start in ("input image", "image", "latents"):
+            init_latents = begins_with
+            if sample.start != "latents":
+                pixels = batches.input_images(batch) if begins_with is None else begins_with
+                init_latents = self._encoded(sample, EncoderInputs(pixels, image_noise, None))
+            given = batches.img2img_inputs(batch, init_latents, first, fill_noise)
+            program = functools.partial(latents.img2img_latents, shape)
+            first = self.devices.run(("img2img", shapes_of(given)), program, self.params, given)
+            if bucket.masked:
+                init_noise = fill_noise if bucket.host_noise is not None else self._start(batch, unit=True)
+        return batches.Computed(
+            latents=first,
+            extra_channels=self._extra_channels(batch, begins_with, image_noise, masked_noise),
+            init_latents=init_latents if bucket.masked else None,
+            init_noise=init_noise,
+            noise=later,
+            controls=controls,
+        )
+
+    def _start(self, batch: list[Sample], unit: bool = False) -> Any:
+        """The first latents, of noise drawn on the device; `unit` is that noise at deviation 1."""
+        bucket, resized_from = batch[0].bucket, batch[0].key.resized_from
+        shape = latent_shape(batch[0].model, bucket.height, bucket.width)
+        program = functools.partial(latents.start_latents, shape, resized_from)
+        key = "start", shape, resized_from, len(batch)
+        return self.devices.run(key, program, self.params, batches.start_inputs(batch, unit))
+
+    def _encoded(self, sample: Sample, given: EncoderInputs, masked: bool = False) -> Any:
+        """The latents of images."""
+        bucket, model = sample.bucket, sample.model
+        tile = tile_of(bucket.height, bucket.width, self._vae_tile)
+        shape = latent_shape(model, bucket.height, bucket.width)
+        program = functools.partial(latents.encode_images, model, shape, tile, masked)
+        return self.devices.run(("encode", masked, shapes_of(given)), program, self.params, given)
+
+    def _extra_channels(self, batch: list[Sample], begins_with: Any, image_noise: Any, masked_noise: Any) -> Any:
+        """What the UNet sees beside latents: a depth map; a mask and a masked image; what an upscaler is to enlarge."""
+        sample, model, bucket = batch[0], batch[0].model, batch[0].bucket
+        shape = latent_shape(model, bucket.height, bucket.width)
+        if sample.start == "on latents":
+            return self.devices.run(("double", begins_with.shape), latents.doubled_latents, self.params, begins_with)
+        if sample.start == "on image":
+            given = batches.noised_image_inputs(batch, begins_with, image_noise)
+            return self.devices.run(("noise images", shapes_of(given)), latents.noised_images, self.params, given)
+        if model.takes_depth:
+            return batches.depth_maps(batch, shape)
+        if not model.takes_mask:
+            return None
+        if sample.key.masked:
+            hidden = EncoderInputs(batches.input_images(batch), masked_noise, batches.hidden_pixels(batch))
+            left = np.asarray(self._encoded(sample, hidden, masked=True))
+            return np.concatenate([(batches.latent_masks(batch) >= masks.HALF).astype(np.float32), left], axis=-1)
+        tile = tile_of(bucket.height, bucket.width, self._vae_tile)
+        program = functools.partial(latents.whole_mask_channels, model, shape, tile)
+        return self.devices.run(("whole mask", shape, shapes_of(masked_noise)), program, self.params, masked_noise)
+
+    def _params_with(self, sample: Sample) -> Params:
+        """The model's parameters with the LoRAs of a batch merged into them; all else is shared."""
+        loras = sample.key.loras
+        if not loras:
+            return self.params
+        if self._merged[0] != loras:
+            self._merged = ((), self.params)  # first: the devices hold one set of merged weights at a time
+            weighted = sample.adapters.loras
+            given = (
+                [each.adapter.changes for each in weighted],
+                [
+                    {"unet": np.float32(each.weight), "text_encoder": np.float32(each.text_encoder_weight)}
+                    for each in weighted
+                ],
+            )
+            key = ("merge", jax.tree.structure(given), shapes_of(given))
+            leaves = self.devices.run(
+                key, lambda params, given: changed(params, *given), self.params, given, REPLICATED, REPLICATED
+            )
+            self._merged = (loras, replaced(self.params, leaves))
+        return self._merged[1]
+
+    # --- Upscaling ---
+
+    def _in_batch(self, model: Model) -> int:
+        """Images in a compiled batch: one per device for upscalers, whose images are large."""
+        return len(self.devices.all) * (1 if model.family.conditioned_on else self._batch_size)
+
+    def _params_of(self, model: Model) -> Params:
+        return self.params if model is self.model else self.devices.kept(model.digest, lambda: model.params)
+
+    def _sampled_by_upscaler(self, samples: list[Sample], state: BatchState, library: PictureLibrary) -> Any:
+        """Latents of a diffusion upscaler, as many images at once as there are devices."""
+        first, size = samples[0], self._in_batch(samples[0].model)
+        params = self._params_of(first.model)
+        given = self.images(state) if first.start == "on image" else np.asarray(state.latents)[: len(samples)]
+        made = []
+        for start in range(0, len(samples), size):
+            group = samples[start : start + size]
+            padded = group + group[-1:] * (size - len(group))
+            begins_with = self._padded(given[start : start + size], size)
+            made.append(np.asarray(self._sampled(padded, params, begins_with, library)[0])[: len(group)])
+        return np.concatenate(made)
+
+    def _upscale(self, each: UpscaleImages, state: BatchState, library: PictureLibrary) -> None:
+        """Images of another size, by a network (as often as it takes, then resized) or by interpolation."""
+        images = self.images(state)
+        network = library.upscalers.named(each.name) if each.digest else None
+        if isinstance(network, Network):
+            images = self._enlarged(network, images, state)
+            while _goes_on(network.scale, images.shape[1:3], each.height, each.width):
+                images = self._enlarged(network, images, state)
+        kind = _FILTERS.get(each.name, Image.Resampling.LANCZOS)
+        state.images = np.stack(
+            [np.asarray(Image.fromarray(image).resize((each.width, each.height), kind)) for image in images]
+        )
+
+    def _enlarged(
+        self, network: Network, images: UInt8[np.ndarray, "b h w 3"], state: BatchState
+    ) -> UInt8[np.ndarray, "b i j 3"]:
+        """Images once through a network, one on each device at a time."""
+        size = len(self.devices.all)
+        params = self.devices.kept(network.digest, lambda: network.params)
+        program = functools.partial(enlarged_tiles, network.config)
+
+        def run(tiles: UInt8[np.ndarray, "b h w 3"]) -> Any:
+            key = "enlarge", network.config, tiles.shape
+            return self.devices.run(key, program, params, tiles, BY_IMAGE, (BY_IMAGE, BY_IMAGE))
+
+        made = []
+        for start in range(0, len(images), size):
+            group = images[start : start + size]
+            enlarged = enlarged_in_tiles(network.config, run, self._padded(group, size))
+            state.finite[start : start + size] &= enlarged.finite[: len(group)]
+            made.append(enlarged.images[: len(group)])
+        return np.concatenate(made)
+
+    @staticmethod
+    def _padded(values: np.ndarray, size: int) -> np.ndarray:
+        """As many as a compiled batch has: the last again."""
+        return np.concatenate([values, np.repeat(values[-1:], size - len(values), axis=0)])
+
+    # --- Decoding ---
+
+    def _decode(self, model: Model, state: BatchState) -> None:
+        given, size = state.latents, self._in_batch(model)
+        if model is self.model:
+            if isinstance(given, np.ndarray):
+                given = self._padded(given, size)
+            state.decoded, state.decoder, state.images = self._decoded(model, given, self.params), model, None
+            state.latents = given
+            return
+        params = self._params_of(model)
+        made = []
+        for start in range(0, len(given), size):
+            group = self._padded(given[start : start + size], size)
+            images, finite, again = self._mended(model, group, self._decoded(model, group, params), params)
+            state.finite[start : start + size] &= finite[: len(given) - start]
+            state.decoded_again[start : start + size] |= again[: len(given) - start]
+            made.append(images[: len(given) - start])
+        state.decoded, state.images = None, np.concatenate(made)
+
+    def _decoded(self, model: Model, given: Any, params: Params, dtype: str | None = None) -> Any:
+        """Images of a compiled batch of latents, and whether each is finite."""
+        factor = model.vae.config.factor
+        tile = tile_of(given.shape[1] * factor, given.shape[2] * factor, self._vae_tile)
+        program = functools.partial(latents.decode, model, dtype, tile)
+        key = "decode", model.digest, given.shape, dtype
+        return self.devices.run(key, program, params, given, BY_IMAGE, (BY_IMAGE, BY_IMAGE))
+
+    def _mended(
+        self, model: Model, given: Any, decoded: tuple[Any, Any], params: Params
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images, decoded again in float32 where half precision gave NaN: (images, whether finite, whether again)."""
+        images, finite = (np.asarray(array) for array in decoded)
+        if finite.all() or model.vae_dtype == "float32":
+            return images, finite, np.zeros_like(finite)
+        wider, mended = (np.asarray(array) for array in self._decoded(model, given, params, "float32"))
+        return np.where(finite[:, None, None, None], images, wider), finite | mended, ~finite
+
+    def images(self, state: BatchState) -> UInt8[np.ndarray, "b h w 3"]:
+        """The images of a batch, on the host."""
+        if state.decoded is not None:
+            assert state.decoder is not None
+            count = len(state.tasks)
+            images, finite, again = self._mended(state.decoder, state.latents, state.decoded, self.params)
+            state.images, state.decoded = images[:count], None
+            state.finite &= finite[:count]
+            state.decoded_again |= again[:count]
+        assert state.images is not None, "nothing is decoded yet"
+        return state.images
+
+    def preview_images(self, state: BatchState, count: int) -> list[np.ndarray]:
+        """The kept latents of a batch as images: of each of `count` steps what was noisy, then what was denoised.
+
+        One after the other: decoded, they take far more room than as latents.
+        """
+        trail = state.trail
+        assert trail is not None
+        return [
+            self._mended(self.model, values[place], self._decoded(self.model, values[place], self.params), self.params)[
+                0
+            ]
+            for place in range(count)
+            for values in trail
+        ]
+
+
+def _goes_on(scale: int, size: tuple[int, int], height: int, width: int) -> bool:
+    """Whether a network that was run is run again: while images are too small, and there is room for the next."""
+    return scale > 1 and (size[0] < height or size[1] < width) and fits(scale, *size)

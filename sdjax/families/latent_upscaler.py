@@ -1,0 +1,44 @@
+"""Stable Diffusion's x2 upscaler of latents.
+
+Its UNet is preconditioned as in Karras et al. 2022 (arXiv:2206.00364, table 1) for data of deviation 1: it gives F of
+(latents / sqrt(sigma^2 + 1), ln(sigma) / 4), and latents / (sigma^2 + 1) + F * sigma / sqrt(sigma^2 + 1) are the
+denoised latents. It sees the latents to be upscaled as they are, each four times, and is given 64 ones, 64 zeros
+(cosines and sines of how noisy they are: not at all) and the text encoder's last state at the end of the prompt.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdjax.checkpoints.sd_upscaler import NOISE_FEATURES
+from sdjax.diffusion import elementary
+from sdjax.diffusion.tableau import Table
+from sdjax.families.family import Family, Networks, TextStates, Tokens, UNetInputs
+
+
+def encode_text(networks: Networks, tokens: Tokens) -> TextStates:
+    """The states before the final norm, on which it was trained as published; and the last one where the text ends."""
+    states = networks.apply("text_encoder", tokens.ids)
+    ends = jnp.argmax(tokens.ids == tokens.end, axis=-1)[:, None, None]
+    return TextStates(states.hidden_states[-1], jnp.take_along_axis(states.last_hidden_state, ends, axis=1)[:, 0])
+
+
+def predict(networks: Networks, inputs: UNetInputs, residuals: Any) -> Float[Array, "q h w c"]:
+    """The prediction as Salimans and Ho's v, which is F with the other sign."""
+    context, _, pooled = inputs.conditioning
+    assert pooled is not None and residuals is None, "plans have no ControlNets here"
+    not_noisy = jnp.repeat(jnp.array([1, 0], pooled.dtype), NOISE_FEATURES // 2)
+    condition = jnp.concatenate([jnp.tile(not_noisy[None], (len(pooled), 1)), pooled], axis=-1)
+    predicted: Array = networks.apply("unet", inputs.latents, inputs.timesteps, context, condition)
+    return -predicted[..., :-1]  # the last channel is a variance, which is not used
+
+
+def table(steps: Table) -> Table:
+    """A sampler's table with the times that this UNet is told: ln(sigma) / 4."""
+    return steps._replace(timestep=elementary.log(steps.sigma) / 4)
+
+
+LATENT_UPSCALER = Family(
+    "Stable Diffusion x2 latent upscaler", ("text_encoder",), encode_text, predict, table, "latents", 2
+)

@@ -1,0 +1,74 @@
+"""Stable Diffusion's two upscalers as models: x4, of images, and x2, of latents."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from sdjax.checkpoints.diffusers_folder import vae_dtype_of
+from sdjax.checkpoints.sd_upscaler import read_upscaler
+from sdjax.checkpoints.tensors import CheckpointError
+from sdjax.families.latent_upscaler import LATENT_UPSCALER
+from sdjax.families.x4_upscaler import X4_UPSCALER
+from sdjax.jobs.job import Job
+from sdjax.model import DTYPES, Model, place_of, tokenizer_for
+from sdjax.models import VAE, TextEncoder, UNet
+from sdjax.models.latent_upscaler import LatentUpscalerUNet
+
+
+def load_diffusion_upscaler(
+    path: str | Path, *, dtype: str = "float32", variant: str | None = None, pickled: bool = False
+) -> Model:
+    """Loads one of the two upscalers.
+
+    Args:
+      path: a folder that diffusers wrote, or of the x4 upscaler an original single file; or "org/name" on a hub.
+      dtype: "float32", "bfloat16" or "float16"; a VAE that overflows in half precision stays float32.
+      variant: which files of a folder to take, for example "fp16".
+      pickled: allows files that torch pickled, which are read by a reader that runs nothing.
+
+    Raises:
+      CheckpointError: if it is no such upscaler, or not whole, or its scheduler is of a kind that is not supported.
+      ConfigError: if a config asks for what is not implemented.
+      ValueError: for another dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
+    place = place_of(str(path), None, variant, pickled).path
+    found = read_upscaler(place, variant, DTYPES[dtype], pickled=pickled)
+    if found.sampler is None or found.scheduler.thresholding:
+        raise CheckpointError(
+            f"{place}: its scheduler, {found.scheduler_class}, is none of the samplers here, or asks for thresholding; "
+            "expected DDIMScheduler of the x4 upscaler, EulerDiscreteScheduler of the x2 upscaler"
+        )
+    family = LATENT_UPSCALER if found.low_res is None else X4_UPSCALER
+    model = Model(
+        name=place.resolve().name if place.is_dir() else place.stem,
+        digest=found.digest,
+        dtype=dtype,
+        vae_dtype=jnp.dtype(vae_dtype_of(found.vae, DTYPES[dtype], None)).name,
+        family=family,
+        networks={
+            "text_encoder": TextEncoder(found.text_encoder),
+            "unet": LatentUpscalerUNet(found.unet) if found.low_res is None else UNet(found.unet),
+            "vae": VAE(found.vae),
+        },
+        tokenizer=tokenizer_for(found.text_encoder, found.tokenizer_folder),
+        scheduler=found.scheduler,
+        scheduler_class=found.scheduler_class,
+        sampler=found.sampler,
+        params=found.params,
+        variant_name=family.name,
+        file_digest=found.file_digest,
+        revision=None,
+        vae_revision=None,
+        low_res=found.low_res,
+        max_noise_level=found.max_noise_level,
+    )
+    label = 0 if found.low_res else None
+    if model.table(model.resolve(Job(prompt="", seed=0, steps=10, class_label=label))).draws.any():
+        raise CheckpointError(
+            f"{place}: its scheduler, {found.scheduler_class}, adds noise on the way, which is not supported in "
+            "upscaling; set another in scheduler/scheduler_config.json, of the published ones DDIMScheduler (x4) or "
+            "EulerDiscreteScheduler (x2)"
+        )
+    return model
