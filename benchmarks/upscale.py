@@ -8,6 +8,7 @@ ratio (above 1: sdjax is faster); and the same of seconds of CPU, which say more
 """
 
 import argparse
+import functools
 import importlib.util
 import os
 import statistics
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from sdjax.checkpoints.upscaler_file import read_upscaler
-from sdjax.upscaling.tiles import upscaled
+from sdjax.engine.device import platform_of, program_for
+from sdjax.upscaling.tiles import enlarged_in_tiles, enlarged_tiles
 
 
 def published() -> Path:
@@ -60,8 +62,15 @@ def main() -> None:
     options = parser.parse_args()
     text = options.file or published()
     upscaler = read_upscaler(text)
+    program = functools.partial(
+        program_for(platform_of(upscaler.params), enlarged_tiles, upscaler.config), upscaler.params
+    )
+
+    def by_sdjax(pixels: np.ndarray) -> np.ndarray:
+        return enlarged_in_tiles(upscaler.config, program, pixels[None], tile=max(options.sizes)).images[0]
+
     runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "sdjax": lambda pixels: upscaled(upscaler, pixels[None], tile=max(options.sizes))[0],
+        "sdjax": by_sdjax,
         "ncnn": by_ncnn(text, options.threads),
     }
     for size in options.sizes:

@@ -82,6 +82,11 @@ class Model:
         return vae
 
     @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: "epsilon", "v_prediction" or "sample"."""
+        return self.family.prediction_type or self.scheduler.prediction_type
+
+    @property
     def takes_depth(self) -> bool:
         """Whether the UNet sees a depth map."""
         return self.family.conditioned_on is None and extra_channels(self.unet.config, self.vae.config) == DEPTH

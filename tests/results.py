@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 import sdjax
-from sdjax.engine.planner import Task
+from sdjax.engine.passes import Task
 
 
 def make(engine: sdjax.Engine, jobs: Sequence[sdjax.Job]) -> list[sdjax.Result]:

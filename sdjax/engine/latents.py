@@ -114,12 +114,12 @@ def noised_images(params: Any, inputs: NoisedImageInputs) -> Float[Array, "b y x
     return (inputs.pixels.astype(jnp.float32) / 127.5 - 1) * signal + drawn * sigma
 
 
-def doubled_latents(params: Any, latents: Latents) -> Latents:
+def doubled_latents(params: Any, latents: Latents) -> Float[Array, "b i j c"]:
     """Each value four times, as the x2 upscaler's UNet sees latents."""
     return nearest(latents, 2 * latents.shape[1], 2 * latents.shape[2])
 
 
-def resized_latents(method: str, height: int, width: int, params: Any, latents: Latents) -> Latents:
+def resized_latents(method: str, height: int, width: int, params: Any, latents: Latents) -> Float[Array, "b i j c"]:
     """Latents of another height and width; `method` is a key of `LATENT_UPSCALERS`."""
     return enlarged(latents, method, height, width)
 

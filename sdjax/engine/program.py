@@ -69,7 +69,7 @@ def sample_latents(
 
         def denoise(latents: Latents, level: Level) -> Latents:
             prediction = guided_prediction(latents, level)
-            result = denoised(prediction, latents, level.sigma, level.alpha, model.scheduler.prediction_type)
+            result = denoised(prediction, latents, level.sigma, level.alpha, model.prediction_type)
             if bucket.classifier:
                 result = _classified(log_probability, params["classifier"], per_image, result, latents, level)
             return thresholded(result, per_image.threshold_ratio, per_image.threshold_max)

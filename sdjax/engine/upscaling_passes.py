@@ -94,7 +94,7 @@ def diffusion_sample(upscaler: Model, job: Job, size: Size, start: Start) -> Sam
 
     Raises:
       JobError: for a number of steps or a noise level that it has not, or a prompt that can't be read as it was meant,
-        does not fit, or names adapters.
+        does not fit.
     """
     own = _upscalers_job(upscaler, job, size)
     table = upscaler.table(own)
@@ -111,7 +111,6 @@ def diffusion_sample(upscaler: Model, job: Job, size: Size, start: Start) -> Sam
     unguided = own.guidance_scale == 1
     problems = [
         *(read.problems if own.prompt_problems == "reject" else ()),
-        *(f"<{tag.kind}:{tag.name}> names an adapter" for tag in read.tags),
         *(f"{cut!r} does not fit" for cut in (read.cut, not unguided and read.negative_cut) if cut),
     ]
     if unguided and read.part_weights != (1.0,):

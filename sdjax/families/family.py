@@ -92,6 +92,7 @@ class Family(NamedTuple):
     conditioned_on: what its UNet sees beside the latents of every image: "image", noised by a level that it is told as
       class label (the x4 upscaler); "latents", of half the size (the x2 upscaler); None.
     upscales: how many times as large along each side an image becomes.
+    prediction_type: what `predict` gives, whatever the scheduler's config says; None is as that says.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Family(NamedTuple):
     table: Callable[[Table], Table] = lambda table: table
     conditioned_on: str | None = None
     upscales: int = 1
+    prediction_type: str | None = None
 
     def text_layers(self, modules: Mapping[str, Any]) -> int:
         """How many layers the shallowest of its text encoders has."""

@@ -40,5 +40,12 @@ def table(steps: Table) -> Table:
 
 
 LATENT_UPSCALER = Family(
-    "Stable Diffusion x2 latent upscaler", ("text_encoder",), encode_text, predict, table, "latents", 2
+    "Stable Diffusion x2 latent upscaler",
+    ("text_encoder",),
+    encode_text,
+    predict,
+    table,
+    conditioned_on="latents",
+    upscales=2,
+    prediction_type="v_prediction",
 )

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.adapters.lora import apply, read_lora
+from sdjax.engine.passes import Bucket
 from sdjax.engine.planner import LORA_MODES
-from sdjax.engine.program import Bucket
 from tests import pickles
 from tests.results import make, same, taken_for_the_first
 
@@ -176,12 +176,12 @@ def test_a_merged_picture_is_that_of_a_model_with_the_changed_weights(tiny, libr
     file = Path(str(library.loras)) / "chalk.safetensors"
     chalk = read_lora(file, tiny.text_encoder.config, tiny.unet.config)
     changed = dataclasses.replace(tiny, params=jax.tree.map(np.asarray, apply(tiny.params, chalk, 1.0, 0.5)))
-    whole = engine._params
-    engine._params = jax.device_put({**whole, **changed.params}, jax.tree.leaves(whole)[0].sharding)
+    whole = engine._execution.params
+    engine._execution.params = jax.device_put({**whole, **changed.params}, jax.tree.leaves(whole)[0].sharding)
     try:
         [expected] = make(engine, [dataclasses.replace(JOBS[5], loras="")])
     finally:
-        engine._params = whole
+        engine._execution.params = whole
     assert np.abs(pictures[5].image.astype(int) - expected.image.astype(int)).max() <= 1
 
 
@@ -208,7 +208,7 @@ def test_a_lora_is_known_by_the_name_that_its_trainer_gave_it_too(tiny, tmp_path
     save_file(INK, tmp_path / "v1.safetensors", metadata={"ss_output_name": "fine ink"})
     save_file(CHALK, tmp_path / "v2.safetensors")
     engine = engine_of(tiny, sdjax.Library(tmp_path), devices=1)
-    ids = {engine.prepare(job(1, "a", loras=f"{name}:1")).together for name in ("v1", "fine ink")}
+    ids = {engine.prepare(job(1, "a", loras=f"{name}:1")).batch_key for name in ("v1", "fine ink")}
     assert len(ids) == 1
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import platform
 import re
 from collections import Counter
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,10 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdjax
+from sdjax.diffusion.sample import Trail
 from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.engine import batches
 from sdjax.engine.device import device_kind
 from sdjax.engine.engine import Engine, Result
-from sdjax.engine.program import Bucket
+from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, SHARDING
+from sdjax.engine.passes import Bucket, Task
 from sdjax.jobs.job import job_of, told
 from tests.results import make, same, taken_for_the_first
 
@@ -105,6 +109,21 @@ def test_pictures_of_each_sampler_depend_on_neither_order_nor_neighbours_nor_dev
     assert same(make(fewer, OF_EACH_SAMPLER), pictures)
 
 
+def arguments_of(engine: Engine, task: Task) -> tuple[Any, Any]:
+    """What the sampling program of a batch of one job is given: parameters and inputs."""
+    execution, batch = engine._execution, [task.first] * engine.images_per_batch
+    computed = execution._computed(batch, execution.params, None, ())
+    inputs = batches.inputs(batch, engine.model.params, computed)
+    return execution.params, execution.devices.put(inputs, SHARDING)
+
+
+def program_of(engine: Engine, task: Task) -> Any:
+    """The compiled sampling program of a job."""
+    execution, outputs = engine._execution, (BY_IMAGE, Trail(BY_SECOND_AXIS, BY_SECOND_AXIS))
+    program = execution.sample_program(task.first)
+    return execution.devices.compiled("test", program, *arguments_of(engine, task), SHARDING, outputs)
+
+
 def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(tiny):
     """XLA may write a formula in another way in another program, and pictures then differ in their last bits."""
 
@@ -113,8 +132,7 @@ def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(tiny
         engine = Engine(tiny, batch_size=2, devices=jax.local_devices()[:devices], classifier=classifier)
         job = sdjax.Job(prompt="a", seed=1, sampler="euler", noise_source="torch", **changes)
         task = engine.prepare(job)
-        inputs = engine._inputs([task] * engine.images_per_batch)
-        text = engine._compiled(task.bucket, engine._program(task.bucket), engine._params, inputs).as_text()
+        text = program_of(engine, task).as_text()
         counted = Counter(re.findall(r"= \S+ ([a-z\-]+)\(", text))
         return {name: counted[name] for name in ("add", "multiply", "divide", "sqrt", "rsqrt", "exponential", "reduce")}
 
@@ -148,7 +166,10 @@ def test_what_may_differ_within_a_batch_does_not_compile_again(engine, pictures,
 
 def test_layers_that_are_left_out_make_no_other_program(sd1):
     engine = Engine(sd1)
-    assert len({engine.prepare(dataclasses.replace(DETERMINISTIC[0], clip_skip=skip)).bucket for skip in (0, 1)}) == 1
+    assert (
+        len({engine.prepare(dataclasses.replace(DETERMINISTIC[0], clip_skip=skip)).first.bucket for skip in (0, 1)})
+        == 1
+    )
 
 
 def test_what_needs_another_program_is_another_bucket(engine):
@@ -165,14 +186,14 @@ def test_what_needs_another_program_is_another_bucket(engine):
         {"prompt": "a BREAK b"},
         {"preview_every": 1},
     ]
-    buckets = {engine.prepare(dataclasses.replace(job, **change)).bucket for change in other}
-    assert len(buckets | {engine.prepare(job).bucket}) == len(other) + 1
+    buckets = {engine.prepare(dataclasses.replace(job, **change)).first.bucket for change in other}
+    assert len(buckets | {engine.prepare(job).first.bucket}) == len(other) + 1
 
 
 def test_only_what_counts_is_computed(engine):
     def branches(scale: float, prompt: str = "a cat") -> tuple[int, int, bool]:
         job = sdjax.Job(prompt=prompt, negative_prompt="a dog", seed=0, guidance_scale=scale, sampler="euler")
-        used = engine.prepare(job).prompts
+        used = engine.prepare(job).first.prompts
         return used.shape.branches, len(used.readings), used.shape.guided
 
     assert branches(7.5) == (2, 2, True)
@@ -186,7 +207,7 @@ def test_without_guidance_the_network_sees_each_picture_once(sd1):
     def batches(scale: float) -> set[str]:
         engine = Engine(sd1, batch_size=3, devices=jax.local_devices()[:1])
         task = engine.prepare(sdjax.Job(prompt="a cat", seed=0, guidance_scale=scale, sampler="euler"))
-        text = jax.jit(engine._program(task.bucket)).lower(engine._params, engine._inputs([task] * 3)).as_text()
+        text = jax.jit(engine._execution.sample_program(task.first)).lower(*arguments_of(engine, task)).as_text()
         # Convolutions over 2x2 cells, the network's lowest level; those of the VAE see 8x8 at least.
         return set(re.findall(r"stablehlo\.convolution.*\(tensor<(\d+)x2x2x\d+xf32>, tensor", text))
 
@@ -196,19 +217,19 @@ def test_without_guidance_the_network_sees_each_picture_once(sd1):
 
 def test_a_picture_that_is_not_finite_is_told_and_leaves_its_neighbours_alone(engine, pictures):
     # Only the word "castle", which one of the four jobs has, is broken.
-    tasks = [engine.prepare(job).prompts for job in DETERMINISTIC]
-    ids = [task.conditioning.readings[task.readings[0]].ids[0] for task in tasks]
+    tasks = [engine.prepare(job).first.prompts for job in DETERMINISTIC]
+    ids = [task.prompt.readings[task.readings[0]].ids[0] for task in tasks]
     [word] = set(ids[2]) - set(ids[0]) - set(ids[1]) - set(engine.model.tokenizer("the cat and the dog on a").ids)
 
     def spoil(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         return leaf.at[word].set(np.nan) if "token_embedding" in jax.tree_util.keystr(path) else leaf
 
-    whole = engine._params
-    engine._params = jax.tree.map_with_path(spoil, whole)
+    whole = engine._execution.params
+    engine._execution.params = jax.tree.map_with_path(spoil, whole)
     try:
         found = make(engine, DETERMINISTIC)
     finally:
-        engine._params = whole
+        engine._execution.params = whole
     assert [result.finite for result in found] == [True, True, False, True]
     assert same(found[:2] + found[3:], pictures[:2] + pictures[3:4])
 

@@ -12,13 +12,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import sdjax
-from sdjax.engine.program import Bucket
+from sdjax.checkpoints.upscaler_file import read_upscaler
+from sdjax.engine.execution import Execution
+from sdjax.engine.passes import Bucket
 from sdjax.images.read import Picture
-from sdjax.jobs.input_images import Opened, read_file, show
+from sdjax.jobs.input_images import InputFiles, fit_inputs, read_file
 from sdjax.jobs.job import PIXEL_UPSCALERS
 from sdjax.models.t2i_adapter import T2IAdapterConfig
-from sdjax.upscaling import upscalers
-from sdjax.upscaling.tiles import upscaled
 from tests import toys
 from tests.checkpoints.test_depth_file import write_folder as write_depth
 from tests.golden import conditioned, controlnet, sd_upscalers
@@ -226,7 +226,7 @@ def test_a_picture_gives_an_image_its_size_where_the_job_says_none(engine, tiny,
     task = small.prepare(sdjax.Job(prompt="a", seed=1, image="wide"))
     assert (task.job.height, task.job.width, task.job.strength) == (38, 60, 0.8)
     task = small.prepare(sdjax.Job(prompt="a", seed=1, image="wide", height=64, width=32, resize_mode="crop"))
-    assert (task.bucket.height, task.bucket.width) == (64, 32)
+    assert (task.first.bucket.height, task.first.bucket.width) == (64, 32)
 
 
 def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, pictures):
@@ -308,12 +308,12 @@ def test_of_depth_maps_and_control_pictures_the_part_around_the_mask_is_shown():
     picture = Picture(whole, ())
     # Of half the size, which shows the same.
     depth = columns[::2, ::2].astype(np.float32)
-    opened = Opened(picture, mask, depth, (picture,), {}, ())
+    files = InputFiles(picture, mask, depth, (picture,), {}, ())
     asked = job(1, **in_mask, width=16, height=16, only_masked=True, only_masked_padding=0, controlnets="tiny")
-    shown = show(asked, opened, 8, lambda pixels: pixels[..., 0], wants_depth=True)
-    assert shown.region == (20, 40, 36, 56)
-    assert np.array_equal(shown.image, whole[20:36, 40:56]) and np.array_equal(shown.controls[0], shown.image)
-    assert np.array_equal(shown.depth, depth[10:18, 20:28])
+    images = fit_inputs(asked, files, 8, wants_depth=True)
+    assert images.region == (20, 40, 36, 56)
+    assert np.array_equal(images.image, whole[20:36, 40:56]) and np.array_equal(images.controls[0], images.image)
+    assert np.array_equal(images.depth, depth[10:18, 20:28])
 
 
 def test_a_job_as_it_was_planned_is_the_same_job(engine):
@@ -342,15 +342,11 @@ def test_of_strength_0_guidance_and_controls_have_no_say(engine):
         (sdjax.JobError("upscaler = 'x': x.pth is gone"), "x.pth is gone"),
     ],
 )
-def test_what_can_not_be_finished_costs_its_own_image_alone(engine, monkeypatch, error, told):
-    finished = upscalers.Upscalers.finished
+def test_what_can_not_be_finished_costs_its_own_batch_alone(engine, monkeypatch, error, told):
+    def narrow(*arguments: object) -> None:
+        raise error
 
-    def narrow(self: upscalers.Upscalers, image: np.ndarray, asked: sdjax.Job) -> upscalers.Enlarged:
-        if asked.upscaler:
-            raise error
-        return finished(self, image, asked)
-
-    monkeypatch.setattr(upscalers.Upscalers, "finished", narrow)
+    monkeypatch.setattr(Execution, "_upscale", narrow)
     large, plain = make(engine, [job(1, upscaler="lanczos", upscale_by=4), job(0)])
     assert isinstance(large.problem, type(error)) and told in str(large.problem) and not large.finite
     assert plain.problem is None and plain.finite
@@ -371,18 +367,39 @@ def test_an_image_has_no_size_that_nobody_asked_for(engine, tiny, pictures):
             engine.prepare(sdjax.Job(prompt="a", seed=1, width=2048, height=2048, **fields))
 
 
-def test_an_upscaler_that_gives_no_numbers_costs_its_own_image_alone(tiny, pictures, tmp_path, monkeypatch):
-    sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
+def test_an_upscaler_that_gives_no_numbers_costs_its_own_images_alone(tiny, pictures, tmp_path):
+    broken = {name: leaf * np.nan for name, leaf in upscaler_cases.state(SMALL).items()}
+    save_file(broken, tmp_path / "broken.safetensors")
     engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
-
-    def broken(*arguments: object, **options: object) -> np.ndarray:
-        raise FloatingPointError("not finite")
-
-    monkeypatch.setattr(upscalers, "upscale_x4", broken)
     size = {"height": 16, "width": 16}
-    results = make(engine, [job(80, upscaler="x4", **size), job(81, upscaler="lanczos", upscale_by=4.0, **size)])
+    results = make(engine, [job(80, upscaler="broken", **size), job(81, upscaler="lanczos", upscale_by=4.0, **size)])
     assert [result.finite for result in results] == [False, True]
     assert {result.image.shape for result in results} == {(64, 64, 3)}
+
+
+# What of the key of an upscaler's program says how many images it takes at once.
+IMAGES_AT_ONCE = {
+    "x4": ("noise images", lambda key: key[1][0][0][0]),
+    "x2": ("double", lambda key: key[1][0]),
+    "small": ("enlarge", lambda key: key[2][0]),
+}
+
+
+def test_upscalers_of_all_kinds_use_all_devices_and_give_the_same_bits(tiny, pictures, tmp_path):
+    sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
+    sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
+    save_file(upscaler_cases.state(SMALL), tmp_path / "small.safetensors")
+    few = {"upscaler_steps": 2, "height": 16, "width": 16}
+    for name, fields in (("x4", few), ("x2", few), ("small", {"height": 16, "width": 16})):
+        jobs = [job(seed, upscaler=name, **fields) for seed in range(4)]
+        made = {}
+        for devices in (1, 4):
+            engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=devices)
+            made[devices] = make(engine, jobs)
+            kind, images_of = IMAGES_AT_ONCE[name]
+            # A batch of four goes over four devices at once, one image on each.
+            assert [images_of(key) for key, _ in engine._execution.devices._programs if key[0] == kind] == [devices]
+        assert same(made[1], made[4])
 
 
 def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):
@@ -415,19 +432,25 @@ def test_only_prompts_that_the_x2_upscaler_reads_have_to_fit(tiny, pictures, tmp
 
 
 @pytest.mark.parametrize("factor, runs", [(1.0, 1), (1.5, 1), (4.0, 1), (5.0, 2)])
-def test_a_network_enlarges_as_often_as_it_takes_and_once_at_least(tiny, tmp_path, factor, runs):
+def test_a_network_enlarges_as_often_as_it_takes_and_once_at_least(tiny, pictures, tmp_path, factor, runs):
     save_file(upscaler_cases.state(SMALL), tmp_path / "small.safetensors")
-    found = upscalers.Upscalers(tmp_path, pickled=False, vae=tiny.vae.config, dtype="float32", vae_tile=0)
-    network = found.named("small")
-    image = conditioned.picture("cat")[:8, :12]
-    [result], _ = found.finished(image, job(1, upscaler="small", upscale_by=factor))
+    network = read_upscaler(tmp_path / "small.safetensors")
+    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    size = {"height": 16, "width": 32}
+    plain, larger = make(engine, [job(1, **size), job(1, upscaler="small", upscale_by=factor, **size)])
+    image = plain.image
     for _ in range(runs):
-        image = upscaled(network, image[None])[0]
-    height, width = round(8 * factor), round(12 * factor)
+        image = upscaler_cases.enlarged(network, image[None]).images[0]
+    height, width = round(16 * factor), round(32 * factor)
     expected = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.LANCZOS)
-    assert np.array_equal(result, np.asarray(expected))
+    assert np.array_equal(larger.image, np.asarray(expected))
+
+
+def test_an_image_that_is_too_large_for_a_network_is_refused(tiny, pictures, tmp_path):
+    save_file(upscaler_cases.state(SMALL), tmp_path / "small.safetensors")
+    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
     with pytest.raises(sdjax.JobError, match="8192x8192 pixels are too large for it, which enlarges 4 times"):
-        found.check(job(1, upscaler="small", upscale_by=1.0), 8192, 8192)
+        engine.prepare(job(1, upscaler="small", upscale_by=1.0, height=8192, width=8192))
 
 
 def test_greys_that_a_checkpoint_of_masks_does_not_see_are_an_error(tmp_path):
@@ -448,7 +471,7 @@ def test_each_way_of_enlarging_a_finished_image(engine):
 def test_a_prompt_goes_on_switching_in_the_second_pass(engine):
     asked = job(70, steps=4, hires_scale=2.0, hires_steps=8, hires_strength=1.0)
     task = engine.prepare(dataclasses.replace(asked, prompt="a [red:green:1.5] apple"))
-    first, second = ([row[0] for row in each.read.schedule] for each in (task, task.second))
+    first, second = ([row[0] for row in each.read.schedule] for each in task.samples)
     assert len(set(first)) == 1
     assert second == [first[0]] * 5 + [second[-1]] * 3 and second[-1] != first[0]
 
@@ -463,11 +486,11 @@ def test_greys_of_a_mask_are_shares_or_made_binary_as_by_diffusers(engine):
     soft, hard = (
         engine.prepare(job(72, **from_cat, mask_image="soft.png", binarize_mask=binary)) for binary in (False, True)
     )
-    np.testing.assert_array_equal(hard.shown.latent_mask, soft.shown.latent_mask >= 0.5)
-    assert ((soft.shown.latent_mask > 0) & (soft.shown.latent_mask < 1)).any()
+    np.testing.assert_array_equal(hard.first.images.latent_mask, soft.first.images.latent_mask >= 0.5)
+    assert ((soft.first.images.latent_mask > 0) & (soft.first.images.latent_mask < 1)).any()
     assert hard.id != soft.id
     # Pixels are put back by the soft one, as there.
-    np.testing.assert_array_equal(hard.shown.mask, soft.shown.mask)
+    np.testing.assert_array_equal(hard.first.images.mask, soft.first.images.mask)
 
 
 def test_how_a_multistep_sampler_begins_is_in_the_id_only_where_it_has_a_say(engine):

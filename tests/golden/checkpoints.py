@@ -210,18 +210,20 @@ def load_toy(file: Path, variant: str, **options: Any) -> sdjax.Model:
 def write_configs_of(folder: Path, model: sdjax.Model) -> Path:
     """Writes a model's configs and CLIP's tokenizer as diffusers wants them beside a single file; gives the folder."""
     vocabulary = clip_vocabulary()
-    padding = END if model.text_encoder.config.hidden_act == "quick_gelu" else "!"
+    padding = END if model.networks["text_encoder"].config.hidden_act == "quick_gelu" else "!"
     special = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": padding}
     write_configs(
         folder,
-        text_encoder=model.text_encoder.config,
+        text_encoder=model.networks["text_encoder"].config,
         unet=model.unet.config,
         vae=model.vae.config,
         scheduler=model.scheduler,
         scheduler_class=model.scheduler_class,
         special_tokens={key: vocabulary.tokens[token] for key, token in special.items()},
     )
-    write_tokenizer(folder / "tokenizer", vocabulary, model.text_encoder.config.max_position_embeddings, padding)
+    write_tokenizer(
+        folder / "tokenizer", vocabulary, model.networks["text_encoder"].config.max_position_embeddings, padding
+    )
     return folder
 
 

@@ -163,7 +163,7 @@ def drawn(model: sdjax.Model, pictures: Mapping[str, Picture]) -> dict[str, np.n
         unique = {task.id: task for task in tasks.values()}  # the checkpoint's own schedule may be one of those named
         # Its steps are all that a scheduler's config decides here, so the first engine has the programs.
         # A batch takes as long as its longest.
-        sorted_tasks = sorted(unique.values(), key=lambda task: task.table.evaluations)
+        sorted_tasks = sorted(unique.values(), key=lambda task: task.first.table.evaluations)
         results = {result.metadata["id"]: result.image for result in engine.run(sorted_tasks)}
         images.update({name: results[task.id] for name, task in tasks.items()})
     return images

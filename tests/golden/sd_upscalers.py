@@ -5,7 +5,7 @@ Only results are stored. The toys are built as the published ones, an eighth and
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,16 @@ import numpy as np
 from sdjax.checkpoints.diffusers_folder import PARTS
 from sdjax.checkpoints.sd_upscaler import SCALING_FACTOR, X2, X4, shapes_of
 from sdjax.checkpoints.tensors import Params, write_params
+from sdjax.engine.devices import Devices
+from sdjax.engine.execution import Execution, start_of
+from sdjax.engine.passes import Decode, Task
+from sdjax.engine.upscaling_passes import diffusion_sample
+from sdjax.jobs.job import Job
+from sdjax.library.picture_library import PictureLibrary, Pictures
+from sdjax.model import Model
 from sdjax.models import TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 from sdjax.text.vocabulary import END, START, clip_vocabulary, cut_down, write_tokenizer
-from sdjax.upscaling.diffusion_upscale import upscale_latent_x2, upscale_x4
-from sdjax.upscaling.upscaler_model import Upscaler
 from tests import toys
 
 RECORDED = Path(__file__).parent / "sd_upscalers.npz"
@@ -225,17 +230,41 @@ CASES = {
 }
 
 
-def upscaled(upscaler: Upscaler, case: Case, **changes: Any) -> np.ndarray:
-    """What sdjax makes of all three: pixels by x4, latents by x2."""
-    options: dict[str, Any] = {
-        "prompts": PROMPTS,
-        "seeds": SEEDS,
-        "negative_prompts": NEGATIVES,
-        "steps": case.steps,
-        "guidance_scale": case.guidance_scale,
-        "noise_source": "torch",
-        "batch_size": 2,
-    }
-    if upscaler.factor == 2:
-        return upscale_latent_x2(upscaler, **{"latents": LATENTS, **options, **changes})
-    return upscale_x4(upscaler, **{"pixels": PIXELS, **options, "noise_level": case.noise_level, **changes})
+def upscaled(upscaler: Model, case: Case, places: Sequence[int] = (0, 1, 2), devices: int = 1, **changes: Any) -> Any:
+    """What sdjax makes of some of the three: pixels by x4, latents by x2.
+
+    `changes` are of the job's fields, and `prompts`.
+    """
+    asked = changes.copy()
+    prompts = asked.pop("prompts", PROMPTS)
+    of_latents = upscaler.family.conditioned_on == "latents"
+    given = (LATENTS if of_latents else PIXELS)[list(places)]
+    height, width = given.shape[1:3]
+    factor = upscaler.vae.config.factor if of_latents else 1
+    size = height * factor * upscaler.family.upscales, width * factor * upscaler.family.upscales
+    samples = []
+    for place in places:
+        fields = {
+            "prompt": prompts[place],
+            "negative_prompt": NEGATIVES[place],
+            "seed": SEEDS[place],
+            "noise_source": "torch",
+            "upscaler_steps": case.steps,
+            "upscaler_guidance_scale": case.guidance_scale,
+            "upscaler_noise_level": case.noise_level,
+            **asked,
+        }
+        job = Job(upscaler="it", upscale_by=2.0, **fields)
+        samples.append(diffusion_sample(upscaler, job, size, "on latents" if of_latents else "on image"))
+    tasks = [Task(sample.job, "", (sample, Decode(upscaler)), {}) for sample in samples]
+    state = start_of(tasks)
+    state.latents, state.images = (given, None) if of_latents else (None, given)
+    on_devices = Devices(jax.local_devices()[:devices])
+    # Another model draws the image; its networks are not used here.
+    execution = Execution(dataclasses.replace(upscaler), None, on_devices, 1, 0, lambda bucket: None)
+    library = PictureLibrary(Pictures(), toys.TINY.unet, toys.TINY.vae, upscaler.dtype)
+    execution.run(samples, state, library)
+    if of_latents:
+        return state.latents
+    execution.run([Decode(upscaler)] * len(tasks), state, library)
+    return execution.images(state)

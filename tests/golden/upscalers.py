@@ -15,7 +15,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sdjax.checkpoints.upscaler_file import Upscaler
+from sdjax.engine.device import platform_of, program_for
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
+from sdjax.upscaling.tiles import Enlarged, enlarged_in_tiles, enlarged_tiles
 
 Arrays = dict[str, np.ndarray]
 
@@ -109,6 +111,14 @@ def write(file: Path, config: UpscalerConfig) -> Path:
 def pixels(case: Case) -> np.ndarray:
     """Two pictures, in [0, 1]."""
     return np.random.RandomState(32).uniform(0, 1, (2, *case.size, 3)).astype(np.float32)
+
+
+def enlarged(upscaler: Upscaler, images: np.ndarray, tile: int = 256, overlap: int = 64) -> Enlarged:
+    """Images through an upscaler a tile at a time, one image after the other, on one device."""
+    program = program_for(platform_of(upscaler.params), enlarged_tiles, upscaler.config)
+    run = functools.partial(program, upscaler.params)
+    made = [enlarged_in_tiles(upscaler.config, run, image[None], tile, overlap) for image in images]
+    return Enlarged(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
 
 
 def given_by(upscaler: Upscaler, asked: np.ndarray) -> np.ndarray:

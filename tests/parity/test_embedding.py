@@ -32,7 +32,7 @@ def test_encodings_are_diffusers(pair: tuple[str, Any, sdjax.Model], tmp_path: P
     _, pipeline, model = pair
     found = {}
     for number, name in enumerate(embeddings.NEW):
-        vectors = embeddings.vectors(name, model.text_encoder.config.hidden_size)
+        vectors = embeddings.vectors(name, model.networks["text_encoder"].config.hidden_size)
         safetensors.numpy.save_file({name: vectors}, tmp_path / f"{number}.safetensors")
         found[name] = read_embedding(tmp_path / f"{number}.safetensors")
         check_width(found[name], model.params["text_encoder"])
@@ -41,10 +41,10 @@ def test_encodings_are_diffusers(pair: tuple[str, Any, sdjax.Model], tmp_path: P
     for prompt in embeddings.DIFFUSERS:
         read = condition(model.tokenizer, prompt, "", syntax="plain", emphasis="original", steps=1, embeddings=known)
         ids = np.array(read.readings[0].ids)
-        ids = np.where(ids < FIRST_VECTOR, ids, ids - FIRST_VECTOR + model.text_encoder.config.vocab_size)
-        width = model.text_encoder.config.hidden_size
+        ids = np.where(ids < FIRST_VECTOR, ids, ids - FIRST_VECTOR + model.networks["text_encoder"].config.vocab_size)
+        width = model.networks["text_encoder"].config.hidden_size
         rows = np.concatenate([np.zeros((0, width), np.float32), *(found[name].vectors for name in read.embeddings)])
-        ours = model.text_encoder.apply(
+        ours = model.networks["text_encoder"].apply(
             {"params": model.params["text_encoder"]}, jnp.asarray(ids, jnp.int32), None, None,
             jnp.asarray(rows)[None] if len(rows) else None,
         )  # fmt: skip
@@ -56,7 +56,7 @@ def test_encodings_are_diffusers(pair: tuple[str, Any, sdjax.Model], tmp_path: P
 
 def test_recordings_are_what_diffusers_gives_now(pair: tuple[str, Any, sdjax.Model]) -> None:
     name, pipeline, model = pair
-    projection = prompts.projection(model.text_encoder.config.hidden_size)
+    projection = prompts.projection(model.networks["text_encoder"].config.hidden_size)
     with np.load(embeddings.ENCODED) as recorded:
         for index, prompt in enumerate(embeddings.DIFFUSERS):
             now = embeddings.by_diffusers(pipeline, prompt).astype(np.float64) @ projection

@@ -14,7 +14,7 @@ from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from pipelines.trust import made_with
 from pipelines.verify import Report, Settings, remake, sampled
 from sdjax.engine.engine import Result
-from sdjax.engine.planner import Task
+from sdjax.engine.passes import Task
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 
 

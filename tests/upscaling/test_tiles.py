@@ -3,6 +3,7 @@
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ import pytest
 
 from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig
-from sdjax.upscaling.tiles import upscaled
 from tests.golden import upscalers
 
 # Reach of 4 pixels.
@@ -23,6 +23,10 @@ UNSHUFFLED = RRDBNetConfig(blocks=1, features=32, growth=24, doublings=2, unshuf
 def upscaler_of(config: UpscalerConfig) -> Upscaler:
     with tempfile.TemporaryDirectory() as folder:
         return read_upscaler(upscalers.write(Path(folder) / "it.safetensors", config))
+
+
+def upscaled(*arguments: Any, **options: Any) -> np.ndarray:
+    return upscalers.enlarged(*arguments, **options).images
 
 
 def pictures(count: int, height: int, width: int, seed: int = 1) -> np.ndarray:
@@ -49,7 +53,7 @@ def check_same(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (16, 45), (9, 41), (40, 3)])
 def test_tiles_with_all_that_the_network_reaches_give_the_whole_picture(height: int, width: int) -> None:
     pixels = pictures(1, height, width)
-    found = upscaled(upscaler_of(COMPACT), pixels, tile=16, overlap=COMPACT.reach, batch=2)
+    found = upscaled(upscaler_of(COMPACT), pixels, tile=16, overlap=COMPACT.reach)
     assert found.shape == (1, 2 * height, 2 * width, 3)
     check_same(found, whole(COMPACT, pixels))
 
@@ -92,16 +96,6 @@ def test_tiles_of_unshuffled_pixels_begin_at_whole_squares() -> None:
     assert np.median(differences(found, expected)) == 0
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_the_bits_of_a_picture_do_not_depend_on_its_neighbours(batch: int) -> None:
-    pixels = pictures(3, 18, 25)
-    run = functools.partial(upscaled, upscaler_of(COMPACT), tile=16, overlap=3, batch=batch)
-    together = run(pixels)
-    for place in range(3):
-        np.testing.assert_array_equal(run(pixels[place : place + 1])[0], together[place])
-    np.testing.assert_array_equal(run(pixels[::-1])[::-1], together)
-
-
 def test_numbers_of_16_bits_are_near() -> None:
     given = upscaler_of(COMPACT)
     halved = given._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), given.params))
@@ -112,15 +106,10 @@ def test_numbers_of_16_bits_are_near() -> None:
 def test_what_is_not_finite_is_no_picture() -> None:
     given = upscaler_of(COMPACT)
     broken = given._replace(params=jax.tree.map(lambda leaf: leaf * jnp.inf, given.params))
-    with pytest.raises(FloatingPointError, match="not finite"):
-        upscaled(broken, pictures(1, 4, 4))
+    assert not upscalers.enlarged(broken, pictures(1, 4, 4)).finite.any()
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(8, 4), (5, 3), (1, 1)])
 def test_tiles_that_are_all_overlap_are_refused(tile: int, overlap: int) -> None:
     with pytest.raises(ValueError, match=f"of a tile of {tile} nothing is left between overlaps of {overlap}"):
         upscaled(upscaler_of(COMPACT), pictures(1, 20, 20), tile, overlap)
-
-
-def test_no_pictures_are_none() -> None:
-    assert upscaled(upscaler_of(COMPACT), pictures(0, 5, 6)).shape == (0, 10, 12, 3)

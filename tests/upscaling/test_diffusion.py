@@ -20,9 +20,9 @@ from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.diffusion.schedule import training_sigmas
 from sdjax.jobs.job import JobError
+from sdjax.model import Model
 from sdjax.models import ConfigError, UNetConfig
-from sdjax.upscaling.diffusion_upscale import upscale_latent_x2, upscale_x4
-from sdjax.upscaling.upscaler_model import Upscaler, load_upscaler_pipeline
+from sdjax.upscaling.diffusion import load_diffusion_upscaler
 from tests.golden import sd_upscalers
 from tests.golden.pictures import TOLERATED_SHARE, share_that_differs
 
@@ -34,8 +34,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def upscalers(folders: dict[str, Path]) -> dict[str, Upscaler]:
-    return {name: load_upscaler_pipeline(folder) for name, folder in folders.items()}
+def upscalers(folders: dict[str, Path]) -> dict[str, Model]:
+    return {name: load_diffusion_upscaler(folder) for name, folder in folders.items()}
 
 
 @functools.cache
@@ -45,13 +45,13 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 # The other cases are compared live.
-def test_pictures_of_the_x4_upscaler_are_those_of_diffusers(upscalers: dict[str, Upscaler]) -> None:
+def test_pictures_of_the_x4_upscaler_are_those_of_diffusers(upscalers: dict[str, Model]) -> None:
     case = "very noisy"
     found = sd_upscalers.upscaled(upscalers["x4"], sd_upscalers.CASES["x4"][case])
     assert share_that_differs(found, recorded()[f"x4/{case}"]) <= TOLERATED_SHARE
 
 
-def test_latents_of_the_x2_upscaler_are_those_of_diffusers(upscalers: dict[str, Upscaler]) -> None:
+def test_latents_of_the_x2_upscaler_are_those_of_diffusers(upscalers: dict[str, Model]) -> None:
     case = "guided"
     found, reference = sd_upscalers.upscaled(upscalers["x2"], sd_upscalers.CASES["x2"][case]), recorded()[f"x2/{case}"]
     assert found.shape == reference.shape
@@ -62,20 +62,18 @@ def upscaled_on(cores: set[int], folder: Path) -> list[str]:
     """Digests of what the upscalers in a folder give in a process of so many cores, on which threads depend."""
     lines = f"""
         import os; os.sched_setaffinity(0, {cores})
-        import hashlib, numpy as np
-        from sdjax.upscaling.diffusion_upscale import upscale_latent_x2, upscale_x4
-        from sdjax.upscaling.upscaler_model import load_upscaler_pipeline
-        rng = np.random.RandomState(0)
-        pixels = rng.randint(0, 256, (1, 64, 64, 3)).astype(np.uint8)
-        latents = rng.standard_normal((1, 32, 32, 4)).astype(np.float32)
-        x4, x2 = (load_upscaler_pipeline({str(folder)!r} + "/" + name) for name in ("x4", "x2"))
-        found = upscale_x4(x4, pixels, ["a"], [1], steps=2), upscale_latent_x2(x2, latents, ["a"], [1], steps=2)
-        for each in found:
-            print(hashlib.sha256(each.tobytes()).hexdigest())
+        import hashlib
+        from sdjax.upscaling.diffusion import load_diffusion_upscaler
+        from tests.golden import sd_upscalers
+        for name in ("x4", "x2"):
+            upscaler = load_diffusion_upscaler({str(folder)!r} + "/" + name)
+            found = sd_upscalers.upscaled(upscaler, sd_upscalers.Case(2, 9.0, 20), (0,), noise_source="threefry")
+            print(hashlib.sha256(found.tobytes()).hexdigest())
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(lines)],
         env={**os.environ, "XLA_FLAGS": ""},  # as many devices as tests have would make as many threads
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,
@@ -92,23 +90,17 @@ def test_bits_do_not_depend_on_the_number_of_cores(folders: dict[str, Path]) -> 
 
 
 @pytest.mark.parametrize("name", ["x4", pytest.param("x2", marks=pytest.mark.slow)])
-def test_bits_do_not_depend_on_neighbours_and_place(upscalers: dict[str, Upscaler], name: str) -> None:
+def test_bits_do_not_depend_on_neighbours_place_and_devices(upscalers: dict[str, Model], name: str) -> None:
     case = sd_upscalers.Case(2, 1.0, 200)
-    given = "pixels" if name == "x4" else "latents"
-    pictures = sd_upscalers.PIXELS if name == "x4" else sd_upscalers.LATENTS
 
-    def made(*places: int) -> np.ndarray:
-        def of(values: Any) -> list[Any]:
-            return [values[place] for place in places]
-
-        changes: dict[str, Any] = {"prompts": of(sd_upscalers.PROMPTS), "negative_prompts": of(sd_upscalers.NEGATIVES)}
-        changes |= {"seeds": of(sd_upscalers.SEEDS), given: pictures[list(places)], "noise_source": "threefry"}
-        return sd_upscalers.upscaled(upscalers[name], case, **changes)
+    def made(*places: int, devices: int = 1) -> np.ndarray:
+        return sd_upscalers.upscaled(upscalers[name], case, places, devices, noise_source="threefry")
 
     whole = made(0, 1, 2)
     assert not np.array_equal(whole[0], whole[1])
     np.testing.assert_array_equal(made(2, 0), whole[[2, 0]])
     np.testing.assert_array_equal(made(1), whole[[1]])
+    np.testing.assert_array_equal(made(0, 1, 2, devices=4), whole)
 
 
 # --- Loading ---
@@ -204,7 +196,7 @@ def test_what_is_no_upscaler_is_refused(
             link.write_bytes(path.read_bytes())
     changed(tmp_path, file, **changes)
     with pytest.raises((CheckpointError, ConfigError), match=said):
-        load_upscaler_pipeline(tmp_path)
+        load_diffusion_upscaler(tmp_path)
 
 
 # --- What can't be done ---
@@ -213,33 +205,17 @@ def test_what_is_no_upscaler_is_refused(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"noise_level": 351}, "noise_level = 351: expected a number from 0 to 350"),
-        ({"steps": 1001}, "steps = 1001"),
-        ({"prompts": ("a cat <lora:x:1>", "", "")}, "names an adapter"),
+        ({"upscaler_noise_level": 351}, "noise_level = 351: expected a number from 0 to 350"),
+        ({"upscaler_steps": 1000}, "steps = 1000"),
         ({"prompts": ("a cat " * 80, "", ""), "prompt_syntax": "plain"}, "does not fit"),
-        ({"prompts": ("a cat AND a dog :2", "", ""), "guidance_scale": 1.0}, "weighted parts"),
+        ({"prompts": ("a cat AND a dog :2", "", ""), "upscaler_guidance_scale": 1.0}, "weighted parts"),
     ],
 )
-def test_the_x4_upscaler_refuses(upscalers: dict[str, Upscaler], changes: dict[str, Any], said: str) -> None:
-    given: dict[str, Any] = {"prompts": ("", "", ""), "seeds": (1, 2, 3), **changes}
+def test_the_x4_upscaler_refuses(upscalers: dict[str, Model], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(JobError, match=said):
-        upscale_x4(upscalers["x4"], sd_upscalers.PIXELS, **given)
+        sd_upscalers.upscaled(upscalers["x4"], sd_upscalers.Case(2, 9.0, 20), (0,), **changes)
 
 
-@pytest.mark.parametrize(
-    ("latents", "prompt", "said"),
-    [
-        (np.zeros((1, 8, 10, 4), np.float32), "", "latents of 8x10: expected sides that are multiples of 4"),
-        (np.zeros((1, 8, 8, 4), np.float32), "a cat " * 80, "does not fit"),
-    ],
-)
-def test_the_x2_upscaler_refuses(upscalers: dict[str, Upscaler], latents: np.ndarray, prompt: str, said: str) -> None:
-    with pytest.raises(JobError, match=said):
-        upscale_latent_x2(upscalers["x2"], latents, [prompt], [1])
-
-
-def test_each_upscaler_takes_what_is_its_own(upscalers: dict[str, Upscaler]) -> None:
-    with pytest.raises(JobError, match="upscales by 2; expected an upscaler by 4"):
-        upscale_x4(upscalers["x2"], sd_upscalers.PIXELS, ["", "", ""], [1, 2, 3])
-    with pytest.raises(ValueError, match="3 pictures, 1 prompts, 3 seeds"):
-        upscale_x4(upscalers["x4"], sd_upscalers.PIXELS, [""], [1, 2, 3])
+def test_the_x2_upscaler_refuses_prompts_that_do_not_fit(upscalers: dict[str, Model]) -> None:
+    with pytest.raises(JobError, match="does not fit"):
+        sd_upscalers.upscaled(upscalers["x2"], sd_upscalers.Case(2, 9.0, 20), (0,), prompts=("a cat " * 80,))
