@@ -8,7 +8,7 @@ TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow fuzz parity prism golden check lock emoji benchmark clean
+.PHONY: help install demo test test-slow fuzz parity prism golden check same-pixels lock emoji benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ check: install ## ruff and mypy
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+
+same-pixels: install ## jobs of every kind by the git revision BEFORE=... and by this tree: whether all pixels are the same (10 minutes each)
+	$(VENV)/bin/python -m benchmarks.same_pixels $(or $(BEFORE),$(error say with which revision: make same-pixels BEFORE=main)) $(AFTER)
 
 lock: $(PARITY_VENV)/.installed ## pins what is installed now
 	$(PARITY_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
