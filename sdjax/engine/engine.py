@@ -18,7 +18,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, UInt8
 
-from sdjax.adapters.library import Adapters, Library
 from sdjax.adapters.lora import changed, replaced
 from sdjax.checkpoints.diffusers_folder import vae_dtype_of
 from sdjax.checkpoints.tensors import Params
@@ -55,12 +54,14 @@ from sdjax.engine.program import (
 from sdjax.engine.settings import in_fingerprint, pinned
 from sdjax.images import masks
 from sdjax.images.steps import Preview
-from sdjax.jobs.input_images import put_back
+from sdjax.jobs.input_images import Read, put_back, read_file
 from sdjax.jobs.job import Job, JobError
-from sdjax.library.classifier import Classifier
-from sdjax.library.picture_library import PictureLibrary, Pictures, check_files
+from sdjax.library.classifier import Classifier, load_classifier
+from sdjax.library.library import Library
+from sdjax.library.opened import OpenLibrary, new_store
 from sdjax.model import DTYPES, Model
 from sdjax.models.vae_tiles import VAE_TILE, tile_of
+from sdjax.upscaling.upscalers import Upscalers
 from sdjax.version import __version__
 
 # Batches that are on their way while the host takes the one before.
@@ -153,7 +154,7 @@ class Engine:
         library: Library | None = None,
         lora_mode: str = "merged",
         vae_tile: int = VAE_TILE,
-        pictures: Pictures | None = None,
+        read_image: Read = read_file,
         on_compile: Callable[[Bucket], None] = lambda bucket: None,
     ) -> None:
         """Puts the model's parameters on the devices.
@@ -162,18 +163,19 @@ class Engine:
           model: from `sdjax.load`.
           batch_size: images per device in each compiled program, at least 1; part of the fingerprint.
           devices: of one kind; all local ones if None.
-          classifier: for jobs with a `classifier_scale`.
-          library: of adapters, for jobs and prompts that name some.
+          classifier: for jobs with a `classifier_scale`; in the place of the library's.
+          library: the files that jobs and prompts can name; None has none.
           lora_mode: "merged": into the weights, for one group of images after the other; "batched": beside the weights,
             for each image of a batch, where all LoRAs of an image are of plain low rank.
           vae_tile: pictures of more pixels than four squares of this side are decoded in tiles as large as one, which
             takes less memory, about twice the time, and changes pixels by rounding; 0 decodes all at once.
-          pictures: where pictures come from, and what sees them; None reads files of this machine.
+          read_image: gives the bytes of an input image by its path, raising `OSError` or `ValueError` that says why it
+            can't; by itself it reads files of this machine.
           on_compile: called before a program is compiled.
 
         Raises:
-          AdapterError: if a folder of the library is not there.
-          CheckpointError, ConfigError: if a folder of `pictures` is not there, or its estimator of depth can't be used.
+          CheckpointError, ConfigError: if a folder of the library is not there, or its estimator of depth or classifier
+            can't be used.
           ValueError: for a batch size below 1, no devices, or devices of several kinds.
         """
         if vae_tile < 0:
@@ -200,9 +202,12 @@ class Engine:
         }
         if model.vae_dtype != jnp.dtype(vae_dtype_of(model.vae.config, DTYPES[model.dtype], None)).name:
             self.fingerprint["vae_dtype"] = model.vae_dtype
-        self.classifier = classifier
+        named = library.classifier if library else None
+        self.classifier = classifier if classifier or named is None else load_classifier(named)
+        classifier = self.classifier
         self._lora_mode, self._vae_tile = lora_mode, vae_tile
-        self.list_files(library, pictures)
+        self._store = new_store()
+        self.list_files(library, read_image)
         self._on_compile = on_compile
         self._mesh = Mesh(np.array(self.devices), ("data",))
         params = {**model.params, "classifier": classifier.params if classifier else {}}
@@ -213,20 +218,26 @@ class Engine:
         self._held: dict[str, Any] = {}
         self._programs: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
 
-    def list_files(self, library: Library | None, pictures: Pictures | None) -> None:
-        """Lists the files that jobs prepared from now on can name; programs and the model stay.
+    def list_files(self, library: Library | None, read_image: Read = read_file) -> None:
+        """Lists the files that jobs prepared from now on can name; programs, the model and the classifier stay.
 
         Arguments and errors as of an engine; after an error those of before count.
         """
-        model = self.model
-        adapters = Adapters(library or Library(), model.text_encoder.config, model.unet.config, model.params)
-        if pictures is not None:
-            check_files(pictures)
-        seen_with = PictureLibrary(
-            pictures or Pictures(), model.unet.config, model.vae.config, model.dtype, self._vae_tile
+        model, vae = self.model, self.model.vae.config
+        opened = OpenLibrary(
+            library or Library(), model.text_encoder.config, model.unet.config, vae, DTYPES[model.dtype], self._store
         )
+        opened.check()
+        upscalers = Upscalers(opened, vae=vae, dtype=model.dtype, vae_tile=self._vae_tile)
         self._setup = Setup(
-            model, self.classifier, adapters, self._lora_mode, self._vae_tile, seen_with, self.fingerprint
+            model=model,
+            classifier=self.classifier,
+            library=opened,
+            read_image=read_image,
+            upscalers=upscalers,
+            lora_mode=self._lora_mode,
+            vae_tile=self._vae_tile,
+            fingerprint=self.fingerprint,
         )
 
     def prepare(self, job: Job, notes: Mapping[str, Any] | None = None) -> Task:
@@ -297,9 +308,7 @@ class Engine:
 
     def _upscaled(self, latents: Array, batch: list[Task]) -> Array:
         """Latents of a batch made larger by the upscaler that its jobs name."""
-        larger = self._setup.pictures.upscalers.larger_latents(
-            np.asarray(latents)[: len(batch)], [task.job for task in batch]
-        )
+        larger = self._setup.upscalers.larger_latents(np.asarray(latents)[: len(batch)], [task.job for task in batch])
         return jax.device_put(self._padded(larger), NamedSharding(self._mesh, _EACH))
 
     def _padded(self, images: np.ndarray) -> np.ndarray:
@@ -323,7 +332,7 @@ class Engine:
             # What is not finite stays so.
             return self._run(key, program, latents, _EACH, _EACH), np.ones(self.images_per_batch, bool)
         images, finite, _ = self._mended(latents, *self._decoded(latents))
-        made = self._setup.pictures.upscalers.enlarged(images[: len(larger)], method, bucket.height, bucket.width)
+        made = self._setup.upscalers.enlarged(images[: len(larger)], method, bucket.height, bucket.width)
         return self._padded(made.images), self._padded(made.finite) & finite
 
     def _compiled(self, key: Any, program: Callable[..., Any], params: Params, given: Any) -> Callable[..., Any]:
@@ -394,7 +403,7 @@ class Engine:
             ]
             # An image in the picture of which it is a part, and as large as it was to be.
             try:
-                made = self._setup.pictures.upscalers.finished(put_back(images[index], task.shown), task.job)
+                made = self._setup.upscalers.finished(put_back(images[index], task.shown), task.job)
             except _FAILURES as error:
                 yield from _failed([task], error)
                 continue
@@ -409,7 +418,7 @@ class Engine:
         held = {digest: self._held[digest] for digest in batch[0].together.controls if digest in self._held}
         for control in controls:
             if control.digest not in held:
-                params = self._setup.pictures.control_params(control)
+                params = self._setup.library.controlnet_params(control)
                 held[control.digest] = jax.device_put(params, NamedSharding(self._mesh, _EVERY))
         self._held = held
         return controlled(batch, [held[control.digest] for control in controls])

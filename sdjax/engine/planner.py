@@ -9,8 +9,8 @@ import numpy as np
 import PIL
 
 from sdjax.adapters import per_image
+from sdjax.adapters.adapter_set import AdapterSet
 from sdjax.adapters.embedding import Embedding
-from sdjax.adapters.library import Adapters, Found
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.tableau import Table
 from sdjax.engine import prompt_arrays
@@ -20,10 +20,12 @@ from sdjax.jobs import input_images
 from sdjax.jobs.job import DEPTH_PREPROCESSOR, MAX_SIDE, MAX_STEPS, Job, JobError, image_id, split
 from sdjax.jobs.job import told as job_told
 from sdjax.library.classifier import Classifier
-from sdjax.library.picture_library import KnownControl, PictureLibrary
+from sdjax.library.controlnets import ControlNetFile
+from sdjax.library.opened import OpenLibrary
 from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text.conditioning import Conditioning, condition
+from sdjax.upscaling.upscalers import Upscalers
 
 # Lengths of compiled tables: a job's evaluations are rounded up to the next.
 _TABLE_ROWS = (64, 128, 256, 512, 1024, 2048)
@@ -41,18 +43,21 @@ LORA_MODES = ("merged", "batched")
 class Setup(NamedTuple):
     """What jobs are done with.
 
+    library: the named files.
+    read_image: gives the bytes of an input image by its path.
+    upscalers: those of the library.
     lora_mode: one of `LORA_MODES`.
     vae_tile: see `tile_of`.
-    pictures: what they are read and seen with.
     fingerprint: what besides job and model decides the bits of an image.
     """
 
     model: Model
     classifier: Classifier | None
-    adapters: Adapters
+    library: OpenLibrary
+    read_image: input_images.Read
+    upscalers: Upscalers
     lora_mode: str
     vae_tile: int
-    pictures: PictureLibrary
     fingerprint: Mapping[str, Any]
 
 
@@ -104,10 +109,10 @@ class Task(NamedTuple):
     together: Together
     prompts: prompt_arrays.Used
     table: Table
-    adapters: Found
+    adapters: AdapterSet
     low_rank: tuple[per_image.Weighted, ...]
     shown: input_images.Shown
-    controls: tuple[KnownControl, ...]
+    controls: tuple[ControlNetFile, ...]
     second: "Task | None"
     read: Conditioning
     metadata: Mapping[str, Any]
@@ -138,7 +143,7 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
       AdapterError: if an adapter that it names is not there, can't be read, or is for another model.
     """
     model = setup.model
-    opened = input_images.open_pictures(job, setup.pictures.read)
+    opened = input_images.open_pictures(job, setup.read_image)
     job = model.resolve(input_images.with_size(job, opened, model.vae.config.factor))
     _check_label(job, model)
     _check_pictures(job, model)
@@ -155,7 +160,7 @@ def prepare(setup: Setup, job: Job, notes: Mapping[str, Any]) -> Task:
         second = second._replace(together=second.together._replace(begins_with_picture=encodes))
         together = task.together._replace(second=(second.bucket, second.together), enlarged_by=job.hires_upscaler)
         task = task._replace(second=second, together=together)
-    setup.pictures.upscalers.check(job, *(task.second or task).size)
+    setup.upscalers.check(job, *(task.second or task).size)
     told = _told(setup, task, opened)
     identity = image_id(input_images.by_content(job, named), model.digest, told.decided)
     metadata = {"id": identity, **told.metadata, "pictures": input_images.told(named, opened.notes), **notes}
@@ -201,7 +206,7 @@ class _Told(NamedTuple):
 def _task(setup: Setup, job: Job, opened: input_images.Opened, steps_before: int | None = None) -> Task:
     """A job, or one pass of it after one of `steps_before`, worked out; without what is told of it."""
     model = setup.model
-    shown = input_images.show(job, opened, model.vae.config.factor, setup.pictures.estimate, model.takes_depth)
+    shown = input_images.show(job, opened, model.vae.config.factor, setup.library.estimate_depth, model.takes_depth)
     assert job.height is not None and job.width is not None
     if model.extra_channels > 1 and shown.latent_mask is not None and not (shown.latent_mask >= masks.HALF).any():
         kind = "black" if job.invert_mask else "white"
@@ -217,13 +222,13 @@ def _task(setup: Setup, job: Job, opened: input_images.Opened, steps_before: int
             "prompt_syntax = plain to take every sign as text"
         )
     prompts, guided = _branches(job, read, table)
-    controls = setup.pictures.controls(job.controls)
+    controls = setup.library.controlnets(job.controls)
     for control in job.controls:
         acts = job.image == _OWN_IMAGE or any(control.acts_in(step, steps) for step in range(steps))
         if table.steps and not acts:
             raise JobError(f"controlnets = {job.controlnets!r}: {control.name} acts in none of {steps} steps")
-    adapters = setup.adapters.find((*job.adapters, *read.tags), prompts.embeddings)
-    low_rank = setup.adapters.low_rank(adapters.loras) if setup.lora_mode == "batched" else None
+    adapters = setup.library.adapters((*job.adapters, *read.tags), prompts.embeddings)
+    low_rank = setup.library.low_rank(adapters.loras) if setup.lora_mode == "batched" else None
     bucket = Bucket(
         height=job.height,
         width=job.width,
@@ -250,7 +255,7 @@ def _task(setup: Setup, job: Job, opened: input_images.Opened, steps_before: int
         controls=tuple(control.digest for control in controls),
         second=None,
         enlarged_by=None,
-        upscaled=setup.pictures.upscalers.of_latents(job),
+        upscaled=setup.upscalers.of_latents(job),
     )
     return Task(job, "", bucket, together, prompts, table, adapters, low_rank or (), shown, controls, None, read, {})
 
@@ -263,7 +268,7 @@ def _told(setup: Setup, task: Task, opened: input_images.Opened) -> _Told:
     if task.bucket.classifier:
         fingerprint["classifier_digest"] = _checked_classifier(setup.classifier, job).digest
     last = task.second or task
-    sizes = [(last.bucket.height, last.bucket.width), setup.pictures.upscalers.decoded_size(job, *last.size)]
+    sizes = [(last.bucket.height, last.bucket.width), setup.upscalers.decoded_size(job, *last.size)]
     if tile := max(tile_of(*size, setup.vae_tile) for size in sizes):
         fingerprint["vae_tile"] = tile
     fingerprint |= _digests_of_pictures(setup, task)
@@ -280,7 +285,7 @@ def _told(setup: Setup, task: Task, opened: input_images.Opened) -> _Told:
         "vae_revision": model.vae_revision or "",
         "vae_dtype": model.vae_dtype,
         **fingerprint,
-        "adapters_applied": adapters.told(),
+        "adapters_applied": adapters.to_metadata(),
         "steps_taken": task.table.steps,
         "evaluations": sum(each.table.evaluations for each in (task, task.second) if each and each.table.steps),
         "prompt_tokens": read.tokens,
@@ -296,14 +301,15 @@ def _told(setup: Setup, task: Task, opened: input_images.Opened) -> _Told:
 
 def _digests_of_pictures(setup: Setup, task: Task) -> dict[str, str]:
     """Of the files with which its pictures are seen and made."""
-    job, library = task.job, setup.pictures
+    job = task.job
     found: dict[str, str] = {}
     if task.controls:
         found["control_digests"] = "; ".join(control.digest for control in task.controls)
     own_depth = setup.model.takes_depth and job.depth_image is None and job.image is not None
-    if (own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor)) and library.depth is not None:
-        found["depth_digest"] = library.depth.digest
-    return found | library.upscalers.digests(job)
+    needs_depth = own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor)
+    if needs_depth and (estimator := setup.library.depth_model()) is not None:
+        found["depth_digest"] = estimator.digest
+    return found | setup.upscalers.digests(job)
 
 
 def _read(setup: Setup, job: Job, steps: int, steps_before: int | None) -> Conditioning:
@@ -319,11 +325,11 @@ def _read(setup: Setup, job: Job, steps: int, steps_before: int | None) -> Condi
             steps=steps,
             steps_before=steps_before,
             followed=job.hires_scale is not None,
-            embeddings=setup.adapters.vectors(bundled),
+            embeddings=setup.library.vector_counts(bundled),
         )
 
     first = read({})
-    bundled = setup.adapters.bundled((*job.adapters, *first.tags))
+    bundled = setup.library.bundled_embeddings((*job.adapters, *first.tags))
     return read(bundled) if bundled else first
 
 

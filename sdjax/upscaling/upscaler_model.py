@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from sdjax.checkpoints.original import is_open_clip
-from sdjax.checkpoints.sd_upscaler import read_upscaler
+from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint, read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError, Params
 from sdjax.diffusion import elementary
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
@@ -100,7 +100,11 @@ def load_upscaler_pipeline(
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
     place = place_of(str(path), None, variant, pickled).path
-    found = read_upscaler(place, variant, DTYPES[dtype], pickled=pickled)
+    return upscaler_of(read_upscaler(place, variant, DTYPES[dtype], pickled=pickled), place, dtype)
+
+
+def upscaler_of(found: UpscalerCheckpoint, place: Path, dtype: str) -> Upscaler:
+    """An upscaler as it is run, its parameters on the default device; arguments and errors are those of above."""
     if found.sampler is None or found.scheduler.thresholding:
         raise CheckpointError(
             f"{place}: its scheduler, {found.scheduler_class}, is none of the samplers here, or asks for thresholding; "

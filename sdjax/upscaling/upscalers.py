@@ -1,38 +1,37 @@
 """What makes images larger, by name: interpolations, Real-ESRGAN's networks, and diffusion models."""
 
-import functools
+import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import cachetools
+import jax
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from sdjax.checkpoints.named import find_named
-from sdjax.checkpoints.tensors import CheckpointError, list_file
-from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
+from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
+from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.checkpoints.upscaler_file import Upscaler
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.jobs.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
-from sdjax.library.finding import has_ending, hint
-from sdjax.messages import shown
+from sdjax.library.opened import OpenLibrary
+from sdjax.library.upscalers import UpscalerFile
 from sdjax.models import ConfigError, VAEConfig
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text import tags
 from sdjax.upscaling.diffusion_upscale import check, check_latents, upscale_latent_x2, upscale_x4
 from sdjax.upscaling.tiles import upscaled
 from sdjax.upscaling.upscaler_model import Upscaler as DiffusionUpscaler
-from sdjax.upscaling.upscaler_model import load_upscaler_pipeline
+from sdjax.upscaling.upscaler_model import upscaler_of
 
-# Of files of upscalers.
-ENDINGS = (".safetensors", ".pth", ".pt", ".param")
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
-# Upscalers that are kept in the device's memory: networks of some ten megabytes, and diffusion models of gigabytes.
-_MOST, _MOST_DIFFUSION = 8, 2
+# Upscalers whose parameters stay in the device's memory: a job names two at most.
+_MOST_HELD = 2
 # Of what an upscaler gives on the way to a smaller image.
 _MOST_PIXELS = 2 * MAX_SIDE**2
 # The factors of Stable Diffusion's two upscalers: of latents, and of pictures.
@@ -44,10 +43,6 @@ class Enlarged(NamedTuple):
 
     images: UInt8[np.ndarray, "b h w 3"]
     finite: Bool[np.ndarray, " b"]
-
-
-def _is_diffusion(path: Path, pickled: bool) -> bool:
-    return any(name.startswith("model.diffusion_model.") for name in list_file(path, pickled).tensors)
 
 
 def _prompts(job: Job) -> tuple[str, str]:
@@ -67,62 +62,70 @@ def _goes_on(scale: int, shape: tuple[int, ...], height: int, width: int) -> boo
     return scale > 1 and (shape[0] < height or shape[1] < width) and _fits(scale, *shape[:2])
 
 
-def _check_room(upscaler: Upscaler | None, named: str, height: int, width: int) -> None:
+def _check_room(upscaler: UpscalerFile | None, named: str, height: int, width: int) -> None:
     if upscaler is not None and not _fits(upscaler.scale, height, width):
         raise JobError(f"{named}: {width}x{height} pixels are too large for it, which enlarges {upscaler.scale} times")
 
 
-def _factor(upscaler: Upscaler | DiffusionUpscaler | None) -> float:
-    if isinstance(upscaler, DiffusionUpscaler):
-        return float(upscaler.factor)
+def _factor(upscaler: UpscalerFile | None) -> float:
     return float(upscaler.scale) if upscaler else 1.0
 
 
 class Upscalers:
-    """Upscalers of one folder; a file is read when it is first needed."""
+    """The upscalers that a model's jobs name, by which images are enlarged."""
 
-    def __init__(self, folder: str | Path | None, *, pickled: bool, vae: VAEConfig, dtype: str, vae_tile: int) -> None:
+    def __init__(self, library: OpenLibrary, *, vae: VAEConfig, dtype: str, vae_tile: int) -> None:
         """Reads nothing yet.
 
         Args:
-          folder: of the files; None has none.
-          pickled: whether pickled ones may be read.
+          library: with the files.
           vae: of the model whose images are enlarged.
           dtype: of the parameters of diffusion models.
           vae_tile: as of the engine.
         """
-        self._folder, self._pickled, self._vae = folder, pickled, vae
-        self._vae_tile = vae_tile
-        self._kinds = functools.cache(self._find)
-        self._networks = functools.lru_cache(_MOST)(functools.partial(read_upscaler, pickled=pickled))
-        self._diffusion = functools.lru_cache(_MOST_DIFFUSION)(
-            functools.partial(load_upscaler_pipeline, dtype=dtype, pickled=pickled)
-        )
-        self._digests: dict[str, str] = {}
+        self._library, self._vae, self._dtype, self._vae_tile = library, vae, dtype, vae_tile
+        # By name, as they were when the run first named them.
+        self._files: dict[str, UpscalerFile] = {}
+        # By digest: diffusion models without parameters, and parameters on the default device.
+        self._models: dict[str, DiffusionUpscaler] = {}
+        self._held: cachetools.LRUCache[str, Params] = cachetools.LRUCache(_MOST_HELD)
 
-    def named(self, name: str) -> Upscaler | DiffusionUpscaler | None:
+    def named(self, name: str, field: str = "upscaler") -> UpscalerFile | None:
         """The upscaler of that name; None for one without weights.
 
         Raises:
-          JobError: if there is none, or it can't be read, or it is another than before.
+          JobError: naming the field, if there is none, or it can't be read, or it is another than before.
         """
         if name in PIXEL_UPSCALERS:
             return None
-        try:
-            path, is_diffusion = self._kinds(name)
-            found = self._diffusion(path) if is_diffusion else self._networks(path)
-        except (CheckpointError, ConfigError) as error:
-            known = (*PIXEL_UPSCALERS, *LATENT_UPSCALERS)
-            raise JobError(f"upscaler = {shown(name)}: {error}{hint(name, known)}") from error
-        if self._digests.setdefault(name, found.digest) != found.digest:
-            del self._digests[name]  # for what comes after this run
-            raise JobError(f"upscaler = {name!r}: its file has changed since the run began")
+        found = self._library.upscaler(name, field)
+        if self._files.setdefault(name, found).digest != found.digest:
+            del self._files[name]  # for what comes after this run
+            raise JobError(f"{field} = {name!r}: its file has changed since the run began")
         return found
 
-    def _find(self, name: str) -> tuple[Path, bool]:
-        """Where it is, and whether it is a diffusion model."""
-        path = find_named(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
-        return path, path.is_dir() or (not has_ending(path, (".param",)) and _is_diffusion(path, self._pickled))
+    def _params(self, file: UpscalerFile) -> Params:
+        """Parameters on the default device."""
+        if file.digest not in self._held:
+            self._held[file.digest] = jax.device_put(self._library.upscaler_params(file))
+        return self._held[file.digest]
+
+    def _network(self, file: UpscalerFile) -> Upscaler:
+        assert not isinstance(file.config, UpscalerCheckpoint), "it is a diffusion model"
+        return Upscaler(file.config, self._params(file), file.digest)
+
+    def _model(self, file: UpscalerFile) -> DiffusionUpscaler:
+        """A diffusion model without its parameters."""
+        assert isinstance(file.config, UpscalerCheckpoint), "it is a network"
+        if file.digest not in self._models:
+            try:
+                self._models[file.digest] = upscaler_of(file.config, file.path, self._dtype)
+            except (CheckpointError, ConfigError) as error:
+                raise JobError(f"upscaler = {file.name!r}: {error}") from error
+        return self._models[file.digest]
+
+    def _loaded_model(self, file: UpscalerFile) -> DiffusionUpscaler:
+        return dataclasses.replace(self._model(file), params=self._params(file))
 
     def digests(self, job: Job) -> dict[str, str]:
         """Of the files of the upscalers that a job names, by what metadata call them."""
@@ -143,17 +146,14 @@ class Upscalers:
           JobError: if not, or the image would be too large.
         """
         if job.hires_scale is not None and job.hires_upscaler not in LATENT_UPSCALERS:
-            try:
-                upscaler = self.named(job.hires_upscaler)
-            except JobError as error:
-                raise JobError(f"hires_{error}") from error
-            if isinstance(upscaler, DiffusionUpscaler):
+            upscaler = self.named(job.hires_upscaler, "hires_upscaler")
+            if upscaler is not None and upscaler.kind == "diffusion":
                 raise JobError(f"hires_upscaler = {job.hires_upscaler!r} is a diffusion model; name it as upscaler")
             assert job.height is not None and job.width is not None, "the job is not resolved"
             _check_room(upscaler, f"hires_upscaler = {job.hires_upscaler!r}", job.height, job.width)
         upscaler = self._finishing(job)
-        if isinstance(upscaler, DiffusionUpscaler):
-            self._check_diffusion(upscaler, job, height, width)
+        if upscaler is not None and upscaler.kind == "diffusion":
+            self._check_diffusion(self._model(upscaler), job, height, width)
         elif upscaler is not None:
             check_upscaler_options(job)
             _check_room(upscaler, f"upscaler = {job.upscaler!r}", height, width)
@@ -167,7 +167,7 @@ class Upscalers:
             if max(height, width) > MAX_SIDE:
                 raise JobError(f"{job.upscaler}: gives {width}x{height} pixels; expected up to {MAX_SIDE}")
 
-    def _finishing(self, job: Job) -> Upscaler | DiffusionUpscaler | None:
+    def _finishing(self, job: Job) -> UpscalerFile | None:
         return None if job.upscaler is None else self.named(job.upscaler)
 
     def _check_diffusion(self, upscaler: DiffusionUpscaler, job: Job, height: int, width: int) -> None:
@@ -195,22 +195,23 @@ class Upscalers:
     def of_latents(self, job: Job) -> str | None:
         """The digest of a job's upscaler, if that is one of latents."""
         upscaler = self._finishing(job)
-        is_one = isinstance(upscaler, DiffusionUpscaler) and upscaler.factor == _OF_LATENTS
+        is_one = upscaler is not None and (upscaler.kind, upscaler.scale) == ("diffusion", _OF_LATENTS)
         return upscaler.digest if upscaler is not None and is_one else None
 
     def decoded_size(self, job: Job, height: int, width: int) -> tuple[int, int]:
         """Of what is decoded after a job's upscaler, for an image of this size; 0 and 0 if nothing is."""
         upscaler = self._finishing(job)
-        return (
-            (height * upscaler.factor, width * upscaler.factor) if isinstance(upscaler, DiffusionUpscaler) else (0, 0)
-        )
+        if upscaler is None or upscaler.kind != "diffusion":
+            return 0, 0
+        return height * upscaler.scale, width * upscaler.scale
 
     def larger_latents(
         self, latents: Float32[np.ndarray, "b h w c"], jobs: Sequence[Job]
     ) -> Float32[np.ndarray, "b i j c"]:
         """Latents of twice the size, by the upscaler that all of some jobs name; those of one by one."""
-        upscaler = self._finishing(jobs[0])
-        assert isinstance(upscaler, DiffusionUpscaler), "only such an upscaler takes latents"
+        file = self._finishing(jobs[0])
+        assert file is not None, "only an upscaler with weights takes latents"
+        upscaler = self._loaded_model(file)
         made = []
         for each, job in zip(latents, jobs, strict=True):
             prompt, negative = _prompts(job)
@@ -228,9 +229,9 @@ class Upscalers:
             by /= _OF_LATENTS  # so much larger it is already
         height, width = (round(side * by) for side in image.shape[:2])
         finite = np.array([True])
-        if isinstance(upscaler, DiffusionUpscaler) and upscaler.factor == _OF_PICTURES:
+        if upscaler is not None and (upscaler.kind, upscaler.scale) == ("diffusion", _OF_PICTURES):
             try:
-                image = self._times_four(upscaler, image, job)
+                image = self._times_four(self._loaded_model(upscaler), image, job)
             except ArithmeticError:
                 finite = np.array([False])
         made = self.enlarged(image[None], job.upscaler, height, width)
@@ -254,12 +255,13 @@ class Upscalers:
 
     def enlarged(self, images: UInt8[np.ndarray, "b h w 3"], name: str, height: int, width: int) -> Enlarged:
         """Images of another size, by an upscaler (as often as it takes, then made smaller) or by interpolation."""
-        upscaler = self.named(name)
+        file = self.named(name)
+        upscaler = self._network(file) if file is not None and file.kind == "network" else None
         kind = _FILTERS.get(name, Image.Resampling.LANCZOS)
         finite = np.ones(len(images), bool)
         made = []
         for index, image in enumerate(images):
-            if isinstance(upscaler, Upscaler):
+            if upscaler is not None:
                 try:
                     image = upscaled(upscaler, image[None])[0]
                     while _goes_on(upscaler.scale, image.shape, height, width):
