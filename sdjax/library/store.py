@@ -44,6 +44,11 @@ class Store:
         cached = cachetools.cached(self._cache, key=lambda key, read: key, condition=threading.Condition())
         self._get: Callable[[Hashable, Callable[[], object]], object] = cached(self._outcome)
 
+    @property
+    def size(self) -> int:
+        """Bytes of what is kept; what is larger than all of them counts as all."""
+        return int(self._cache.currsize)
+
     def get(self, key: Hashable, read: Callable[[], Value]) -> Value:
         """The value of a key; `read` gives it if it is not kept, and may ask for other keys.
 
