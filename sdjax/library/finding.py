@@ -132,13 +132,14 @@ def beside(file: Path, ending: str) -> Path:
     return next((each for each in (usual, file.with_suffix(ending.upper())) if each.is_file()), usual)
 
 
-def find_path(path: str | Path, kind: str, others: Sequence[str] = ()) -> Path:
+def find_path(path: str | Path, kind: str, others: Sequence[str] = (), elsewhere: str = "") -> Path:
     """What is at a path, whose accents may be of either form, and whose ending in capitals or not.
 
     Args:
       path: of a file or folder, or the name of one in the folder where the process is.
       kind: what is looked for, for errors.
       others: names that are allowed besides, for errors: those of what is bundled.
+      elsewhere: what else might have been meant, for errors.
 
     Raises:
       FindingError: if there is nothing.
@@ -155,10 +156,8 @@ def find_path(path: str | Path, kind: str, others: Sequence[str] = ()) -> Path:
         near_by = []
     known = [*others, *(str(place.parent / name) for name in near_by if not is_companion(name))]
     bundled = f"neither bundled ({', '.join(others)}) nor " if others else "not "
-    raise FindingError(
-        f"there is no {kind} {shown(str(path))}: it is {bundled}a folder or file on this machine"
-        f"{hint(str(path), known)}"
-    )
+    looked = f"it is {bundled}a folder or file on this machine{elsewhere and f', {elsewhere}'}"
+    raise FindingError(f"there is no {kind} {shown(str(path))}: {looked}{hint(str(path), known)}")
 
 
 def _written_otherwise(place: Path) -> Path | None:
