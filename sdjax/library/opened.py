@@ -128,7 +128,7 @@ class OpenLibrary:
         hypernetworks = [
             WeightedHypernetwork(self.hypernetwork(tag.name), tag.weight) for tag in tags if tag.kind == "hypernetwork"
         ]
-        bundled = self.bundled_embeddings(tags)
+        bundled = _bundled(each.adapter for each in loras)
         return AdapterSet(
             tuple(each for each in loras if each.weight or each.text_encoder_weight),
             tuple(each for each in hypernetworks if each.weight),
@@ -175,11 +175,7 @@ class OpenLibrary:
 
     def bundled_embeddings(self, tags: Sequence[Tag]) -> dict[str, Embedding]:
         """The embeddings that came with the LoRAs among these, by name."""
-        return {
-            name: Embedding(name, hashlib.sha256(f"{lora.digest} {name}".encode()).hexdigest(), vectors)
-            for lora in (self.lora(tag.name) for tag in tags if tag.kind == "lora")
-            for name, vectors in lora.embeddings.items()
-        }
+        return _bundled(self.lora(tag.name) for tag in tags if tag.kind == "lora")
 
     def vector_counts(self, bundled: Mapping[str, Embedding]) -> Mapping[str, int]:
         """The names of embeddings, also of bundled ones -> how many vectors each has; read where asked for."""
@@ -338,6 +334,14 @@ class OpenLibrary:
         if digest != file.digest:
             raise JobError(f"{where}: {_CHANGED}")
         return params
+
+
+def _bundled(loras: Iterable[Lora]) -> dict[str, Embedding]:
+    return {
+        name: Embedding(name, hashlib.sha256(f"{lora.digest} {name}".encode()).hexdigest(), vectors)
+        for lora in loras
+        for name, vectors in lora.embeddings.items()
+    }
 
 
 class _VectorCounts(Mapping[str, int]):
