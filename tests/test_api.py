@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -6,6 +7,9 @@ import numpy as np
 import pytest
 
 import sdjax
+from sdjax.api import _engine
+from sdjax.assets import bundled
+from sdjax.jobs.input_images import read_file
 from sdjax.library.kinds import KINDS
 
 APPLE = Path(__file__).parent / "golden" / "apple.png"
@@ -84,3 +88,21 @@ def test_files_that_came_or_changed_since_the_last_call_are_seen_and_the_engine_
         assert "there is no" not in first and reason(**named) != first
         (tmp_path / file).unlink()
         assert "there is no" in reason(**named)
+
+
+def test_another_classifier_in_the_library_is_another_engine(tiny, tmp_path):
+    folder = tmp_path / "guide"
+    shutil.copytree(bundled("emoji", "noise_classifier"), folder)
+
+    def engine(**given: object) -> sdjax.Engine:
+        return _engine(tiny, 1, tuple(jax.devices()[:1]), given.get("classifier"), library, read_file)
+
+    library = sdjax.Library(classifier=folder)
+    first = engine()
+    assert first.classifier.digest == sdjax.load_classifier("emoji").digest and engine() is first
+    labels = (folder / "labels.txt").read_text().splitlines()
+    (folder / "labels.txt").write_text("\n".join(["another", *labels[1:]]))
+    second = engine()
+    assert second.classifier.labels[0] == "another"
+    own = sdjax.load_classifier("emoji")
+    assert engine(classifier=own).classifier is own

@@ -266,12 +266,3 @@ def test_a_check_names_what_is_not_there_and_reads_no_weights(library, tmp_path)
     for field, setting in (("loras", "lora_folder"), ("controlnets", "controlnet_folder")):
         with pytest.raises(CheckpointError, match=f"{setting} = nowhere: there is no such folder on this machine"):
             opened(Library(**{field: "nowhere"}))
-
-
-def test_the_states_of_a_library_are_others_where_a_file_came_went_or_changed(library, tmp_path):
-    before = library.states()
-    assert library.states() == before
-    negate(tmp_path / "depth" / "model.safetensors")
-    changed = library.states()
-    (tmp_path / "upscalers" / "small.safetensors").unlink()
-    assert len({before, changed, library.states()}) == 3
