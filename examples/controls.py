@@ -43,13 +43,14 @@ def png(pixels: np.ndarray) -> bytes:
 def drawn(model: str, emoji: Mapping[str, np.ndarray], seen_as: str, **control: Any) -> list[list[np.ndarray]]:
     """For each emoji, which is in the field `seen_as`, an image per prompt."""
     files = {name: png(pixels) for name, pixels in emoji.items()}
-    pictures = sdjax.Pictures(read=files.__getitem__, controlnet_folder="emoji", depth_model="emoji")
+    library = sdjax.Library(controlnets="emoji", depth_model="emoji")
     jobs = [
         sdjax.Job(prompt=prompt, seed=5, steps=30, guidance_scale=scale, **{seen_as: name}, **control)
         for name in files
         for prompt, scale in PROMPTS.items()
     ]
-    images = [result.image for result in sdjax.generate(sdjax.load(model), jobs, pictures=pictures)]
+    results = sdjax.generate(sdjax.load(model), jobs, library=library, read_image=files.__getitem__)
+    images = [result.image for result in results]
     return [images[first : first + len(PROMPTS)] for first in range(0, len(images), len(PROMPTS))]
 
 

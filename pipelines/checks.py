@@ -4,15 +4,14 @@ import dataclasses
 
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
-from pipelines.equipment import equipment, library_of, load_model, pictures_of
-from sdjax.adapters.library import Adapters
+from pipelines.equipment import equipment, library_of, load_model
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
 from sdjax.jobs.job import PIXEL_UPSCALERS, Job, JobError
 from sdjax.jobs.text_values import with_partners
-from sdjax.library.classifier import load_classifier
-from sdjax.library.picture_library import check_files
+from sdjax.library.opened import OpenLibrary
+from sdjax.model import DTYPES
 
 _SIZES = ("seed_resize_from_width", "seed_resize_from_height")
 # Steps that every sampler can take.
@@ -26,13 +25,13 @@ def check_model(config: RunConfig) -> RunConfig:
     run goes on.
 
     Raises:
-      AdapterError: if a folder of adapters is not there.
       RunConfigError: if it can't.
-      CheckpointError, ConfigError, TokenizerError: if the model can't be used.
+      CheckpointError, ConfigError, TokenizerError: if the model or another file can't be used.
     """
     given = equipment(config)
     model = load_model(given, weights=False)
-    Adapters(library_of(given), model.networks["text_encoder"].config, model.unet.config, model.params)
+    configs = model.networks["text_encoder"].config, model.unet.config, model.vae.config
+    library = OpenLibrary(library_of(given), *configs, DTYPES[model.dtype])
     # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
     asked = with_partners({**dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None})
     if "sampler" not in asked or "sampler" in dict(config.sweeps):
@@ -48,9 +47,7 @@ def check_model(config: RunConfig) -> RunConfig:
     said = dict(config.job)
     controls = [control.name for control in job.controls] if "controlnets" in said else []
     named = {getattr(job, name) for name in ("hires_upscaler", "upscaler") if name in said}
-    check_files(pictures_of(given), controls, sorted(named - {*PIXEL_UPSCALERS, *LATENT_UPSCALERS}))
-    if config.classifier:
-        load_classifier(config.classifier)
+    library.check(controls, sorted(named - {*PIXEL_UPSCALERS, *LATENT_UPSCALERS}))
     if config.wildcards and next(storage.list_files(config.wildcards), None) is None:
         raise RunConfigError(f"wildcards = {config.wildcards}: there is no such folder, or no file in it")
     return dataclasses.replace(config, revision=model.revision, vae_revision=model.vae_revision)

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 from pipelines import compiled
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.sources import input_images
-from sdjax.adapters.library import Library
 from sdjax.engine.engine import Engine
 from sdjax.engine.passes import Bucket
-from sdjax.library.classifier import load_classifier
-from sdjax.library.picture_library import Pictures
+from sdjax.library.library import Library
 from sdjax.model import Model, load
 
 
@@ -94,17 +92,15 @@ def load_model(given: Equipment, *, weights: bool = True) -> Model:
 
 
 def library_of(given: Equipment) -> Library:
-    """The folders of adapters."""
-    return Library(given.lora_folder, given.hypernetwork_folder, given.embedding_folder, given.pickled)
-
-
-def pictures_of(given: Equipment, read: Callable[[str], bytes] | None = None) -> Pictures:
-    """What images are read (by `read`, or as `sources.input_images` does) and conditioned with; errors: `Pictures`."""
-    return Pictures(
-        read=read or input_images.read,
-        controlnet_folder=given.controlnet_folder,
+    """Where the named files are."""
+    return Library(
+        loras=given.lora_folder,
+        hypernetworks=given.hypernetwork_folder,
+        embeddings=given.embedding_folder,
+        controlnets=given.controlnet_folder,
+        upscalers=given.upscaler_folder,
         depth_model=given.depth_model,
-        upscaler_folder=given.upscaler_folder,
+        classifier=given.classifier,
         pickled=given.pickled,
     )
 
@@ -114,15 +110,17 @@ def make_engine(
     on_compile: Callable[[Bucket], None] = lambda bucket: None,
     read: Callable[[str], bytes] | None = None,
 ) -> Engine:
-    """An engine that holds it all; errors are those of `sdjax.load`, `load_classifier` and `Engine`."""
+    """An engine that holds it all, and reads images by `read`, or as `sources.input_images` does.
+
+    Errors are those of `sdjax.load` and `Engine`.
+    """
     compiled.use_cache()
     return Engine(
         load_model(given),
         batch_size=given.batch_size,
-        classifier=load_classifier(given.classifier) if given.classifier else None,
         library=library_of(given),
         lora_mode=given.lora_mode,
         vae_tile=given.vae_tile,
-        pictures=pictures_of(given, read),
+        read_image=read or input_images.read,
         on_compile=on_compile,
     )

@@ -1,13 +1,12 @@
 """Image data sets made with Stable Diffusion in JAX."""
 
 from sdjax.adapters.files import AdapterError
-from sdjax.adapters.library import Library
 from sdjax.api import generate
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.engine.engine import Engine, Result
 from sdjax.jobs.job import Job, JobError
 from sdjax.library.classifier import Classifier, label_named, load_classifier
-from sdjax.library.picture_library import Pictures
+from sdjax.library.library import Library
 from sdjax.model import Model, load
 from sdjax.models import ConfigError
 from sdjax.version import __version__
@@ -22,7 +21,6 @@ __all__ = [
     "JobError",
     "Library",
     "Model",
-    "Pictures",
     "Result",
     "__version__",
     "generate",

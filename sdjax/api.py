@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 import jax
 
 from sdjax.adapters.files import AdapterError
-from sdjax.adapters.library import Library
 from sdjax.engine.engine import Engine, Result
+from sdjax.jobs.input_images import Read, read_file
 from sdjax.jobs.job import Job, JobError
 from sdjax.library.classifier import Classifier
-from sdjax.library.finding import state_of
-from sdjax.library.picture_library import Pictures
+from sdjax.library.finding import FileState, states_of
+from sdjax.library.library import Library
 from sdjax.model import Model
 
 
 class _Made(NamedTuple):
-    """The engine of the last call; and the folders that were given, with their files as they were then."""
+    """The engine of the last call; and what was given, with the files as they were then."""
 
     engine: Engine
-    files: tuple[Any, ...]
+    given: tuple[Library | None, Read, tuple[FileState, ...]]
 
 
 # By what the engine was made of.
@@ -32,32 +32,23 @@ def _engine(
     devices: tuple[jax.Device, ...] | None,
     classifier: Classifier | None,
     library: Library | None,
-    pictures: Pictures | None,
+    read_image: Read,
 ) -> Engine:
     """The last engine, with its compiled programs and the files as they are now, or a new one in its place."""
-    key = (model, batch_size, devices, id(classifier) if classifier else None)
-    files = _files(library, pictures)
+    place = library.place("classifier") if library and not classifier else None
+    guide = id(classifier) if classifier else place and (place, states_of(place))
+    key = (model, batch_size, devices, guide)
+    given = library, read_image, library.states() if library else ()
     if key not in _last:
         _last.clear()  # first: the devices hold one model at a time
         engine = Engine(
-            model, batch_size=batch_size, devices=devices, classifier=classifier, library=library, pictures=pictures
+            model, batch_size=batch_size, devices=devices, classifier=classifier, library=library, read_image=read_image
         )
-        _last[key] = _Made(engine, files)
-    elif _last[key].files != files:
-        _last[key].engine.list_files(library, pictures)
-        _last[key] = _last[key]._replace(files=files)
+        _last[key] = _Made(engine, given)
+    elif _last[key].given != given:
+        _last[key].engine.list_files(library, read_image)
+        _last[key] = _last[key]._replace(given=given)
     return _last[key].engine
-
-
-def _files(library: Library | None, pictures: Pictures | None) -> tuple[Any, ...]:
-    """What was given, and what is in it now."""
-    adapters = library or Library()
-    seen_with = pictures or Pictures()
-    folders = (
-        *(adapters.loras, adapters.hypernetworks, adapters.embeddings),
-        *(seen_with.controlnet_folder, seen_with.depth_model, seen_with.upscaler_folder),
-    )
-    return library, pictures, *(state_of(folder) for folder in folders if folder is not None)
 
 
 def generate(
@@ -68,7 +59,7 @@ def generate(
     devices: Sequence[jax.Device] | None = None,
     classifier: Classifier | None = None,
     library: Library | None = None,
-    pictures: Pictures | None = None,
+    read_image: Read = read_file,
 ) -> list[Result]:
     """Makes one image for each job, in the order of the jobs.
 
@@ -81,10 +72,11 @@ def generate(
       batch_size: images per device in a compiled program; the bits of an image depend on it, and on nothing else
         about the other jobs.
       devices: all local ones if None.
-      classifier: for jobs with a `classifier_scale`.
-      library: of adapters, for jobs and prompts that name some; its folders are listed again where a file in them came,
-        went or changed since the last call.
-      pictures: where jobs' pictures come from, and what sees them, likewise; None reads files of this machine.
+      classifier: for jobs with a `classifier_scale`; in the place of the library's.
+      library: the files that jobs and prompts can name; its folders are listed again where a file in them came, went or
+        changed since the last call. None has none.
+      read_image: gives the bytes of an input image by its path, raising `OSError` or `ValueError` that says why it
+        can't; by itself it reads files of this machine.
 
     Raises:
       AdapterError: naming the position of a job whose adapters can't be used, before anything is computed.
@@ -93,7 +85,7 @@ def generate(
       FloatingPointError: if an image is not finite.
       MemoryError: if one takes more memory than there is.
     """
-    engine = _engine(model, batch_size, None if devices is None else tuple(devices), classifier, library, pictures)
+    engine = _engine(model, batch_size, None if devices is None else tuple(devices), classifier, library, read_image)
     tasks = []
     for index, job in enumerate(jobs):
         try:

@@ -25,6 +25,7 @@ from sdjax.diffusion.tableau import Table
 from sdjax.families.family import Family
 from sdjax.families.stable_diffusion import SD1, SD2
 from sdjax.jobs.job import RANDOM_SEED, Job, JobError
+from sdjax.library.finding import FindingError, find_path
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, PADDING_2, clip_tokenizer
@@ -387,10 +388,7 @@ def place_of(name: str, revision: str | None, variant: str | None, pickled: bool
 
 def path_of(name: str) -> Path:
     """Where a model on this machine is, a folder or a file; raises `CheckpointError` if there is none."""
-    place = bundled(name) or Path(name)
-    if place.exists():
-        return place
-    raise CheckpointError(
-        f"there is no model {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder or file on this "
-        "machine, nor a name like org/name on a hub"
-    )
+    try:
+        return bundled(name) or find_path(name, "model", BUNDLED, elsewhere="nor a name like org/name on a hub")
+    except FindingError as error:
+        raise CheckpointError(str(error)) from error

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
@@ -6,7 +7,10 @@ import numpy as np
 import pytest
 
 import sdjax
+from sdjax.api import _engine
+from sdjax.assets import bundled
 from sdjax.jobs.input_images import read_file
+from sdjax.library.kinds import KINDS
 
 APPLE = Path(__file__).parent / "golden" / "apple.png"
 JOB = sdjax.Job(prompt="a red apple", seed=1, steps=2, guidance_scale=7.5, sampler="euler", noise_source="torch")
@@ -61,29 +65,44 @@ def test_files_that_came_or_changed_since_the_last_call_are_seen_and_the_engine_
     tiny, results, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("sdjax.api.Engine", None)
-    for kind in ("loras", "embeddings", "hypernetworks", "nets", "upscalers"):
+    for kind in KINDS:
         (tmp_path / kind).mkdir()
 
     def reason(**named: str) -> str:
         job = dataclasses.replace(JOB, **named)
-        library = sdjax.Library(tmp_path / "loras", tmp_path / "hypernetworks", tmp_path / "embeddings", pickled=True)
-        pictures = sdjax.Pictures(
-            read=read_file, controlnet_folder=tmp_path / "nets", upscaler_folder=tmp_path / "upscalers"
-        )
+        library = sdjax.Library(**{kind: tmp_path / kind for kind in KINDS}, pickled=True)
         with pytest.raises((sdjax.AdapterError, sdjax.JobError)) as error:
-            sdjax.generate(tiny, [job], batch_size=1, devices=jax.devices()[:1], library=library, pictures=pictures)
+            sdjax.generate(tiny, [job], batch_size=1, devices=jax.devices()[:1], library=library)
         return str(error.value)
 
     for named, file in (
         ({"loras": "ink:1"}, "loras/ink.safetensors"),
         ({"hypernetworks": "ink:1"}, "hypernetworks/ink.pt"),
-        ({"controlnets": "ink", "image": str(APPLE)}, "nets/ink.safetensors"),
+        ({"controlnets": "ink", "image": str(APPLE)}, "controlnets/ink.safetensors"),
         ({"upscaler": "ink"}, "upscalers/ink.safetensors"),
     ):
-        assert "there is no such file" in reason(**named)
+        assert "there is no" in reason(**named)
         (tmp_path / file).write_bytes(b"no tensors")
         first = reason(**named)
         (tmp_path / file).write_bytes(b"PK\3\4 no archive either")
-        assert "there is no such file" not in first and reason(**named) != first
+        assert "there is no" not in first and reason(**named) != first
         (tmp_path / file).unlink()
-        assert "there is no such file" in reason(**named)
+        assert "there is no" in reason(**named)
+
+
+def test_another_classifier_in_the_library_is_another_engine(tiny, tmp_path):
+    folder = tmp_path / "guide"
+    shutil.copytree(bundled("emoji", "noise_classifier"), folder)
+
+    def engine(**given: object) -> sdjax.Engine:
+        return _engine(tiny, 1, tuple(jax.devices()[:1]), given.get("classifier"), library, read_file)
+
+    library = sdjax.Library(classifier=folder)
+    first = engine()
+    assert first.classifier.digest == sdjax.load_classifier("emoji").digest and engine() is first
+    labels = (folder / "labels.txt").read_text().splitlines()
+    (folder / "labels.txt").write_text("\n".join(["another", *labels[1:]]))
+    second = engine()
+    assert second.classifier.labels[0] == "another"
+    own = sdjax.load_classifier("emoji")
+    assert engine(classifier=own).classifier is own

@@ -57,6 +57,6 @@ def test_images_have_the_shape_that_the_controlnet_is_shown():
     asked = {"prompt": "on a blue background", "steps": 20, "guidance_scale": 3.0}
     shown = {"controlnets": "canny:1.2", "control_image": str(file), "control_preprocessor": "canny"}
     jobs = [sdjax.Job(seed=seed, **asked, **more) for more in ({}, shown) for seed in range(4)]
-    results = sdjax.generate(sdjax.load("emoji"), jobs, pictures=sdjax.Pictures(controlnet_folder="emoji"))
+    results = sdjax.generate(sdjax.load("emoji"), jobs, library=sdjax.Library(controlnets="emoji"))
     shares = [(shape & found).sum() / (shape | found).sum() for found in (silhouette(each.image) for each in results)]
     assert min(shares[4:]) > 0.8 > max(shares[:4]), shares

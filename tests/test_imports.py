@@ -16,14 +16,15 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"sdjax.messages", "sdjax.version"},
     {"sdjax.models", "sdjax.assets", "sdjax.engine.device", "sdjax.engine.settings", "sdjax.library.finding"},
+    {"sdjax.library.folder", "sdjax.library.store"},
     {"sdjax.diffusion"},
     {"sdjax.text", "sdjax.images", "sdjax.checkpoints"},
     {"sdjax.families"},
-    {"sdjax.adapters", "sdjax.library.depth", "sdjax.library.classifier"},
+    {"sdjax.adapters"},
     {"sdjax.jobs"},
+    {"sdjax.library"},
     {"sdjax.model"},
     {"sdjax.upscaling"},
-    {"sdjax.library"},
     {"sdjax.engine"},
     {"sdjax.api"},
     {"sdjax"},
@@ -34,8 +35,8 @@ RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # What the library is built on, by the names under which it is imported.
 LIBRARY = {
-    "PIL", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "regex", "safetensors", "transformers",
-    "yaml",
+    "PIL", "cachetools", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "regex", "safetensors",
+    "transformers", "yaml",
 }  # fmt: skip
 TRAINING = LIBRARY | {"optax", "scipy", "tqdm"}
 NOT_NEEDED = ("apache_beam", "pyarrow", "torch")

@@ -21,12 +21,13 @@ from sdjax.adapters.files import AdapterError, AdapterFile, open_adapter
 from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
 from sdjax.checkpoints.names import Path
-from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, read_tensor
+from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, list_file, read_tensor
 from sdjax.models import TextEncoderConfig, UNetConfig
 
 # How many names an error lists.
 _LISTED = 6
-_FILES_IN_FOLDERS = (
+# Of folders that peft and diffusers write; the first that is there is read.
+FILES_IN_FOLDERS = (
     "adapter_model.safetensors",
     "pytorch_lora_weights.safetensors",
     "adapter_model.bin",
@@ -98,10 +99,18 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     return Lora(name, opened.metadata.get("ss_output_name"), digest, opened.short_hash, changes, vectors)
 
 
+def trainers_name(place: File, pickled: bool = False) -> str | None:
+    """The name that an adapter's trainer wrote into its file; None if there is none, or it can't be read."""
+    try:
+        return list_file(_file_in(place) if place.is_dir() else place, pickled).metadata.get("ss_output_name")
+    except CheckpointError:  # an error once the file itself is asked for
+        return None
+
+
 def _file_in(folder: File) -> File:
     """The file of a folder that peft or diffusers wrote."""
     there = {each.name.lower(): each for each in sorted(folder.iterdir())}
-    return next((there[name] for name in _FILES_IN_FOLDERS if name in there), folder / _FILES_IN_FOLDERS[0])
+    return next((there[name] for name in FILES_IN_FOLDERS if name in there), folder / FILES_IN_FOLDERS[0])
 
 
 Stored = dict[Path, tuple[str, dict[str, Tensor]]]

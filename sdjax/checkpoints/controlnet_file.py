@@ -133,6 +133,14 @@ def find_controlnet(path: Path, variant: str | None = None, pickled: bool = Fals
     raise CheckpointError(f"{path} holds no ControlNet and no T2I adapter: it is a {identify(tensors).kind}")
 
 
+def is_controlnet_folder(folder: Path) -> bool:
+    """Whether a folder is a ControlNet's or a T2I adapter's, as diffusers writes it, or a pipeline's with one in it."""
+    if any((folder / part / "config.json").is_file() for part in _PARTS):
+        return True
+    is_other_part = folder.name not in _PARTS and (folder.parent / "model_index.json").is_file()
+    return not is_other_part and (folder / "config.json").is_file() and any(folder.glob(f"{_STEM}*"))
+
+
 def load_control(found: ControlFile, dtype: DTypeLike) -> tuple[Params, str]:
     """The parameters of what was found, arrays of numpy of `dtype`; and its digest.
 

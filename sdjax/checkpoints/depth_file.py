@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import re
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import jax
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import names
-from sdjax.checkpoints.diffusers_folder import digest_files, floats
+from sdjax.checkpoints.diffusers_folder import digest_files, floats, sha256_of
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original import Shapes, Source, choose, naming, under
 from sdjax.checkpoints.tensors import (
@@ -37,7 +38,7 @@ from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, re
 from sdjax.models.depth import MAPS, DepthConfig, DepthEstimator
 
 # Where the parts lie in a diffusers folder, and what the files are called.
-_MODEL, _PROCESSOR = "depth_estimator", "feature_extractor"
+PARTS = _MODEL, _PROCESSOR = "depth_estimator", "feature_extractor"
 _CONFIG, _SETTINGS, _STEM = "config.json", "preprocessor_config.json", "model"
 
 DEPTH = names.NameTable(
@@ -137,10 +138,10 @@ class DepthFile(NamedTuple):
     root: Path
     decisive: tuple[Path, ...]
 
-    def digest(self, hashed: Mapping[Path, str]) -> str:
+    def digest(self, hashed: Mapping[Path, str] = types.MappingProxyType({})) -> str:
         """sha256 of a single file, or over the files of a folder; `hashed` has those of files that have been read."""
         if self.decisive == (self.where,):
-            return hashed[self.where]
+            return hashed.get(self.where) or sha256_of(self.where)
         return digest_files(self.root, self.decisive, hashed)
 
 

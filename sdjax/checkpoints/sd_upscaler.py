@@ -22,6 +22,7 @@ from sdjax.checkpoints.diffusers_folder import (
     digest_files,
     floats,
     param_shapes,
+    sha256_of,
     vae_dtype_of,
 )
 from sdjax.checkpoints.json_file import read_json
@@ -90,7 +91,7 @@ class UpscalerCheckpoint(NamedTuple):
 def read_upscaler(
     path: Path,
     variant: str | None = None,
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike | None = jnp.float32,
     *,
     vae_dtype: DTypeLike | None = None,
     pickled: bool = False,
@@ -100,7 +101,8 @@ def read_upscaler(
     Args:
       path: a folder with `model_index.json`, or an original single file of the x4 upscaler.
       variant: which files of a folder to take, for example "fp16"; None takes the plain ones, or the only ones there.
-      dtype: of the parameters in memory.
+      dtype: of the parameters in memory. None reads configs and the headers of the weights' files, and no tensor:
+        there are no parameters then; files are hashed all the same.
       vae_dtype: of the VAE's parameters; None is float32 if its config has `force_upcast`, else `dtype`.
       pickled: whether pickled weights are allowed.
 
@@ -133,7 +135,7 @@ def _latent_upscaler_shapes(config: LatentUpscalerConfig) -> Params:
 
 
 def _read_folder(
-    root: Path, variant: str | None, dtype: DTypeLike, vae_dtype: DTypeLike | None, pickled: bool
+    root: Path, variant: str | None, dtype: DTypeLike | None, vae_dtype: DTypeLike | None, pickled: bool
 ) -> UpscalerCheckpoint:
     index_file = root / "model_index.json"
     index = read_json(index_file)
@@ -232,8 +234,10 @@ def _check_fit(
 
 
 def _load(
-    configs: Mapping[str, Any], chosen: Mapping[str, Any], dtype: DTypeLike, vae_dtype: DTypeLike | None
+    configs: Mapping[str, Any], chosen: Mapping[str, Any], dtype: DTypeLike | None, vae_dtype: DTypeLike | None
 ) -> tuple[Params, dict[Path, str]]:
+    if dtype is None:
+        return {}, {}
     dtypes = {**dict.fromkeys(PARTS, dtype), "vae": vae_dtype_of(configs["vae"], dtype, vae_dtype)}
     return load_parts({name: Part(chosen[name], shapes_of(configs[name]), dtypes[name]) for name in PARTS})
 
@@ -241,7 +245,7 @@ def _load(
 # --- An original single file ---
 
 
-def _read_file(file: Path, dtype: DTypeLike, vae_dtype: DTypeLike | None, pickled: bool) -> UpscalerCheckpoint:
+def _read_file(file: Path, dtype: DTypeLike | None, vae_dtype: DTypeLike | None, pickled: bool) -> UpscalerCheckpoint:
     tensors = original.standard_names(list_file(file, pickled).tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LOW_SCALE)}
     with original.naming(file):
@@ -253,6 +257,7 @@ def _read_file(file: Path, dtype: DTypeLike, vae_dtype: DTypeLike | None, pickle
     _check_fit(str(file), *configs)
     chosen = choose_tensors(file, tensors, configs, own_vae=True, ema=False)
     params, hashed = _load(configs._asdict(), chosen, dtype, vae_dtype)
+    digest = hashed.get(file) or sha256_of(file)
     scheduler = dataclasses.replace(
         _BETAS, prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1, skip_prk_steps=True
     )
@@ -267,8 +272,8 @@ def _read_file(file: Path, dtype: DTypeLike, vae_dtype: DTypeLike | None, pickle
         max_noise_level=_MAX_NOISE_LEVEL,
         tokenizer_folder=None,
         params=params,
-        digest=hashed[file],
-        file_digest=hashed[file],
+        digest=digest,
+        file_digest=digest,
     )
 
 

@@ -7,6 +7,7 @@ before that. The config is told from names and shapes, and of ncnn's files from 
 import itertools
 import math
 import re
+import types
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,11 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import names
-from sdjax.checkpoints.diffusers_folder import digest_files
+from sdjax.checkpoints.diffusers_folder import digest_files, sha256_of
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.ncnn_file import Layer, Value, read_network
 from sdjax.checkpoints.original import Source, choose, naming
-from sdjax.checkpoints.tensors import CheckpointError, Params, Part, Tensor, list_file, load_parts
+from sdjax.checkpoints.tensors import CheckpointError, Chosen, Params, Part, Tensor, list_file, load_parts
 from sdjax.library.finding import beside
 from sdjax.models import ConfigError
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
@@ -56,6 +57,24 @@ class Upscaler(NamedTuple):
         return self.config.scale
 
 
+class UpscalerNetworkFile(NamedTuple):
+    """An upscaler of which nothing but names and shapes is read yet.
+
+    chosen: the tensor of each parameter.
+    decisive: the files that have a say in its images.
+    """
+
+    config: UpscalerConfig
+    chosen: list[Chosen]
+    decisive: tuple[Path, ...]
+
+    def digest(self, hashed: Mapping[Path, str] = types.MappingProxyType({})) -> str:
+        """sha256 of the file; of ncnn's two, of their names and contents. `hashed` has those that have been read."""
+        if len(self.decisive) == 1:
+            return hashed.get(self.decisive[0]) or sha256_of(self.decisive[0])
+        return digest_files(self.decisive[0].parent, self.decisive, hashed)
+
+
 class _Found(NamedTuple):
     """What a file holds: the network, what its modules are called, and tensors by name."""
 
@@ -65,11 +84,17 @@ class _Found(NamedTuple):
 
 
 def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = False) -> Upscaler:
-    """Reads an upscaler.
+    """Reads an upscaler onto the default device; arguments and errors are those of `find_upscaler` and below."""
+    found = find_upscaler(path, pickled)
+    params, digest = load_upscaler(found, dtype)
+    return Upscaler(found.config, jax.device_put(params), digest)
+
+
+def find_upscaler(path: Path, pickled: bool = False) -> UpscalerNetworkFile:
+    """Finds an upscaler.
 
     Args:
       path: a file that torch pickled (.pth), safetensors, or either of ncnn's two (.param and .bin, side by side).
-      dtype: of the parameters in memory.
       pickled: whether the first is allowed.
 
     Raises:
@@ -80,15 +105,22 @@ def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = Fa
     is_ncnn = path == text or (path == numbers and text.is_file())
     with naming(path):
         found = _in_layers(text, numbers) if is_ncnn else _in_tensors(path, pickled)
-        shapes = _shapes(found.config)
-        wanted = {"upscaler": _sources(shapes, found.modules)}
+        wanted = {"upscaler": _sources(_shapes(found.config), found.modules)}
         averaged = any(name.startswith(_AVERAGES) for name in found.tensors)
         chosen = choose(
             str(path), found.tensors, wanted, lambda name: averaged and not is_ncnn and name.startswith(_WEIGHTS)
         )
-    params, hashed = load_parts({"upscaler": Part(chosen["upscaler"], shapes, dtype)})
-    digest = digest_files(path.parent, [text, numbers], hashed) if is_ncnn else hashed[path]
-    return Upscaler(found.config, jax.device_put(_stacked(params["upscaler"])), digest)
+    return UpscalerNetworkFile(found.config, chosen["upscaler"], (text, numbers) if is_ncnn else (path,))
+
+
+def load_upscaler(found: UpscalerNetworkFile, dtype: DTypeLike = jnp.float32) -> tuple[Params, str]:
+    """The parameters of what was found, arrays of numpy of `dtype`; and its digest.
+
+    Raises:
+      CheckpointError: if a file is gone or ends early.
+    """
+    params, hashed = load_parts({"upscaler": Part(found.chosen, _shapes(found.config), dtype)})
+    return _stacked(params["upscaler"]), found.digest(hashed)
 
 
 # --- Parameters ---

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from sdjax.adapters.library import Adapters, Library
 from sdjax.engine.devices import Devices
 from sdjax.engine.execution import BatchState, Execution, awaits_images, start_of
 from sdjax.engine.fingerprint import fingerprint_of
@@ -21,12 +20,14 @@ from sdjax.engine.passes import Bucket, Sample, Task
 from sdjax.engine.planner import LORA_MODES, Planner
 from sdjax.engine.settings import pinned
 from sdjax.images.steps import Preview
-from sdjax.jobs.input_images import with_depth
+from sdjax.jobs.input_images import Read, read_file, with_depth
 from sdjax.jobs.job import Job, JobError
-from sdjax.library.classifier import Classifier
-from sdjax.library.picture_library import PictureLibrary, Pictures, check_files
-from sdjax.model import Model
+from sdjax.library.classifier import Classifier, load_classifier
+from sdjax.library.library import Library
+from sdjax.library.opened import OpenLibrary, new_store
+from sdjax.model import DTYPES, Model
 from sdjax.models.vae_tiles import VAE_TILE
+from sdjax.upscaling.upscalers import Upscalers
 
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
@@ -98,7 +99,7 @@ class Engine:
         library: Library | None = None,
         lora_mode: str = "merged",
         vae_tile: int = VAE_TILE,
-        pictures: Pictures | None = None,
+        read_image: Read = read_file,
         on_compile: Callable[[Bucket], None] = lambda bucket: None,
     ) -> None:
         """Puts the model's parameters on the devices.
@@ -107,18 +108,19 @@ class Engine:
           model: from `sdjax.load`.
           batch_size: images per device in each compiled program, at least 1; part of the fingerprint.
           devices: of one kind; all local ones if None.
-          classifier: for jobs with a `classifier_scale`.
-          library: of adapters, for jobs and prompts that name some.
+          classifier: for jobs with a `classifier_scale`; in the place of the library's.
+          library: the files that jobs and prompts can name; None has none.
           lora_mode: "merged": into the weights, for one group of images after the other; "batched": beside the weights,
             for each image of a batch, where all LoRAs of an image are of plain low rank.
           vae_tile: images of more pixels than four squares of this side are decoded in tiles as large as one, which
             takes less memory, about twice the time, and changes pixels by rounding; 0 decodes all at once.
-          pictures: where pictures come from, and what sees them; None reads files of this machine.
+          read_image: gives the bytes of an input image by its path, raising `OSError` or `ValueError` that says why it
+            can't; by itself it reads files of this machine.
           on_compile: called before a sampling program is compiled.
 
         Raises:
-          AdapterError: if a folder of the library is not there.
-          CheckpointError, ConfigError: if a folder of `pictures` is not there, or its estimator of depth can't be used.
+          CheckpointError, ConfigError: if a folder of the library is not there, or its estimator of depth or classifier
+            can't be used.
           ValueError: for a batch size below 1, no devices, or devices of several kinds.
         """
         if vae_tile < 0:
@@ -134,26 +136,38 @@ class Engine:
         self.batch_size = batch_size
         self.images_per_batch = batch_size * len(self.devices)
         self.fingerprint = fingerprint_of(model, batch_size, self.devices[0])
-        self.classifier = classifier
+        named = library.classifier if library else None
+        self.classifier = classifier if classifier or named is None else load_classifier(named)
         self._lora_mode, self._vae_tile = lora_mode, vae_tile
-        self.list_files(library, pictures)
+        self._store = new_store()
+        self.list_files(library, read_image)
         on_devices = Devices(self.devices)
-        self._execution = Execution(model, classifier, on_devices, batch_size, vae_tile, on_compile)
+        self._execution = Execution(model, self.classifier, on_devices, batch_size, vae_tile, on_compile)
 
-    def list_files(self, library: Library | None, pictures: Pictures | None) -> None:
-        """Lists the files that jobs planned from now on can name; programs and the model stay.
+    def list_files(self, library: Library | None, read_image: Read = read_file) -> None:
+        """Lists the files that jobs planned from now on can name; programs, the model and the classifier stay.
 
         Arguments and errors as of an engine; after an error those of before count.
         """
         model = self.model
-        adapters = Adapters(
-            library or Library(), model.networks["text_encoder"].config, model.unet.config, model.params
+        opened = OpenLibrary(
+            library or Library(),
+            model.networks["text_encoder"].config,
+            model.unet.config,
+            model.vae.config,
+            DTYPES[model.dtype],
+            self._store,
         )
-        if pictures is not None:
-            check_files(pictures)
-        named = PictureLibrary(pictures or Pictures(), model.unet.config, model.vae.config, model.dtype)
+        opened.check()
         self.planner = Planner(
-            model, self.fingerprint, self.classifier, adapters, named, self._lora_mode, self._vae_tile
+            model=model,
+            fingerprint=self.fingerprint,
+            classifier=self.classifier,
+            library=opened,
+            upscalers=Upscalers(opened, model.dtype),
+            read_image=read_image,
+            lora_mode=self._lora_mode,
+            vae_tile=self._vae_tile,
         )
 
     def prepare(self, job: Job, notes: Mapping[str, Any] | None = None) -> Task:
@@ -205,11 +219,11 @@ class Engine:
 
     def _run_passes(self, state: BatchState, places: Iterable[int]) -> None:
         for place in places:
-            self._execution.run([task.passes[place] for task in state.tasks], state, self.planner.images)
+            self._execution.run([task.passes[place] for task in state.tasks], state, self.planner.library)
 
     def _with_depth(self, task: Task) -> Task:
         """A task with the depth of its input images."""
-        estimate = self.planner.images.estimate
+        estimate = self.planner.library.estimate_depth
         passes = [
             each._replace(images=with_depth(each.images, estimate)) if isinstance(each, Sample) else each
             for each in task.passes

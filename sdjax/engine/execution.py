@@ -11,6 +11,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from sdjax.adapters.lora import changed, replaced
+from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
 from sdjax.checkpoints.tensors import Params
 from sdjax.diffusion.sample import Trail
 from sdjax.engine import batches, latents
@@ -23,11 +24,11 @@ from sdjax.engine.upscaling_passes import fits
 from sdjax.images import masks
 from sdjax.jobs.input_images import paste
 from sdjax.library.classifier import Classifier
-from sdjax.library.picture_library import PictureLibrary
+from sdjax.library.opened import OpenLibrary
+from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
 from sdjax.upscaling.tiles import enlarged_in_tiles, enlarged_tiles
-from sdjax.upscaling.upscalers import Network
 
 _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -105,13 +106,13 @@ class Execution:
         """What was merged last into the model's weights."""
         return self._merged[0]
 
-    def run(self, each: Sequence[Pass], state: BatchState, library: PictureLibrary) -> None:
+    def run(self, each: Sequence[Pass], state: BatchState, library: OpenLibrary) -> None:
         """Runs one pass for all tasks of a batch; `each` are its passes, one for each task, of one key."""
         kind = each[0]
         if isinstance(kind, Sample):
             self._sample([sample for sample in each if isinstance(sample, Sample)], state, library)
         elif isinstance(kind, Decode):
-            self._decode(kind.model, state)
+            self._decode(kind, state, library)
         elif isinstance(kind, ResizeLatents):
             program = functools.partial(latents.resized_latents, *kind)
             state.latents = self.devices.run(
@@ -128,7 +129,7 @@ class Execution:
 
     # --- Sampling ---
 
-    def _sample(self, samples: list[Sample], state: BatchState, library: PictureLibrary) -> None:
+    def _sample(self, samples: list[Sample], state: BatchState, library: OpenLibrary) -> None:
         first = samples[0]
         if first.model.family.conditioned_on is not None:
             state.latents = self._sampled_by_upscaler(samples, state, library)
@@ -142,11 +143,11 @@ class Execution:
         params = self._params_with(first)
         state.latents, state.trail = self._sampled(padded, params, begins_with, library)
 
-    def _sampled(self, batch: list[Sample], params: Params, begins_with: Any, library: PictureLibrary) -> Any:
+    def _sampled(self, batch: list[Sample], params: Params, begins_with: Any, library: OpenLibrary) -> Any:
         """Latents of a compiled batch, and those that are kept on the way."""
         model, bucket = batch[0].model, batch[0].bucket
         controls = tuple(
-            self.devices.kept(control.digest, functools.partial(library.control_params, control))
+            self.devices.kept(control.digest, functools.partial(library.controlnet_params, control))
             for control in batch[0].controls
         )
         given = batches.inputs(batch, model.params, self._computed(batch, params, begins_with, controls))
@@ -270,13 +271,21 @@ class Execution:
         """Images in a compiled batch: one per device for upscalers, whose images are large."""
         return len(self.devices.all) * (1 if model.family.conditioned_on else self._batch_size)
 
-    def _params_of(self, model: Model) -> Params:
-        return self.params if model is self.model else self.devices.kept(model.digest, lambda: model.params)
+    def _params_of(self, each: Sample | Decode, library: OpenLibrary) -> Params:
+        """The parameters of an upscaler, on the devices: its own, or those of its file."""
 
-    def _sampled_by_upscaler(self, samples: list[Sample], state: BatchState, library: PictureLibrary) -> Any:
+        def load() -> Params:
+            if each.model.params:
+                return each.model.params
+            assert each.weights is not None, "the planner says where they are"
+            return library.upscaler_params(each.weights)
+
+        return self.devices.kept(each.model.digest, load)
+
+    def _sampled_by_upscaler(self, samples: list[Sample], state: BatchState, library: OpenLibrary) -> Any:
         """Latents of a diffusion upscaler, as many images at once as there are devices."""
         first, size = samples[0], self._in_batch(samples[0].model)
-        params = self._params_of(first.model)
+        params = self._params_of(first, library)
         given = self.images(state) if first.start == "on image" else np.asarray(state.latents)[: len(samples)]
         made = []
         for start in range(0, len(samples), size):
@@ -286,35 +295,36 @@ class Execution:
             made.append(np.asarray(self._sampled(padded, params, begins_with, library)[0])[: len(group)])
         return np.concatenate(made)
 
-    def _upscale(self, each: UpscaleImages, state: BatchState, library: PictureLibrary) -> None:
+    def _upscale(self, each: UpscaleImages, state: BatchState, library: OpenLibrary) -> None:
         """Images of another size, by a network (as often as it takes, then resized) or by interpolation."""
         images = self.images(state)
-        network = library.upscalers.named(each.name) if each.digest else None
-        if isinstance(network, Network):
-            images = self._enlarged(network, images, state)
-            while _goes_on(network.scale, images.shape[1:3], each.height, each.width):
-                images = self._enlarged(network, images, state)
-        kind = _FILTERS.get(each.name, Image.Resampling.LANCZOS)
+        if each.network is not None:
+            images = self._enlarged(each.network, images, state, library)
+            while _goes_on(each.network.scale, images.shape[1:3], each.height, each.width):
+                images = self._enlarged(each.network, images, state, library)
+        kind = _FILTERS[each.resampling]
         state.images = np.stack(
             [np.asarray(Image.fromarray(image).resize((each.width, each.height), kind)) for image in images]
         )
 
     def _enlarged(
-        self, network: Network, images: UInt8[np.ndarray, "b h w 3"], state: BatchState
+        self, network: UpscalerFile, images: UInt8[np.ndarray, "b h w 3"], state: BatchState, library: OpenLibrary
     ) -> UInt8[np.ndarray, "b i j 3"]:
         """Images once through a network, one on each device at a time."""
         size = len(self.devices.all)
-        params = self.devices.kept(network.digest, lambda: network.params)
-        program = functools.partial(enlarged_tiles, network.config)
+        params = self.devices.kept(network.digest, lambda: library.upscaler_params(network))
+        assert not isinstance(network.config, UpscalerCheckpoint), "it is a diffusion model"
+        config = network.config
+        program = functools.partial(enlarged_tiles, config)
 
         def run(tiles: UInt8[np.ndarray, "b h w 3"]) -> Any:
-            key = "enlarge", network.config, tiles.shape
+            key = "enlarge", config, tiles.shape
             return self.devices.run(key, program, params, tiles, BY_IMAGE, (BY_IMAGE, BY_IMAGE))
 
         made = []
         for start in range(0, len(images), size):
             group = images[start : start + size]
-            enlarged = enlarged_in_tiles(network.config, run, self._padded(group, size))
+            enlarged = enlarged_in_tiles(config, run, self._padded(group, size))
             state.finite[start : start + size] &= enlarged.finite[: len(group)]
             made.append(enlarged.images[: len(group)])
         return np.concatenate(made)
@@ -326,15 +336,15 @@ class Execution:
 
     # --- Decoding ---
 
-    def _decode(self, model: Model, state: BatchState) -> None:
-        given, size = state.latents, self._in_batch(model)
+    def _decode(self, each: Decode, state: BatchState, library: OpenLibrary) -> None:
+        model, given, size = each.model, state.latents, self._in_batch(each.model)
         if model is self.model:
             if isinstance(given, np.ndarray):
                 given = self._padded(given, size)
             state.decoded, state.decoder, state.images = self._decoded(model, given, self.params), model, None
             state.latents = given
             return
-        params = self._params_of(model)
+        params = self._params_of(each, library)
         made = []
         for start in range(0, len(given), size):
             group = self._padded(given[start : start + size], size)

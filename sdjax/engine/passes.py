@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from sdjax.adapters import per_image
+from sdjax.adapters.adapter_set import AdapterSet
 from sdjax.adapters.hypernetwork import Structure
-from sdjax.adapters.library import Found
 from sdjax.diffusion.tableau import Table
 from sdjax.engine.prompt_arrays import PromptSelection, PromptShape
 from sdjax.jobs.input_images import InputImages
 from sdjax.jobs.job import MAX_STEPS, Job
-from sdjax.library.picture_library import KnownControl
+from sdjax.library.controlnets import ControlNetFile
+from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.models.controlnet import ControlNetConfig
 from sdjax.models.t2i_adapter import T2IAdapterConfig
@@ -90,6 +91,7 @@ class Sample(NamedTuple):
     images: the job's input images.
     controls: the ControlNets that act.
     read: its prompts as they are read.
+    weights: where the model's parameters are, if it is an upscaler of the library; None if it is the engine's.
     """
 
     model: Model
@@ -99,11 +101,12 @@ class Sample(NamedTuple):
     key: SampleKey
     prompts: PromptSelection
     table: Table
-    adapters: Found
+    adapters: AdapterSet
     low_rank: tuple[per_image.Weighted, ...]
     images: InputImages
-    controls: tuple[KnownControl, ...]
+    controls: tuple[ControlNetFile, ...]
     read: Readings
+    weights: UpscalerFile | None = None
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
@@ -117,9 +120,10 @@ class Sample(NamedTuple):
 
 
 class Decode(NamedTuple):
-    """Latents to images, by the VAE of a model."""
+    """Latents to images, by the VAE of a model; `weights` as of `Sample`."""
 
     model: Model
+    weights: UpscalerFile | None = None
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
@@ -155,19 +159,19 @@ class Paste(NamedTuple):
 class UpscaleImages(NamedTuple):
     """Images to another size: enlarged by a network as often as it takes, then resized; or resized alone.
 
-    name: of the upscaler, or of a filter of `PIXEL_UPSCALERS`.
-    digest: of the network's file; None for a filter.
+    resampling: the filter, one of `PIXEL_UPSCALERS`.
+    network: None resizes alone.
     """
 
-    name: str
-    digest: str | None
+    resampling: str
+    network: UpscalerFile | None
     height: int
     width: int
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
         """Passes of one key are run together."""
-        return "upscale images", *self
+        return "upscale images", self.resampling, self.network and self.network.digest, self.height, self.width
 
 
 Pass = Sample | Decode | ResizeLatents | Paste | UpscaleImages

@@ -8,7 +8,6 @@ import PIL
 
 from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
-from sdjax.adapters.library import Adapters
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.engine import upscaling_passes
 from sdjax.engine.passes import (
@@ -21,7 +20,6 @@ from sdjax.engine.passes import (
     SampleKey,
     Start,
     Task,
-    UpscaleImages,
     noise_resized_from,
 )
 from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
@@ -30,11 +28,13 @@ from sdjax.jobs import input_images
 from sdjax.jobs.job import DEPTH_PREPROCESSOR, MAX_SIDE, Job, JobError, image_id, split
 from sdjax.jobs.job import told as job_metadata
 from sdjax.library.classifier import Classifier
-from sdjax.library.picture_library import PictureLibrary
+from sdjax.library.depth import check_size
+from sdjax.library.opened import OpenLibrary
 from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text.conditioning import Conditioning as Readings
 from sdjax.text.conditioning import condition
+from sdjax.upscaling.upscalers import Upscalers
 
 # Numbers of previews that are compiled: those of a job are rounded up to the next.
 _PREVIEWS = (0, 8, 16, 32, 64)
@@ -51,8 +51,9 @@ class Planner(NamedTuple):
     model: with the digest of its weights, which need not be loaded.
     fingerprint: what besides job and model decides the bits of an image, from `sdjax.engine.fingerprint`.
     classifier: for jobs with a `classifier_scale`.
-    adapters: that jobs and prompts may name.
-    images: what input images are read with, and what else jobs may name.
+    library: the files that jobs and prompts may name.
+    upscalers: those of the library.
+    read_image: gives the bytes of an input image by its path.
     lora_mode: one of `LORA_MODES`.
     vae_tile: see `tile_of`.
     """
@@ -60,8 +61,9 @@ class Planner(NamedTuple):
     model: Model
     fingerprint: Mapping[str, Any]
     classifier: Classifier | None
-    adapters: Adapters
-    images: PictureLibrary
+    library: OpenLibrary
+    upscalers: Upscalers
+    read_image: input_images.Read
     lora_mode: str
     vae_tile: int
 
@@ -78,7 +80,7 @@ class Planner(NamedTuple):
           AdapterError: if an adapter that it names is not there, can't be read, or is for another model.
         """
         model = self.model
-        files = input_images.open_inputs(job, self.images.read)
+        files = input_images.open_inputs(job, self.read_image)
         job = model.resolve(input_images.with_size(job, files, model.vae.config.factor))
         _check_label(job, model)
         _check_depth_image(job, model)
@@ -98,7 +100,7 @@ class Planner(NamedTuple):
         last = first
         second = hires_job(job, self.model)
         if second is not None:
-            upscaling_passes.check_hires(self.images.upscalers, job)
+            upscaling_passes.check_hires(self.upscalers, job)
             assert second.height is not None and second.width is not None
             steps = first.table.steps
             if job.hires_upscaler in LATENT_UPSCALERS:
@@ -108,13 +110,12 @@ class Planner(NamedTuple):
                     ResizeLatents(job.hires_upscaler, second.height // factor, second.width // factor), last
                 ]  # fmt: skip
             else:
-                digest = self.images.upscalers.digest(job.hires_upscaler)
-                last = self._sample(second, files, "image", steps)
                 size = second.height, second.width
-                passes += [Decode(self.model), UpscaleImages(job.hires_upscaler, digest, *size), last]
+                last = self._sample(second, files, "image", steps)
+                passes += [Decode(self.model), upscaling_passes.hires_images(self.upscalers, job, size), last]
         whole = last.images.whole
         size = (last.bucket.height, last.bucket.width) if whole is None else (whole.shape[0], whole.shape[1])
-        before, after = upscaling_passes.final_passes(self.images.upscalers, job, self.model, size)
+        before, after = upscaling_passes.final_passes(self.upscalers, job, self.model, size)
         passes += [*before, Decode(self.model)]
         if whole is not None:
             passes.append(Paste(last.images))
@@ -126,8 +127,7 @@ class Planner(NamedTuple):
         """A job, or one pass of it after one of `steps_before`, worked out."""
         model = self.model
         images = input_images.fit_inputs(job, files, model.vae.config.factor, model.takes_depth)
-        if images.depth_from is not None or any(images.controls_by_depth):
-            self.images.check_depth(*(images.depth_from if images.depth_from is not None else images.controls[0]).shape)
+        self._check_depth(images)
         assert job.height is not None and job.width is not None
         if model.takes_mask and images.latent_mask is not None and not (images.latent_mask >= masks.HALF).any():
             kind = "black" if job.invert_mask else "white"
@@ -138,13 +138,13 @@ class Planner(NamedTuple):
         steps = int(table.step[-1]) + 1
         read = self._read(job, steps, steps_before)
         prompts, guided = branches_of(job, read, table)
-        controls = self.images.controls(job.controls)
+        controls = self.library.controlnets(job.controls)
         for control in job.controls:
             acts = job.image == _OWN_IMAGE or any(control.acts_in(step, steps) for step in range(steps))
             if table.steps and not acts:
                 raise JobError(f"controlnets = {job.controlnets!r}: {control.name} acts in none of {steps} steps")
-        adapters = self.adapters.find((*job.adapters, *read.tags), prompts.embeddings)
-        low_rank = self.adapters.low_rank(adapters.loras) if self.lora_mode == "batched" else None
+        adapters = self.library.adapters((*job.adapters, *read.tags), prompts.embeddings)
+        low_rank = self.library.low_rank(adapters.loras) if self.lora_mode == "batched" else None
         if job.classifier_scale != 0:
             _checked_classifier(self.classifier, job)
         masked = images.mask is not None
@@ -180,6 +180,18 @@ class Planner(NamedTuple):
         )
         return Sample(model, job, start, bucket, key, prompts, table, adapters, low_rank or (), images, controls, read)
 
+    def _check_depth(self, images: input_images.InputImages) -> None:
+        """Finds out whether the depth of input images can be estimated where it is to be."""
+        asked = [pixels for pixels, by_depth in zip(images.controls, images.controls_by_depth, strict=True) if by_depth]
+        for pixels in asked if images.depth_from is None else [images.depth_from, *asked]:
+            estimator = self.library.depth_model()
+            if estimator is None:
+                raise JobError("depth is to be estimated: set depth_model, or give a depth_image")
+            try:
+                check_size(estimator.processor, *pixels.shape[:2])
+            except ValueError as error:
+                raise JobError(str(error)) from error
+
     def _read(self, job: Job, steps: int, steps_before: int | None) -> Readings:
         """The prompts, with the words of embeddings, also of those that come with the LoRAs named there."""
 
@@ -193,11 +205,11 @@ class Planner(NamedTuple):
                 steps=steps,
                 steps_before=steps_before,
                 followed=job.hires_scale is not None,
-                embeddings=self.adapters.vectors(bundled),
+                embeddings=self.library.vector_counts(bundled),
             )
 
         found = read({})
-        bundled = self.adapters.bundled((*job.adapters, *found.tags))
+        bundled = self.library.bundled_embeddings((*job.adapters, *found.tags))
         found = read(bundled) if bundled else found
         if found.problems and job.prompt_problems == "reject":
             raise JobError(
@@ -237,7 +249,7 @@ class Planner(NamedTuple):
             "vae_revision": model.vae_revision or "",
             "vae_dtype": model.vae_dtype,
             **fingerprint,
-            "adapters_applied": adapters.told(),
+            "adapters_applied": adapters.to_metadata(),
             "steps_taken": first.table.steps,
             "evaluations": sum(each.table.evaluations for each in samples if each.table.steps),
             "prompt_tokens": read.tokens,
@@ -251,14 +263,14 @@ class Planner(NamedTuple):
 
     def _digests(self, job: Job, first: Sample) -> dict[str, str]:
         """Of the files with which input images are prepared, and the image is steered and upscaled."""
-        library = self.images
         found: dict[str, str] = {}
         if first.controls:
             found["control_digests"] = "; ".join(control.digest for control in first.controls)
         own_depth = self.model.takes_depth and job.depth_image is None and job.image is not None
-        if (own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor)) and library.depth is not None:
-            found["depth_digest"] = library.depth.digest
-        return found | library.upscalers.digests(job)
+        if own_depth or DEPTH_PREPROCESSOR in split(job.control_preprocessor):
+            estimator = self.library.depth_model()
+            found |= {"depth_digest": estimator.digest} if estimator else {}
+        return found | self.upscalers.digests(job)
 
 
 def hires_job(job: Job, model: Model) -> Job | None:

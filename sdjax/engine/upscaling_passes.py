@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
-from sdjax.adapters.library import Found
+from sdjax.adapters.adapter_set import AdapterSet
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.engine.passes import Bucket, Decode, Pass, Sample, SampleKey, Start, UpscaleImages
 from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
 from sdjax.jobs.input_images import InputImages
-from sdjax.jobs.job import MAX_SIDE, Job, JobError, check_upscaler_options
+from sdjax.jobs.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
+from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.text import tags
 from sdjax.text.conditioning import condition
-from sdjax.upscaling.upscalers import Network, Upscalers
+from sdjax.upscaling.upscalers import Upscalers
 
 # Of what a network gives on the way to a smaller image.
 _MAX_PIXELS = 2 * MAX_SIDE**2
@@ -32,11 +33,8 @@ def check_hires(upscalers: Upscalers, job: Job) -> None:
     """
     if job.hires_upscaler in LATENT_UPSCALERS:
         return
-    try:
-        upscaler = upscalers.named(job.hires_upscaler)
-    except JobError as error:
-        raise JobError(f"hires_{error}") from error
-    if isinstance(upscaler, Model):
+    upscaler = upscalers.named(job.hires_upscaler, "hires_upscaler")
+    if upscaler is not None and upscaler.kind == "diffusion":
         raise JobError(f"hires_upscaler = {job.hires_upscaler!r} is a diffusion model; name it as upscaler")
     assert job.height is not None and job.width is not None, "the job is not resolved"
     _check_room(upscaler, f"hires_upscaler = {job.hires_upscaler!r}", (job.height, job.width))
@@ -56,28 +54,39 @@ def final_passes(upscalers: Upscalers, job: Job, model: Model, size: Size) -> tu
     """
     if job.upscaler is None:
         return (), ()
-    upscaler = upscalers.named(job.upscaler)
-    factor = _factor(upscaler)
-    if isinstance(upscaler, Model):
-        check_diffusion(upscaler, job, model, size)
-    elif upscaler is not None:
+    file = upscalers.named(job.upscaler)
+    factor = float(file.scale) if file else 1.0
+    if file is None or file.kind == "network":
         check_upscaler_options(job)
-        _check_room(upscaler, f"upscaler = {job.upscaler!r}", size)
-    if isinstance(upscaler, Model) and max(size) * factor > MAX_SIDE:
+        _check_room(file, f"upscaler = {job.upscaler!r}", size)
+    elif max(size) * factor > MAX_SIDE:
         raise JobError(
             f"{job.upscaler}: {size[1]}x{size[0]} pixels are too large for it, which gives more than {MAX_SIDE}"
         )
-    by = job.upscale_by or factor
-    height, width = (round(side * by) for side in size)
+    height, width = (round(side * (job.upscale_by or factor)) for side in size)
     if max(height, width) > MAX_SIDE:
         raise JobError(f"{job.upscaler}: gives {width}x{height} pixels; expected up to {MAX_SIDE}")
-    if not isinstance(upscaler, Model):
-        return (), (UpscaleImages(job.upscaler, upscaler and upscaler.digest, height, width),)
-    larger = (size[0] * upscaler.family.upscales, size[1] * upscaler.family.upscales)
-    resized = () if larger == (height, width) else (UpscaleImages("lanczos", None, height, width),)
+    if file is None or file.kind == "network":
+        return (), (UpscaleImages(_resampling(job.upscaler), file, height, width),)
+    upscaler = upscalers.model(file)
+    larger = (size[0] * file.scale, size[1] * file.scale)
+    resized = () if larger == (height, width) else (UpscaleImages(_resampling(job.upscaler), None, height, width),)
     if upscaler.family.conditioned_on == "latents":
-        return (diffusion_sample(upscaler, job, larger, "on latents"),), resized
-    return (), (diffusion_sample(upscaler, job, larger, "on image"), Decode(upscaler), *resized)
+        _check_latents(upscaler, job, model, size)
+        return (diffusion_sample(upscaler, job, larger, "on latents")._replace(weights=file),), resized
+    sample = diffusion_sample(upscaler, job, larger, "on image")._replace(weights=file)
+    return (), (sample, Decode(upscaler, file), *resized)
+
+
+def _resampling(upscaler: str) -> str:
+    """The filter by which images are resized: what the job says, or that of networks."""
+    return upscaler if upscaler in PIXEL_UPSCALERS else PIXEL_UPSCALERS[0]
+
+
+def hires_images(upscalers: Upscalers, job: Job, size: Size) -> UpscaleImages:
+    """The pass by which images are enlarged for their second pass to `size`."""
+    file = upscalers.named(job.hires_upscaler, "hires_upscaler")
+    return UpscaleImages(_resampling(job.hires_upscaler), file, *size)
 
 
 def decoded_sizes(passes: Sequence[Pass], model: Model) -> list[Size]:
@@ -133,7 +142,7 @@ def diffusion_sample(upscaler: Model, job: Job, size: Size, start: Start) -> Sam
         controls=(),
     )
     key = SampleKey(upscaler.digest, start, None, None, (), (), False, ())
-    return Sample(upscaler, own, start, bucket, key, prompts, table, Found(), (), InputImages(), (), read)
+    return Sample(upscaler, own, start, bucket, key, prompts, table, AdapterSet(), (), InputImages(), (), read)
 
 
 def _upscalers_job(upscaler: Model, job: Job, size: Size) -> Job:
@@ -187,14 +196,8 @@ def _check_prompts(upscaler: Model, job: Job, plain: bool) -> None:
             raise JobError(f"the prompt {prompt!r} of latents to be upscaled: {tokens.cut!r} does not fit")
 
 
-def check_diffusion(upscaler: Model, job: Job, model: Model, size: Size) -> None:
-    """Finds out whether a diffusion model can upscale the image of a job.
-
-    Raises:
-      JobError: if not.
-    """
-    if upscaler.family.conditioned_on != "latents":
-        return
+def _check_latents(upscaler: Model, job: Job, model: Model, size: Size) -> None:
+    """Finds out whether the x2 upscaler takes the latents of a job."""
     vae, factor = model.vae.config, upscaler.unet.config.factor
     height, width = size[0] // vae.factor, size[1] // vae.factor
     if 2 * height % factor or 2 * width % factor:
@@ -208,14 +211,7 @@ def check_diffusion(upscaler: Model, job: Job, model: Model, size: Size) -> None
             raise JobError(f"{said}: not with {job.upscaler}, which makes latents larger")
 
 
-def _check_room(network: Network | None, named: str, size: Size) -> None:
+def _check_room(network: UpscalerFile | None, named: str, size: Size) -> None:
     if network is not None and not fits(network.scale, *size):
-        raise JobError(
-            f"{named}: {size[1]}x{size[0]} pixels are too large for it, which enlarges {network.scale} times"
-        )
-
-
-def _factor(upscaler: Network | Model | None) -> float:
-    if isinstance(upscaler, Model):
-        return float(upscaler.family.upscales)
-    return float(upscaler.scale) if upscaler else 1.0
+        height, width = size
+        raise JobError(f"{named}: {width}x{height} pixels are too large for it, which enlarges {network.scale} times")

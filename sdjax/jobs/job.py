@@ -498,7 +498,7 @@ def check_type(name: str, value: Any) -> None:
     kinds = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
     if name in PICTURES and not fits:
         raise JobError(
-            f"{name} is a {type(value).__name__}: expected a path; of other pictures see sdjax.Pictures(read=)"
+            f"{name} is a {type(value).__name__}: expected a path; for bytes see the read_image of sdjax.generate"
         )
     require(fits, name, value, f"a value of type {kinds}")
 

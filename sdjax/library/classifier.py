@@ -1,6 +1,5 @@
 """Classifiers of noisy latents, whose gradient can guide pictures: any function of a user's, or one from a folder."""
 
-import difflib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,18 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints.diffusers_folder import digest_files, floats
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.names import NameTable
 from sdjax.checkpoints.tensors import CheckpointError, check_layers, list_tensors, read_params
 from sdjax.diffusion.guidance import LogProbability
+from sdjax.library.finding import hint
+from sdjax.library.library import find_place
 from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig
 
 # The files of a folder. `LABELS` has a name in each line, in the order of the network's outputs.
 CONFIG, LABELS, WEIGHTS = "config.json", "labels.txt", "model.safetensors"
-# Where a bundled model has its own.
-_FOLDER = "noise_classifier"
 
 
 class Classifier(NamedTuple):
@@ -45,9 +43,8 @@ def label_named(classifier: Classifier, name: str) -> int:
     """
     if name in classifier.labels:
         return classifier.labels.index(name)
-    near = difflib.get_close_matches(name.strip().lower(), classifier.labels, 3)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f": it knows {len(classifier.labels)} others"
-    raise ValueError(f"the classifier has no label {name!r}{hint}")
+    others = f": it knows {len(classifier.labels)} others"
+    raise ValueError(f"the classifier has no label {name!r}{hint(name, classifier.labels, 3) or others}")
 
 
 def load_classifier(name: str | Path) -> Classifier:
@@ -61,7 +58,9 @@ def load_classifier(name: str | Path) -> Classifier:
       CheckpointError: if there is no such folder, or its files are not whole or don't fit together.
       ConfigError: if its config asks for what is not implemented.
     """
-    root = _folder_of(str(name))
+    root = find_place(name, "classifier", "classifier")
+    if not root.is_dir():
+        raise CheckpointError(f"{root} is a file; a classifier is a folder of {CONFIG}, {LABELS} and {WEIGHTS}")
     files = [root / part for part in (CONFIG, LABELS, WEIGHTS)]
     for file in files:
         if not file.is_file():
@@ -82,15 +81,6 @@ def load_classifier(name: str | Path) -> Classifier:
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
     return Classifier(log_probability, params, labels, digest_files(root, files))
-
-
-def _folder_of(name: str) -> Path:
-    place = bundled(name, _FOLDER) or Path(name)
-    if place.is_dir():
-        return place
-    raise CheckpointError(
-        f"there is no classifier {name!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a folder on this machine"
-    )
 
 
 def _read_labels(file: Path, count: int) -> tuple[str, ...]:

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Float32, UInt8, UInt16
 from PIL import Image
 
-from sdjax.assets import bundled
-from sdjax.checkpoints.depth_file import DepthProcessor, depth_shapes, find_depth
-from sdjax.checkpoints.tensors import CheckpointError, Params, Part, load_parts
+from sdjax.checkpoints.depth_file import PARTS, DepthFile, DepthProcessor, depth_shapes, find_depth
+from sdjax.checkpoints.tensors import Params, Part, load_parts
 from sdjax.engine.device import platform_of, program_for
+from sdjax.library.finding import FileState, states_of
+from sdjax.library.library import find_place
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.models.interpolation import bicubic
 
@@ -38,6 +39,19 @@ class DepthModel(NamedTuple):
     digest: str
 
 
+class DepthModelFile(NamedTuple):
+    """An estimator of depth, without its parameters.
+
+    digest: sha256 over every file that has a say in what it gives.
+    path: of its file or folder.
+    """
+
+    config: DepthConfig
+    processor: DepthProcessor
+    digest: str
+    path: Path
+
+
 def load_depth(path: str | Path, dtype: DTypeLike = jnp.float32, pickled: bool = False) -> DepthModel:
     """Loads a depth estimator: MiDaS' DPT-Hybrid or DPT-Large.
 
@@ -52,17 +66,39 @@ def load_depth(path: str | Path, dtype: DTypeLike = jnp.float32, pickled: bool =
       CheckpointError: if there is none, or it is not whole.
       ConfigError: if its config or its settings ask for what is not implemented.
     """
-    found = find_depth(depth_place(path), pickled)
-    params, hashed = load_parts({"depth": Part(found.chosen, depth_shapes(found.config), dtype)})
-    return DepthModel(found.config, jax.device_put(params["depth"]), found.processor, found.digest(hashed))
+    found = find_depth(find_depth_model(path), pickled)
+    params, digest = _load(found, dtype)
+    return DepthModel(found.config, jax.device_put(params), found.processor, digest)
 
 
-def depth_place(path: str | Path) -> Path:
+def find_depth_model(path: str | Path) -> Path:
     """Where an estimator of depth is, by its path or as a bundled one; raises `CheckpointError` if there is none."""
-    place = bundled(path) or Path(path)
-    if not place.exists():
-        raise CheckpointError(f"there is no estimator of depth {str(path)!r}: neither a folder nor a file, nor bundled")
-    return place
+    return find_place(path, "depth_model", "estimator of depth")
+
+
+def depth_states(place: Path) -> tuple[FileState, ...]:
+    """The states of the files of an estimator; of a diffusers folder those of its parts that belong to it."""
+    parts = [place / part for part in PARTS if (place / part).is_dir()] or [place]
+    return tuple(state for part in parts for state in states_of(part))
+
+
+def read_depth(place: Path, pickled: bool) -> DepthModelFile:
+    """What is to be known of an estimator before it runs; its files are hashed, and no parameter is read.
+
+    Arguments and errors are those of `sdjax.checkpoints.depth_file.find_depth`.
+    """
+    found = find_depth(place, pickled)
+    return DepthModelFile(found.config, found.processor, found.digest(), place)
+
+
+def load_depth_params(file: DepthModelFile, pickled: bool) -> tuple[Params, str]:
+    """The parameters, arrays of numpy in float32, and the digest of the files that they were read from."""
+    return _load(find_depth(file.path, pickled), jnp.float32)
+
+
+def _load(found: DepthFile, dtype: DTypeLike) -> tuple[Params, str]:
+    params, hashed = load_parts({"depth": Part(found.chosen, depth_shapes(found.config), dtype)})
+    return params["depth"], found.digest(hashed)
 
 
 def depth_of(model: DepthModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j"]:

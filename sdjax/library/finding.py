@@ -1,27 +1,50 @@
 """Files by name: which of a folder count, when two names are the same, and which ones are near.
 
 Folders of users have links to other disks, endings in capitals, names that macOS writes with accents of their own, and
-files that it lays beside others (`._x`). All that is looked for by name goes through here.
+files that it lays beside others (`._x`, `.DS_Store`). All that is looked for by name goes through here.
 """
 
+import bisect
 import difflib
 import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-# How like a name must be to be suggested, and letters of a name that are looked at and shown.
+from sdjax.messages import shown
+
+# How like a name must be to be suggested, and letters of a name that are compared.
 _CUTOFF, _MOST_LETTERS = 0.5, 200
+# Names that are compared with one that is not there; of more, those next to it in the alphabet.
+_MOST_COMPARED = 2000
 # No path is longer.
 _LONGEST = 4096
 # By so many ways is a folder entered that links lead to: few links to each other make ways without end.
 _MOST_WAYS = 8
 
+# The path, size in bytes, and time of the last change in nanoseconds of a file.
+FileState = tuple[str, int, int]
+
+
+class FindingError(ValueError):
+    """There is nothing of a name, or there are several; the message says where, and what is near."""
+
+
+class FolderListing(NamedTuple):
+    """What is in one folder, without companion files, by name."""
+
+    folder: Path
+    files: list[Path]
+
+
+# --- Files ---
+
 
 def is_companion(name: str) -> bool:
     """Whether a file or folder is one that macOS lays beside others on foreign disks and in archives."""
-    return name.startswith("._") or name == "__MACOSX"
+    return name.startswith("._") or name in ("__MACOSX", ".DS_Store")
 
 
 def has_companion(path: str) -> bool:
@@ -29,41 +52,60 @@ def has_companion(path: str) -> bool:
     return any(map(is_companion, re.split(r"[/\\]", path)))
 
 
-def files_under(root: Path) -> Iterator[Path]:
-    """All files of a folder and those within it, also behind links; the nearest first, then by their names.
+def folders_under(
+    root: Path, on_error: Callable[[Path, OSError], None] = lambda folder, error: None
+) -> Iterator[FolderListing]:
+    """A folder and those within it, also behind links, with their files; the nearest first, then by their names.
 
     Where links lead around in a circle, it is gone through once; companion files are passed over.
+
+    Args:
+      root: the folder.
+      on_error: is told of each folder that can't be listed; it counts as empty.
     """
     ways: Counter[tuple[int, int]] = Counter()
     waiting = deque([(root, frozenset[tuple[int, int]]())])
     while waiting:
         folder, above = waiting.popleft()
-        status = folder.stat()
-        own = (status.st_dev, status.st_ino)
-        ways[own] += 1
-        if own in above or ways[own] > _MOST_WAYS:
+        try:
+            status = folder.stat()
+            own = (status.st_dev, status.st_ino)
+            ways[own] += 1
+            if own in above or ways[own] > _MOST_WAYS:
+                continue
+            there = [path for path in sorted(folder.iterdir()) if not is_companion(path.name)]
+        except OSError as error:
+            on_error(folder, error)
             continue
-        for path in _entries(folder):
-            if path.is_dir():
-                waiting.append((path, above | {own}))
-            elif path.is_file():
-                yield path
+        waiting += [(path, above | {own}) for path in there if path.is_dir()]
+        yield FolderListing(folder, [path for path in there if path.is_file()])
 
 
-def state_of(place: str | Path) -> tuple[tuple[str, int, int, int], ...]:
-    """What there is of a file or folder now: another where a file in it came, went or was written."""
+def files_under(root: Path) -> Iterator[Path]:
+    """All files of a folder and those within it, as `folders_under` lists them."""
+    for listing in folders_under(root):
+        yield from listing.files
+
+
+def states_of(place: str | Path) -> tuple[FileState, ...]:
+    """The states of a file, or of all files of a folder: others where one came, went or was written."""
     path = Path(place)
-    files = sorted(files_under(path)) if path.is_dir() else [path] if path.is_file() else []
-    found = ((str(file), file.stat()) for file in files)
-    return tuple((name, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for name, status in found)
+    return states_of_files(sorted(files_under(path)) if path.is_dir() else [path])
 
 
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, but companion files; nothing where it may not be listed."""
-    try:
-        return [path for path in sorted(folder.iterdir()) if not is_companion(path.name)]
-    except PermissionError:
-        return []
+def states_of_files(files: Iterable[Path]) -> tuple[FileState, ...]:
+    """The states of those of some files that are there."""
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        found.append((str(file), status.st_size, status.st_mtime_ns))
+    return tuple(found)
+
+
+# --- Names ---
 
 
 def plain(name: str) -> str:
@@ -78,67 +120,81 @@ def has_ending(file: Path, endings: Sequence[str]) -> bool:
     return file.suffix.lower() in endings
 
 
-def beside(file: Path, ending: str) -> Path:
-    """The file of the same name with another ending, in capitals or not; in small letters if there is none."""
-    usual = file.with_suffix(ending)
-    return next((each for each in (usual, file.with_suffix(ending.upper())) if each.is_file()), usual)
-
-
-def entry_named(root: Path, name: str, endings: Sequence[str]) -> Path | None:
-    """The folder of that name in a folder, or the file of that name with one of some endings.
-
-    Args:
-      name: its path from there, with or without the ending.
-      endings: of such files, the one that is preferred first.
-
-    Raises:
-      OSError: if a folder can't be listed.
-    """
-    *folders, last = PurePosixPath(name).parts or (".",)
-    for part in folders:
-        below = _alike(root, part, lambda path: [path.name] if path.is_dir() else [])
-        if not below:
-            return None
-        root = below[0]
-    if last == ".":
-        return root if root.is_dir() else None
-
-    last = with_plain_ending(last, endings)
-
-    def names(path: Path) -> list[str]:
-        if path.is_dir():
-            return [path.name]
-        whole = with_plain_ending(path.name, endings)
-        return [whole, path.stem] if has_ending(path, endings) and path.is_file() else []
-
-    def rank(path: Path) -> tuple[bool, bool, int]:
-        ending = path.suffix.lower()
-        return last not in names(path), path.stem == last, endings.index(ending) if ending in endings else -1
-
-    return min(_alike(root, last, names), key=rank, default=None)
-
-
 def with_plain_ending(name: str, endings: Sequence[str]) -> str:
     """A name with its ending in small letters, if that is one of some endings."""
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) + suffix.lower() if suffix.lower() in endings else name
 
 
-def _alike(root: Path, name: str, names: Callable[[Path], list[str]]) -> list[Path]:
-    """What in a folder has that name; what has it letter by letter goes first."""
-    there = [path for path in sorted(root.iterdir()) if not is_companion(path.name)]
-    found = [path for path in there if plain(name) in map(plain, names(path))]
-    return sorted(found, key=lambda path: name not in names(path))
+def beside(file: Path, ending: str) -> Path:
+    """The file of the same name with another ending, in capitals or not; in small letters if there is none."""
+    usual = file.with_suffix(ending)
+    return next((each for each in (usual, file.with_suffix(ending.upper())) if each.is_file()), usual)
+
+
+def find_path(path: str | Path, kind: str, others: Sequence[str] = (), elsewhere: str = "") -> Path:
+    """What is at a path, whose accents may be of either form, and whose ending in capitals or not.
+
+    Args:
+      path: of a file or folder, or the name of one in the folder where the process is.
+      kind: what is looked for, for errors.
+      others: names that are allowed besides, for errors: those of what is bundled.
+      elsewhere: what else might have been meant, for errors.
+
+    Raises:
+      FindingError: if there is nothing.
+    """
+    place = Path(path)
+    try:
+        if place.exists():
+            return place
+        found = _written_otherwise(place)
+        if found is not None:
+            return found
+        near_by = [each.name for each in place.parent.iterdir()] if place.parent.is_dir() else []
+    except (OSError, ValueError):  # too long, or with letters that no path has
+        near_by = []
+    known = [*others, *(str(place.parent / name) for name in near_by if not is_companion(name))]
+    bundled = f"neither bundled ({', '.join(others)}) nor " if others else "not "
+    looked = f"it is {bundled}a folder or file on this machine{elsewhere and f', {elsewhere}'}"
+    raise FindingError(f"there is no {kind} {shown(str(path))}: {looked}{hint(str(path), known)}")
+
+
+def _written_otherwise(place: Path) -> Path | None:
+    """What is at a path but for the form of its accents, blanks and the case of its ending."""
+    root, *parts = place.parts if place.is_absolute() else (".", *place.parts)
+    found = Path(root)
+    for part in parts:
+        if not (found / part).exists():
+            alike = [each for each in sorted(found.iterdir()) if _folded(each.name) == _folded(part)]
+            if not alike:
+                return None
+            part = alike[0].name
+        found = found / part
+    return found
+
+
+def _folded(name: str) -> str:
+    suffix = PurePosixPath(name).suffix
+    return plain(name.removesuffix(suffix) + suffix.lower())
+
+
+# --- Names that are near ---
 
 
 def near(name: str, known: Iterable[str], most: int = 1) -> list[str]:
     """The names most like one that is not there, in capitals or not."""
     by_letters = {plain(each).casefold(): each for each in known}
-    found = difflib.get_close_matches(plain(name[:_MOST_LETTERS]).casefold(), by_letters, most, _CUTOFF)
-    return [by_letters[each] for each in found]
+    wanted = plain(name[:_MOST_LETTERS]).casefold()
+    compared = list(by_letters)
+    if len(compared) > _MOST_COMPARED:
+        compared.sort()
+        start = max(0, bisect.bisect(compared, wanted) - _MOST_COMPARED // 2)
+        compared = compared[start : start + _MOST_COMPARED]
+    return [by_letters[each] for each in difflib.get_close_matches(wanted, compared, most, _CUTOFF)]
 
 
-def hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str], most: int = 1) -> str:
     """What to add to an error about a name that is not there."""
-    found = near(name, known)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    found = near(name, known, most)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""

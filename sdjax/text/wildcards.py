@@ -1,19 +1,14 @@
 """Wildcards: files whose lines may stand in the place of `__name__`, and how many texts a template stands for."""
 
-import bisect
-import contextlib
-import difflib
 import fnmatch
 import functools
-import itertools
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from sdjax.library.finding import has_companion, plain, with_plain_ending
+from sdjax.library.finding import files_under, has_companion, near, plain, with_plain_ending
 from sdjax.text.template_grammar import (
     MAX_DEPTH,
     MAX_LETTERS,
@@ -36,15 +31,13 @@ MANY = 10**18
 # Of all wildcards that a run reads, and bytes of one file: more is no list for prompts, and would fill the memory.
 MAX_LINES = 1_000_000
 MAX_FILE_BYTES = 1 << 25
-# Files and folders in a folder of wildcards; links that lead in circles may make any number of folders.
+# Files in a folder of wildcards.
 MAX_FILES = 100_000
 _ENDING = ".txt"
 # Files in which other tools look for wildcards; this one reads lines of text alone.
 _OTHER_ENDINGS = (".yaml", ".yml", ".json")
 # With these a name stands for several files, if none has the name itself.
 _PATTERN_SIGNS = re.compile(r"[*?\[]")
-# Names that are compared with one that is not there.
-_COMPARED = 2000
 
 
 # --- Wildcards ---
@@ -164,19 +157,11 @@ class Wildcards:
         if unread:
             return f"{_listed(unread)} can't be read; write its lines into a file {name[:60]}{_ENDING}, one a line"
         below = [known for known in self.names if known.endswith(f"/{name}")]
-        suggested = list(dict.fromkeys(below[:3] + self._near(name)))
+        suggested = list(dict.fromkeys(below[:3] + near(name, self.names, 3)))
         hint = f" (did you mean {' or '.join(f'__{known}__' for known in suggested)}?)" if suggested else ""
         what = "no wildcard fits" if _PATTERN_SIGNS.search(name) else "there is no wildcard"
         kinds = f"; of {_listed(self._others)} nothing is read" if self._others else ""
         return f"{what} {name[:60]!r} in {self._folder}{hint}; add a file {name[:60]}{_ENDING}, or {plain}{kinds}"
-
-    def _near(self, name: str) -> list[str]:
-        """Names like one that is not there; of very many, those next to it in the alphabet."""
-        by_letters = {known.lower(): known for known in self.names}
-        low = sorted(by_letters)
-        at = max(0, bisect.bisect(low, name.lower()) - _COMPARED // 2)
-        compared = low[at : at + _COMPARED] if len(low) > _COMPARED else by_letters
-        return [by_letters[found] for found in difflib.get_close_matches(name[:200].lower(), compared, 3, 0.6)]
 
     def sizes(self, reference: Reference, path: tuple[str, ...], level: int) -> "_Sizes":
         """The sizes of the lines; `path` are the wildcards in which the reference stands, so many levels deep.
@@ -267,28 +252,8 @@ def wildcards_of_files(paths: Callable[[], Iterable[str]], read: Callable[[str],
 
 
 def files_in(folder: str | Path) -> Iterator[str]:
-    """The paths from a local folder of all files at any depth; links are followed, but for those that lead back.
-
-    Raises:
-      TemplateError: if there are more than `MAX_FILES` folders.
-    """
-    folders: list[tuple[str, tuple[str, ...]]] = [("", ())]
-    for number in itertools.count():
-        if not folders:
-            return
-        if number > MAX_FILES:
-            raise TemplateError(f"{folder}: more than {MAX_FILES} folders; do links in it lead in circles?")
-        below, above = folders.pop()
-        here = os.path.realpath(os.path.join(folder, below))
-        if here in above:
-            continue
-        with contextlib.suppress(OSError):  # what can't be listed has no files
-            for name in sorted(os.listdir(here)):
-                path = f"{below}/{name}".lstrip("/")
-                if os.path.isdir(os.path.join(here, name)):
-                    folders.append((path, (*above, here)))
-                elif os.path.isfile(os.path.join(here, name)):
-                    yield path
+    """The paths from a local folder of all files at any depth, as `files_under` lists them."""
+    return (file.relative_to(folder).as_posix() for file in files_under(Path(folder)))
 
 
 def wildcard_name(path: str) -> str:

@@ -5,13 +5,13 @@ Where a prompt names one is up to its syntax: in the web UI's anywhere, by the t
 """
 
 import bisect
-import difflib
 import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from sdjax.library.finding import hint
 from sdjax.text.tokenizer import Tokenizer
 
 # Ids from this one on are no tokens, but the vectors of the embeddings of a prompt, one after the other.
@@ -143,9 +143,8 @@ class Words:
 
     def near(self, word: str) -> str:
         """What to write instead of a name that is not there."""
-        near = difflib.get_close_matches(word.strip(","), self._vectors, 2)
-        if near:
-            return f"; did you mean {' or '.join(map(repr, near))}?"
+        if meant := hint(word.strip(","), self._vectors, 2):
+            return meant
         return "; there are none, set embedding_folder" if not self._vectors else "; its file is not in the folder"
 
     # --- What was read ---

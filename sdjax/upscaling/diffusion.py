@@ -5,7 +5,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from sdjax.checkpoints.diffusers_folder import vae_dtype_of
-from sdjax.checkpoints.sd_upscaler import read_upscaler
+from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint, read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.families.latent_upscaler import LATENT_UPSCALER
 from sdjax.families.x4_upscaler import X4_UPSCALER
@@ -34,7 +34,20 @@ def load_diffusion_upscaler(
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
     place = place_of(str(path), None, variant, pickled).path
-    found = read_upscaler(place, variant, DTYPES[dtype], pickled=pickled)
+    return diffusion_upscaler_of(read_upscaler(place, variant, DTYPES[dtype], pickled=pickled), place, dtype)
+
+
+def diffusion_upscaler_of(found: UpscalerCheckpoint, place: Path, dtype: str) -> Model:
+    """The model of a checkpoint, with the parameters that were read of it.
+
+    Args:
+      found: what its files say.
+      place: where they are.
+      dtype: of its parameters.
+
+    Raises:
+      CheckpointError: if its scheduler is of a kind that is not supported.
+    """
     if found.sampler is None or found.scheduler.thresholding:
         raise CheckpointError(
             f"{place}: its scheduler, {found.scheduler_class}, is none of the samplers here, or asks for thresholding; "

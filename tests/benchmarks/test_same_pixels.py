@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sdjax.job import EMPHASES, FIELDS, PIXEL_UPSCALERS
 
 from benchmarks.same_pixels.comparison import differences
 from benchmarks.same_pixels.files import RECORDED_LORAS
@@ -20,7 +21,6 @@ from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS
 from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS
-from sdjax.job import EMPHASES, FIELDS, PIXEL_UPSCALERS
 from sdjax.text.conditioning import SYNTAXES
 
 ROWS = [row for run in RUNS for row in run.rows]

@@ -243,8 +243,8 @@ def test_other_adapters_and_weights_do_not_compile_another_program(engines, pict
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"prompt": "a <lora:chark:1>"}, "lora 'chark': there is no such file in .*did you mean 'chalk'"),
-        ({"prompt": "a", "hypernetworks": "water"}, "hypernetwork 'water': there is no such file"),
+        ({"prompt": "a <lora:chark:1>"}, "there is no lora 'chark' in .*; did you mean 'chalk'"),
+        ({"prompt": "a", "hypernetworks": "water"}, "there is no hypernetwork 'water' in "),
         ({"prompt": "a <hypernet:oil:x>"}, "the weight 'x': expected a number"),
         ({"prompt": "a", "negative_prompt": "<lora:ink:1>"}, "in a negative prompt an adapter is read as text"),
     ],
@@ -256,8 +256,8 @@ def test_adapters_that_can_not_be_had_are_errors(engine, fields, message):
 
 def test_without_folders_there_are_no_adapters(tiny):
     engine = engine_of(tiny, sdjax.Library(), devices=1)
-    with pytest.raises(sdjax.AdapterError, match="there is no folder of such files; set lora_folder"):
+    with pytest.raises(sdjax.AdapterError, match="no lora 'ink': no folder of such files is given; set lora_folder"):
         engine.prepare(job(1, "a <lora:ink:1>"))
-    with pytest.raises(sdjax.AdapterError, match="lora_folder = nowhere: there is no such folder"):
+    with pytest.raises(sdjax.CheckpointError, match="lora_folder = nowhere: there is no such folder"):
         engine_of(tiny, sdjax.Library(loras="nowhere"), devices=1)
     assert engine.prepare(job(8, "a castle and a cat")).metadata["adapters_applied"] == ""

@@ -30,13 +30,13 @@ SIDE = 32
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> sdjax.Pictures:
-    controls = conditioned.write_controls(tmp_path_factory.mktemp("controls"))
-    return sdjax.Pictures(read=conditioned.FILES.__getitem__, controlnet_folder=controls)
+def library(tmp_path_factory: pytest.TempPathFactory) -> sdjax.Library:
+    return sdjax.Library(controlnets=conditioned.write_controls(tmp_path_factory.mktemp("controls")))
 
 
-def engine_of(model: sdjax.Model, pictures: sdjax.Pictures, devices: int = 4, **options: object) -> sdjax.Engine:
-    return sdjax.Engine(model, batch_size=BATCH, devices=jax.local_devices()[:devices], pictures=pictures, **options)
+def engine_of(model: sdjax.Model, library: sdjax.Library, devices: int = 4, **options: object) -> sdjax.Engine:
+    given = {"read_image": conditioned.FILES.__getitem__, **options}
+    return sdjax.Engine(model, batch_size=BATCH, devices=jax.local_devices()[:devices], library=library, **given)
 
 
 def job(number: int, **fields: object) -> sdjax.Job:
@@ -71,9 +71,9 @@ def compiled() -> list[Bucket]:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny, pictures, compiled) -> sdjax.Engine:
+def engine(tiny, library, compiled) -> sdjax.Engine:
     """On one device: most of these jobs have a program of their own, and there is less to pad."""
-    return engine_of(tiny, pictures, devices=1, on_compile=compiled.append)
+    return engine_of(tiny, library, devices=1, on_compile=compiled.append)
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +81,18 @@ def results(engine) -> list[sdjax.Result]:
     return make(engine, JOBS)
 
 
-def test_images_depend_on_neither_order_nor_neighbours_nor_devices(tiny, pictures, engine, results):
+def test_images_depend_on_neither_order_nor_neighbours_nor_devices(tiny, library, engine, results):
     assert all(result.finite for result in results)
     assert same(make(engine, JOBS[::-1]), results[::-1])
     assert same(make(engine, JOBS[1::3]), results[1::3])
-    four = engine_of(tiny, pictures, devices=4)
+    four = engine_of(tiny, library, devices=4)
     for index in (5, 10):  # all of them in the next
         assert same(make(four, [JOBS[index]]), [results[index]])
 
 
 @pytest.mark.slow
-def test_no_image_depends_on_the_number_of_devices(tiny, pictures, results):
-    assert same(make(engine_of(tiny, pictures, devices=4), JOBS), results)
+def test_no_image_depends_on_the_number_of_devices(tiny, library, results):
+    assert same(make(engine_of(tiny, library, devices=4), JOBS), results)
 
 
 # With random weights: a UNet that sees depth, an estimator of it, a T2I adapter, an upscaler; and one that sees masks.
@@ -123,12 +123,7 @@ def engine_of_others(name: str, folder: Path, devices: int) -> sdjax.Engine:
     adapter = T2IAdapterConfig(channels=model.unet.config.block_out_channels, downscale_factor=2)
     controlnet.write_folder(controls / "adapter", controlnet.Control(adapter, 21, ()))
     save_file(upscaler_cases.state(SMALL), folder / "small.safetensors")
-    found = sdjax.Pictures(
-        read=conditioned.FILES.__getitem__,
-        controlnet_folder=controls,
-        depth_model=write_depth(folder / "depth"),
-        upscaler_folder=folder,
-    )
+    found = sdjax.Library(controlnets=controls, depth_model=write_depth(folder / "depth"), upscalers=folder)
     return engine_of(model, found, devices)
 
 
@@ -207,12 +202,12 @@ def test_outside_of_the_mask_pixels_stay_exactly_where_that_is_asked_for(engine)
     )
 
 
-def test_only_the_masked_part_is_drawn_and_put_back_into_the_whole_picture(tiny, pictures):
+def test_only_the_masked_part_is_drawn_and_put_back_into_the_whole_picture(tiny, library):
     whole = np.repeat(np.repeat(conditioned.picture("cat"), 3, axis=0), 2, axis=1)
     mask = np.zeros(whole.shape[:2], np.uint8)
     mask[50:70, 20:30] = 255
     files = {"whole": conditioned.png(whole), "mask": conditioned.png(mask)}
-    engine = engine_of(tiny, pictures._replace(read=files.__getitem__), devices=1)
+    engine = engine_of(tiny, library, devices=1, read_image=files.__getitem__)
     [result] = make(engine, [job(50, image="whole", mask_image="mask", only_masked=True, only_masked_padding=2)])
     assert result.image.shape == whole.shape == (96, 64, 3)
     assert (result.metadata["width"], result.metadata["image_width"]) == (SIDE, 64)
@@ -220,20 +215,20 @@ def test_only_the_masked_part_is_drawn_and_put_back_into_the_whole_picture(tiny,
     assert np.abs(result.image[mask > 0].astype(int) - whole[mask > 0]).mean() > 1
 
 
-def test_a_picture_gives_an_image_its_size_where_the_job_says_none(engine, tiny, pictures):
+def test_a_picture_gives_an_image_its_size_where_the_job_says_none(engine, tiny, library):
     files = {"wide": conditioned.png(np.zeros((39, 61, 3), np.uint8))}
-    small = engine_of(tiny, pictures._replace(read=files.__getitem__), devices=1)
+    small = engine_of(tiny, library, devices=1, read_image=files.__getitem__)
     task = small.prepare(sdjax.Job(prompt="a", seed=1, image="wide"))
     assert (task.job.height, task.job.width, task.job.strength) == (38, 60, 0.8)
     task = small.prepare(sdjax.Job(prompt="a", seed=1, image="wide", height=64, width=32, resize_mode="crop"))
     assert (task.first.bucket.height, task.first.bucket.width) == (64, 32)
 
 
-def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, pictures):
+def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, library):
     files = {name: conditioned.FILES["cat.png"] for name in ("a.png", "b.png")} | {
         "c.png": conditioned.FILES["pose.png"]
     }
-    engine = engine_of(tiny, pictures._replace(read=files.__getitem__), devices=1)
+    engine = engine_of(tiny, library, devices=1, read_image=files.__getitem__)
     ids = [engine.prepare(job(1, image=name)).id for name in files]
     assert ids[0] == ids[1] != ids[2]
     told = engine.prepare(job(1, image="a.png")).metadata
@@ -276,7 +271,7 @@ def test_what_can_not_be_is_an_error_that_says_why(engine, fields, expected):
 def test_a_file_that_is_no_picture_is_an_error_that_names_it(tiny, tmp_path, make_file, expected):
     path = tmp_path / "input.png"
     make_file(path)
-    engine = engine_of(tiny, sdjax.Pictures(), devices=1)
+    engine = engine_of(tiny, sdjax.Library(), devices=1, read_image=read_file)
     with pytest.raises(sdjax.JobError) as raised:
         engine.prepare(job(1, image=str(path)))
     assert str(raised.value).startswith("image: ") and "input.png" in str(raised.value)
@@ -352,12 +347,12 @@ def test_what_can_not_be_finished_costs_its_own_batch_alone(engine, monkeypatch,
     assert plain.problem is None and plain.finite
 
 
-def test_an_image_has_no_size_that_nobody_asked_for(engine, tiny, pictures):
+def test_an_image_has_no_size_that_nobody_asked_for(engine, tiny, library):
     def asked(rows: int, columns: int, **fields: object) -> sdjax.Job:
         written = io.BytesIO()
         PIL.Image.new("L", (columns, rows), 120).save(written, "PNG")
-        reads = pictures._replace(read={"big.png": written.getvalue()}.__getitem__)
-        return engine_of(tiny, reads, devices=1).prepare(sdjax.Job(prompt="a", seed=1, image="big.png", **fields)).job
+        small = engine_of(tiny, library, devices=1, read_image={"big.png": written.getvalue()}.__getitem__)
+        return small.prepare(sdjax.Job(prompt="a", seed=1, image="big.png", **fields)).job
 
     with pytest.raises(sdjax.JobError, match=r"image: big.png has 3000x2000 pixels, and the row does not say"):
         asked(2000, 3000)
@@ -367,10 +362,10 @@ def test_an_image_has_no_size_that_nobody_asked_for(engine, tiny, pictures):
             engine.prepare(sdjax.Job(prompt="a", seed=1, width=2048, height=2048, **fields))
 
 
-def test_an_upscaler_that_gives_no_numbers_costs_its_own_images_alone(tiny, pictures, tmp_path):
+def test_an_upscaler_that_gives_no_numbers_costs_its_own_images_alone(tiny, library, tmp_path):
     broken = {name: leaf * np.nan for name, leaf in upscaler_cases.state(SMALL).items()}
     save_file(broken, tmp_path / "broken.safetensors")
-    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    engine = engine_of(tiny, library._replace(upscalers=tmp_path), devices=1)
     size = {"height": 16, "width": 16}
     results = make(engine, [job(80, upscaler="broken", **size), job(81, upscaler="lanczos", upscale_by=4.0, **size)])
     assert [result.finite for result in results] == [False, True]
@@ -385,7 +380,7 @@ IMAGES_AT_ONCE = {
 }
 
 
-def test_upscalers_of_all_kinds_use_all_devices_and_give_the_same_bits(tiny, pictures, tmp_path):
+def test_upscalers_of_all_kinds_use_all_devices_and_give_the_same_bits(tiny, library, tmp_path):
     sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
     sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
     save_file(upscaler_cases.state(SMALL), tmp_path / "small.safetensors")
@@ -394,7 +389,7 @@ def test_upscalers_of_all_kinds_use_all_devices_and_give_the_same_bits(tiny, pic
         jobs = [job(seed, upscaler=name, **fields) for seed in range(4)]
         made = {}
         for devices in (1, 4):
-            engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=devices)
+            engine = engine_of(tiny, library._replace(upscalers=tmp_path), devices=devices)
             made[devices] = make(engine, jobs)
             kind, images_of = IMAGES_AT_ONCE[name]
             # A batch of four goes over four devices at once, one image on each.
@@ -402,10 +397,10 @@ def test_upscalers_of_all_kinds_use_all_devices_and_give_the_same_bits(tiny, pic
         assert same(made[1], made[4])
 
 
-def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):
+def test_upscalers_that_are_diffusion_models(tiny, library, tmp_path):
     sd_upscalers.write(tmp_path / "x4", sd_upscalers.X4_TOY)
     sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
-    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    engine = engine_of(tiny, library._replace(upscalers=tmp_path), devices=1)
     few = {"upscaler_steps": 2, "height": 16, "width": 16}
     strange = dataclasses.replace(job(70, upscaler="x4", **few), prompt="a (cat", prompt_problems="accept")
     jobs = [strange, job(71, upscaler="x2", **few), job(72, upscaler="x2", upscale_by=3.0, **few)]
@@ -421,9 +416,9 @@ def test_upscalers_that_are_diffusion_models(tiny, pictures, tmp_path):
             engine.prepare(dataclasses.replace(jobs[0], **wrong))
 
 
-def test_only_prompts_that_the_x2_upscaler_reads_have_to_fit(tiny, pictures, tmp_path):
+def test_only_prompts_that_the_x2_upscaler_reads_have_to_fit(tiny, library, tmp_path):
     sd_upscalers.write(tmp_path / "x2", sd_upscalers.X2_TOY)
-    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    engine = engine_of(tiny, library._replace(upscalers=tmp_path), devices=1)
     asked = {"seed": 1, "upscaler_steps": 2, "width": 16, "height": 16}
     long = sdjax.Job(prompt="a cat", negative_prompt="a dog " * 60, upscaler="x2", upscaler_guidance_scale=1.0, **asked)
     assert engine.prepare(long).metadata["upscaler"] == "x2"
@@ -432,10 +427,10 @@ def test_only_prompts_that_the_x2_upscaler_reads_have_to_fit(tiny, pictures, tmp
 
 
 @pytest.mark.parametrize("factor, runs", [(1.0, 1), (1.5, 1), (4.0, 1), (5.0, 2)])
-def test_a_network_enlarges_as_often_as_it_takes_and_once_at_least(tiny, pictures, tmp_path, factor, runs):
+def test_a_network_enlarges_as_often_as_it_takes_and_once_at_least(tiny, library, tmp_path, factor, runs):
     save_file(upscaler_cases.state(SMALL), tmp_path / "small.safetensors")
     network = read_upscaler(tmp_path / "small.safetensors")
-    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    engine = engine_of(tiny, library._replace(upscalers=tmp_path), devices=1)
     size = {"height": 16, "width": 32}
     plain, larger = make(engine, [job(1, **size), job(1, upscaler="small", upscale_by=factor, **size)])
     image = plain.image
@@ -446,9 +441,9 @@ def test_a_network_enlarges_as_often_as_it_takes_and_once_at_least(tiny, picture
     assert np.array_equal(larger.image, np.asarray(expected))
 
 
-def test_an_image_that_is_too_large_for_a_network_is_refused(tiny, pictures, tmp_path):
+def test_an_image_that_is_too_large_for_a_network_is_refused(tiny, library, tmp_path):
     save_file(upscaler_cases.state(SMALL), tmp_path / "small.safetensors")
-    engine = engine_of(tiny, pictures._replace(upscaler_folder=tmp_path), devices=1)
+    engine = engine_of(tiny, library._replace(upscalers=tmp_path), devices=1)
     with pytest.raises(sdjax.JobError, match="8192x8192 pixels are too large for it, which enlarges 4 times"):
         engine.prepare(job(1, upscaler="small", upscale_by=1.0, height=8192, width=8192))
 
@@ -456,7 +451,7 @@ def test_an_image_that_is_too_large_for_a_network_is_refused(tiny, pictures, tmp
 def test_greys_that_a_checkpoint_of_masks_does_not_see_are_an_error(tmp_path):
     grey = {**conditioned.FILES, "mask.png": conditioned.png(np.full((32, 32), 100, np.uint8))}
     model = sdjax.load(toys.write_toy(tmp_path, conditioned.MODELS["tiny_inpaint"].toy))
-    engine = engine_of(model, sdjax.Pictures(read=grey.__getitem__), 1)
+    engine = engine_of(model, sdjax.Library(), 1, read_image=grey.__getitem__)
     with pytest.raises(sdjax.JobError, match="half white or more"):
         engine.prepare(job(1, **in_mask))
 

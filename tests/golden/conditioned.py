@@ -190,7 +190,8 @@ def write_controls(folder: Path) -> Path:
 def drawn(name: str, folder: Path) -> dict[str, np.ndarray]:
     """The pictures of one model; `folder` is empty at first."""
     model = sdjax.load(toys.write_toy(folder / name, MODELS[name].toy))
-    pictures = sdjax.Pictures(read=FILES.__getitem__, controlnet_folder=write_controls(folder / "controls"))
-    engine = sdjax.Engine(model, batch_size=4, devices=jax.local_devices()[:1], pictures=pictures)
+    library = sdjax.Library(controlnets=write_controls(folder / "controls"))
+    devices = jax.local_devices()[:1]
+    engine = sdjax.Engine(model, batch_size=4, devices=devices, library=library, read_image=FILES.__getitem__)
     jobs = MODELS[name].jobs
     return dict(zip(jobs, (result.image for result in make(engine, list(jobs.values()))), strict=True))

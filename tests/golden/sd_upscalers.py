@@ -20,7 +20,8 @@ from sdjax.engine.execution import Execution, start_of
 from sdjax.engine.passes import Decode, Task
 from sdjax.engine.upscaling_passes import diffusion_sample
 from sdjax.jobs.job import Job
-from sdjax.library.picture_library import PictureLibrary, Pictures
+from sdjax.library.library import Library
+from sdjax.library.opened import OpenLibrary
 from sdjax.model import Model
 from sdjax.models import TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
@@ -262,7 +263,8 @@ def upscaled(upscaler: Model, case: Case, places: Sequence[int] = (0, 1, 2), dev
     on_devices = Devices(jax.local_devices()[:devices])
     # Another model draws the image; its networks are not used here.
     execution = Execution(dataclasses.replace(upscaler), None, on_devices, 1, 0, lambda bucket: None)
-    library = PictureLibrary(Pictures(), toys.TINY.unet, toys.TINY.vae, upscaler.dtype)
+    toy = toys.TINY
+    library = OpenLibrary(Library(), toy.text_encoder, toy.unet, toy.vae, np.float32)
     execution.run(samples, state, library)
     if of_latents:
         return state.latents

@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.checkpoints.named import find_named
-from sdjax.checkpoints.stored import CheckpointError
-from sdjax.library.finding import beside, files_under, hint, near, plain
+from sdjax.library.finding import (
+    FindingError,
+    beside,
+    files_under,
+    find_path,
+    folders_under,
+    hint,
+    near,
+    plain,
+    states_of,
+)
 from tests.rights import without_rights
 
-ENDINGS = (".safetensors", ".pth", ".param")
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
 
 
@@ -52,7 +59,13 @@ def test_folders_that_all_lead_to_each_other_end_soon(tmp_path):
 
 
 def test_companion_files_of_macos_are_passed_over(tmp_path):
-    touch(tmp_path / "._a.txt", tmp_path / "a.txt", tmp_path / "__MACOSX" / "b.txt", tmp_path / "._in" / "c.txt")
+    touch(
+        tmp_path / ".DS_Store",
+        tmp_path / "._a.txt",
+        tmp_path / "a.txt",
+        tmp_path / "__MACOSX" / "b.txt",
+        tmp_path / "._in" / "c.txt",
+    )
     assert listed(tmp_path) == ["a.txt"]
 
 
@@ -62,55 +75,57 @@ def test_names_are_compared_without_form_of_accents_and_blanks_at_ends():
     assert plain("a.b c.d") == "a.b c.d"
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("UPPER.PTH", "UPPER"),
-        ("UPPER.SAFETENSORS", "UPPER"),
-        ("UPPER.PTH", "UPPER.PTH"),
-        ("UPPER.PTH", "UPPER.pth"),
-        ("net.PARAM", "net"),
-        (f"{DECOMPOSED}.pth", COMPOSED),
-        (f"{COMPOSED}.pth", DECOMPOSED),
-        (f"in {DECOMPOSED}/ink.pth", f"in {COMPOSED}/ink"),
-        ("ink .pth", "ink"),
-        ("4x.v1.2.pth", "4x.v1.2"),
-        ("4x.v1.2.pth", "4x.v1.2.pth"),
-    ],
-)
-def test_one_name_finds_a_file_however_it_is_written(tmp_path, file, name):
-    touch(tmp_path / file)
-    assert find_named(tmp_path, name, ENDINGS, "upscaler", "upscaler_folder") == tmp_path / file
-
-
-def test_what_is_called_so_letter_by_letter_goes_first_and_then_the_ending_that_is_preferred(tmp_path):
-    touch(*(tmp_path / name for name in ("a.pth", "a .safetensors", "b.pth", "b.SAFETENSORS", "c.pth.param", "c.pth")))
-    found = [find_named(tmp_path, name, ENDINGS, "upscaler", "x").name for name in ("a", "b", "c", "c.pth")]
-    assert found == ["a.pth", "b.SAFETENSORS", "c.pth", "c.pth"]
-
-
-def test_a_companion_file_is_never_meant(tmp_path):
-    touch(tmp_path / "._net.pth")
-    with pytest.raises(CheckpointError, match="there is no such file"):
-        find_named(tmp_path, "._net", ENDINGS, "upscaler", "upscaler_folder")
-
-
-def test_near_names_are_found_in_capitals_or_not_and_long_ones_are_cut(tmp_path):
-    touch(tmp_path / "Watercolour.PTH")
-    with pytest.raises(CheckpointError, match=r"upscaler 'watercolor': .* \(did you mean 'Watercolour'\?\)"):
-        find_named(tmp_path, "watercolor", ENDINGS, "upscaler", "upscaler_folder")
-    with pytest.raises(CheckpointError) as error:
-        find_named(tmp_path, "x" * 100_000, ENDINGS, "upscaler", "upscaler_folder")
-    assert len(str(error.value)) < 500 + len(str(tmp_path))
-    assert near("INK", ["ink", "chalk"]) == ["ink"] and hint("zzz", ["ink"]) == ""
-
-
-def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(tmp_path, monkeypatch):
+def test_folders_that_can_not_be_listed_are_told_and_count_as_empty(tmp_path, monkeypatch):
+    touch(tmp_path / "a.txt")
     (tmp_path / "shut").mkdir(mode=0)
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)  # what is above it is for root alone
-    with without_rights(), pytest.raises(CheckpointError, match="Permission denied"):
-        find_named(Path(), "shut/a", ENDINGS, "upscaler", "upscaler_folder")
+    told: list[str] = []
+    with without_rights():
+        found = list(folders_under(Path(), lambda folder, error: told.append(f"{folder}: {error.strerror}")))
+    assert [listing.files for listing in found] == [[Path("a.txt")]] and told == ["shut: Permission denied"]
+
+
+def test_states_tell_what_came_went_and_changed(tmp_path):
+    touch(tmp_path / "in" / "a.txt")
+    before = states_of(tmp_path)
+    assert states_of(tmp_path) == before and states_of(tmp_path / "gone") == ()
+    (tmp_path / "in" / "a.txt").write_text("b")
+    changed = states_of(tmp_path)
+    touch(tmp_path / "b.txt")
+    assert len({before, changed, states_of(tmp_path)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [
+        ("a/net.SAFETENSORS", "a/net.safetensors"),
+        (f"{DECOMPOSED}/x", f"{COMPOSED}/x"),
+        (f"in {COMPOSED}/{COMPOSED}.PTH", f"in {DECOMPOSED}/{DECOMPOSED}.pth"),
+        ("a /b", "a/b"),
+    ],
+)
+def test_a_path_is_found_however_it_is_written(tmp_path, monkeypatch, there, asked):
+    touch(tmp_path / there)
+    assert find_path(tmp_path / asked, "model") == tmp_path / there
+    monkeypatch.chdir(tmp_path)
+    assert find_path(asked, "model") == Path(there)
+
+
+def test_a_path_where_nothing_is_is_an_error_that_suggests_what_is_beside_it_or_bundled(tmp_path):
+    touch(tmp_path / "dpt-hybrid")
+    for asked, meant in ((f"{tmp_path}/dpt-hybrd", f"{tmp_path}/dpt-hybrid"), ("emojy", "emoji")):
+        with pytest.raises(FindingError, match=f"no estimator of depth '{asked}': .*; did you mean '{meant}'"):
+            find_path(asked, "estimator of depth", ("emoji",))
+    for asked in ("x" * 5000, "a\0b", "a/b/c"):
+        with pytest.raises(FindingError, match="there is no model"):
+            find_path(asked, "model")
+
+
+def test_near_names_are_found_in_capitals_or_not_and_among_any_number():
+    assert near("INK", ["ink", "chalk"]) == ["ink"] and hint("zzz", ["ink"]) == ""
+    assert hint("inc", ["ink", "inch"], 2) == "; did you mean 'inch' or 'ink'?"
+    assert near("wave 077", [f"wave {number:05}" for number in range(50_000)])[0].startswith("wave 0")
 
 
 def test_what_lies_beside_a_file_is_found_in_capitals_or_not(tmp_path):
