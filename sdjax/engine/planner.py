@@ -17,8 +17,10 @@ from sdjax.engine import prompt_arrays
 from sdjax.engine.program import Bucket
 from sdjax.images import masks
 from sdjax.jobs import input_images
-from sdjax.jobs.job import DEPTH_PREPROCESSOR, MAX_SIDE, MAX_STEPS, Job, JobError, image_id, split
-from sdjax.jobs.job import told as job_told
+from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
+from sdjax.jobs.ids import image_id
+from sdjax.jobs.job import MAX_SIDE, MAX_STEPS, Job, JobError
+from sdjax.jobs.records import to_metadata
 from sdjax.library.classifier import Classifier
 from sdjax.library.picture_library import KnownControl, PictureLibrary
 from sdjax.model import Model
@@ -271,7 +273,7 @@ def _told(setup: Setup, task: Task, opened: input_images.Opened) -> _Told:
         fingerprint["pillow"] = PIL.__version__  # it decodes and resizes
     decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
     metadata = {
-        **job_told(job),
+        **to_metadata(job),
         "model": model.name,
         "model_kind": model.variant_name,
         "model_digest": model.digest,

@@ -13,8 +13,9 @@ from sdjax.checkpoints.controlnet_file import ControlConfig, find_controlnet, lo
 from sdjax.checkpoints.depth_file import find_depth
 from sdjax.checkpoints.named import check_folder, find_named
 from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.jobs.canonical import MAX_CONTROLS
 from sdjax.jobs.input_images import Read, read_file
-from sdjax.jobs.job import MAX_CONTROLS, JobError
+from sdjax.jobs.job import JobError
 from sdjax.library.depth import DepthModel, depth_of, depth_place, load_depth
 from sdjax.model import DTYPES
 from sdjax.models import ConfigError, UNetConfig, VAEConfig

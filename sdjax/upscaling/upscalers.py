@@ -13,7 +13,8 @@ from sdjax.checkpoints.named import find_named
 from sdjax.checkpoints.tensors import CheckpointError, list_file
 from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
-from sdjax.jobs.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
+from sdjax.jobs.job import MAX_SIDE, Job, JobError, check_upscaler_options
 from sdjax.library.finding import has_ending, hint
 from sdjax.messages import shown
 from sdjax.models import ConfigError, VAEConfig

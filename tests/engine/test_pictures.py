@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 import sdjax
 from sdjax.engine.program import Bucket
 from sdjax.images.read import Picture
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.input_images import Opened, read_file, show
-from sdjax.jobs.job import PIXEL_UPSCALERS
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.upscaling import upscalers
 from sdjax.upscaling.tiles import upscaled
@@ -246,7 +246,7 @@ def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, pictur
         ({"strength": 0.5}, "strength = 0.5: expected image with it"),
         ({"mask_image": "mask.png"}, "mask_image = 'mask.png': expected image with it"),
         ({**from_cat, "mask_blur": 2.0}, "mask_blur = 2.0: expected mask_image with it"),
-        ({"controlnets": "tiny"}, "controlnets = 'tiny': expected a control_image with it, or an image"),
+        ({"controlnets": "tiny"}, "controlnets = 'tiny': expected control_image or image with it"),
         ({**from_cat, "controlnets": "tiny:2:0.5:0.2"}, "it starts at 0.5 and ends at 0.2"),
         ({**from_cat, "controlnets": "tinny"}, "did you mean 'tiny'?"),
         ({**from_cat, "controlnets": "tiny", "control_preprocessor": "cany"}, "did you mean 'canny'?"),
