@@ -16,6 +16,12 @@ MAX_CONTROLS = 8
 PIXEL_UPSCALERS = ("lanczos", "bicubic", "nearest")
 # Of a run with an estimator of depth, besides those that need no weights.
 DEPTH_PREPROCESSOR = "depth"
+# Names of samplers and schedules as other tools spell them; of A1111's samplers also with the schedule, as it had them.
+SAMPLER_NAMES = (
+    *names.known_sampler_names(),
+    *(f"{label} {schedule}" for label in names.A1111_SAMPLERS.values() for schedule in ("Karras", "Exponential")),
+)
+SCHEDULE_NAMES = (*SCHEDULES, *names.A1111_SCHEDULES.values(), "Automatic")
 # Texts whose canonical forms are kept: the rows of a run mostly name the same.
 _KEPT = 256
 

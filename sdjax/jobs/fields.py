@@ -27,6 +27,7 @@ class Field(NamedTuple):
     within: the least and the largest number that it can be.
     longest: letters that a text may have.
     choices: the texts that it can be; with none, any text or those that `read` takes.
+    known: texts that `read` takes, in their usual spellings, where it does not take any.
     spellings: other texts for choices, as `plain_choice` leaves them, such as the numbers of A1111's API.
     refused: choices of other tools that can't be had, as `plain_choice` leaves them, and how the error goes on.
     labels: what choices are called in the text that A1111 writes into images; these are read, too.
@@ -49,6 +50,7 @@ class Field(NamedTuple):
     within: tuple[float, float] | None = None
     longest: int | None = None
     choices: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
     spellings: Mapping[str, str] = {}
     refused: Mapping[str, str] = {}
     labels: Mapping[str, str] = {}

@@ -60,19 +60,19 @@ class Job:
     """
 
     # fmt: off
-    prompt: str = row(Field(group="prompt", longest=MAX_PROMPT, doc="What the image shows."))
-    negative_prompt: str = row(Field("", group="prompt", longest=MAX_PROMPT, label="Negative prompt",
+    prompt: str = row(Field(group="prompts", longest=MAX_PROMPT, doc="What the image shows."))
+    negative_prompt: str = row(Field("", group="prompts", longest=MAX_PROMPT, label="Negative prompt",
         doc="What the image does not show: guidance moves away from it."))
-    prompt_syntax: str = row(Field("a1111", group="prompt", choices=tuple(SYNTAXES),
+    prompt_syntax: str = row(Field("a1111", group="prompts", choices=tuple(SYNTAXES),
         doc="The grammar in which both prompts are read."))
-    emphasis: str = row(Field("original", group="prompt", choices=EMPHASES,
+    emphasis: str = row(Field("original", group="prompts", choices=EMPHASES,
         labels={"no_norm": "No norm", "ignore": "Ignore"}, label="Emphasis",
         doc="What weights in A1111's syntax do: `original` scales each weighted chunk back to its mean, `no_norm` does"
         " not, `ignore` reads weights and does nothing with them."))
-    prompt_problems: str = row(Field("reject", group="prompt", choices=("reject", "accept"),
+    prompt_problems: str = row(Field("reject", group="prompts", choices=("reject", "accept"),
         doc="What becomes of a prompt that can't be read as it was probably meant: `reject` makes no image of it, "
         "`accept` reads it as the tool of that syntax does."))
-    clip_skip: int = row(Field(0, group="prompt", within=(0, 11),
+    clip_skip: int = row(Field(0, group="prompts", within=(0, 11),
         aliases_from_one=("clip_stop_at_last_layers", "clip skip"), label="Clip skip",
         doc="Layers left out at the end of the text encoder, in diffusers' count: A1111's `Clip skip: 2` is 1."))
 
@@ -88,13 +88,13 @@ class Job:
         doc="Another seed, towards whose noise the first latents are interpolated. -1 draws one at random."))
     variation_strength: float = row(Field(0.0, group="noise", within=(0.0, 1.0), needs=("variation_seed",),
         aliases=("subseed_strength",), label="Variation seed strength",
-        doc="How far: 0 is the noise of `seed`, 1 that of `variation_seed`."))
+        doc="How far the noise goes: 0 is that of `seed`, 1 that of `variation_seed`."))
     seed_resize_from_width: int | None = row(Field(None, group="noise", within=(1, MAX_SIDE),
         needs=("seed_resize_from_height",), aliases=("seed_resize_from_w",), label="Seed resize from",
         doc="The width in pixels of an image of the same seed whose composition this one keeps at its own size."))
     seed_resize_from_height: int | None = row(Field(None, group="noise", within=(1, MAX_SIDE),
         needs=("seed_resize_from_width",), aliases=("seed_resize_from_h",), label="Seed resize from",
-        doc="The height of that image."))
+        doc="The height of the same image."))
 
     width: int | None = row(Field(None, unset="the model's own, or the input image's", group="size",
         within=(1, MAX_SIDE), label="Size",
@@ -105,10 +105,12 @@ class Job:
     steps: int = row(Field(20, group="sampling", within=(1, MAX_STEPS), aliases=("num_inference_steps",), label="Steps",
         doc="The steps of the sampler."))
     sampler: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", values="a sampler's name",
-        read=canonical.sampler, labels=names.A1111_SAMPLERS, aliases=("sampler_name",), label="Sampler",
+        read=canonical.sampler, known=canonical.SAMPLER_NAMES, labels=names.A1111_SAMPLERS, aliases=("sampler_name",),
+        label="Sampler",
         doc="The sampler, by its name here or in diffusers, A1111 or ComfyUI."))
     schedule: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", values="a schedule's name",
-        read=canonical.schedule, labels=names.A1111_SCHEDULES, aliases=("scheduler",), label="Schedule type",
+        read=canonical.schedule, known=canonical.SCHEDULE_NAMES, labels=names.A1111_SCHEDULES, aliases=("scheduler",),
+        label="Schedule type",
         doc="The noise levels of the steps, by their name here or in diffusers, A1111 or ComfyUI."))
     timestep_spacing: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", choices=SPACINGS,
         doc="How timesteps are spread over the schedule: as in diffusers' class of the sampler, or as in k-diffusion, "
@@ -188,7 +190,7 @@ class Job:
         "the result has the input image's size."))
     only_masked_padding: int = row(Field(32, group="inpainting", within=(0, MAX_SIDE), needs=("only_masked",),
         idle=True, label="Masked area padding",
-        doc="Pixels of the input image around the mask that belong to that part."))
+        doc="Pixels of the input image around the mask that belong to the part which `only_masked` draws."))
     keep_unmasked: bool = row(Field(False, group="inpainting", needs=("mask_image",), idle=True,
         doc="Keeps pixels outside of the mask exactly as they came; `only_masked` does so anyway."))
 
@@ -203,7 +205,7 @@ class Job:
         doc="The paths of the images that ControlNets are given, `; ` between them: one for each, or one for all."))
     control_preprocessor: str = row(Field("none", group="controlnet", values="`canny:50:150; tile:4`",
         read=canonical.preprocessors, needs=("controlnets",), idle=True,
-        doc="What is made of these first, each with its numbers: one for each ControlNet, or one for all."))
+        doc="What is made of `control_image` first, with its numbers: one for each ControlNet, or one for all."))
     guess_mode: bool = row(Field(False, group="controlnet", needs=("controlnets",), idle=True,
         doc="Lets ControlNets act on the prompt's side alone, weaker at high resolutions, as in diffusers."))
 
@@ -213,7 +215,7 @@ class Job:
     hires_upscaler: str = row(Field("latent", group="hires", values="an upscaler's name",
         read=canonical.upscaler((*LATENT_UPSCALERS, *PIXEL_UPSCALERS)), labels=_UPSCALER_LABELS, needs=("hires_scale",),
         idle=True, aliases=("hr_upscaler",), label="Hires upscaler",
-        doc="What enlarges it: one of torch's interpolations of latents ("
+        doc="What enlarges the image for the second pass: one of torch's interpolations of latents ("
         f"{_listed(LATENT_UPSCALERS)}), a filter ({_listed(PIXEL_UPSCALERS)}), or the name of an upscaler's file."))
     hires_steps: int | None = row(Field(None, unset="`steps`", group="hires", within=(1, MAX_STEPS),
         needs=("hires_scale",), idle=True, aliases=("hr_second_pass_steps",), label="Hires steps",
@@ -227,7 +229,8 @@ class Job:
         doc=f"What enlarges the finished image: a filter ({_listed(PIXEL_UPSCALERS)}), or the name of an upscaler's "
         "file."))
     upscale_by: float | None = row(Field(None, unset="the upscaler's own", group="upscaling", within=(1.0, 8.0),
-        needs=("upscaler",), idle=True, label="Postprocess upscale by", doc="How many times larger it gets."))
+        needs=("upscaler",), idle=True, label="Postprocess upscale by",
+        doc="How many times larger the finished image gets."))
     upscaler_steps: int = row(Field(75, group="upscaling", within=(1, MAX_STEPS), needs=("upscaler",), idle=True,
         doc="The steps of an upscaler that is a diffusion model."))
     upscaler_guidance_scale: float = row(Field(9.0, group="upscaling", within=(0.0, MAX_GUIDANCE), needs=("upscaler",),
@@ -243,7 +246,7 @@ class Job:
         doc="The label towards which the classifier guides, by its number."))
 
     preview_every: int | None = row(Field(None, group="output", within=(1, MAX_STEPS),
-        doc="Keeps every so many steps' image, as a strip and an animation beside the finished one."))
+        doc="Keeps the image of every so many steps, as a strip and an animation in the output's folder `steps`."))
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ _NUMBERED = frozenset(
     name for name, field in FIELDS.items() if any(each.isdigit() for each in (*field.spellings, *field.refused))
 )
 # Words of tables for yes and no.
-_TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
+TRUTHS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("false", "no", "0", "off"), False)
 
 
 def filled_in(given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def filled_in(given: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any
 
 def _is_set(values: Mapping[str, Any], name: str) -> bool:
     value = values.get(name)
-    is_off = FIELDS[name].kind is bool and _TRUTHS.get(str(value).strip().lower()) is False
+    is_off = FIELDS[name].kind is bool and TRUTHS.get(str(value).strip().lower()) is False
     return value is not None and not is_off
 
 
@@ -209,7 +209,7 @@ def _number_from_text(field: Field, text: str) -> Any:
 
 def truth_from_text(name: str, text: str) -> bool:
     """True or false in one of the words of tables; raises `JobError` for another."""
-    found = _TRUTHS.get(text.strip().lower())
+    found = TRUTHS.get(text.strip().lower())
     if found is None:
         raise JobError(f"{name} = {shown(text)}: expected true or false")
     return found

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.jobs.job import FIELDS, Job, JobError
+from sdjax.jobs.fields import REQUIRED
+from sdjax.jobs.job import FIELDS, Job, JobError, check
+from tests.jobs.values import OTHER
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,35 @@ def test_blank_paths_are_none_and_pixels_are_told_where_to_go():
 def test_a_number_beyond_any_float_is_an_error_that_names_the_field(name):
     with pytest.raises(JobError, match=f"{name} = 1000.*: far too large"):
         Job(prompt="a", **{name: 10**400})
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_each_field_is_checked_alone_whatever_others_it_needs(name):
+    assert check(name, OTHER[name]) == OTHER[name]
+    field = FIELDS[name]
+    assert field.default is REQUIRED or check(name, field.default) == field.default
+
+
+@pytest.mark.parametrize(
+    "name, value, canonical",
+    [
+        ("sampler", "DPM++ 2M Karras", "dpmpp_2m"),
+        ("control_image", "a.png;b.png ; ", "a.png; b.png"),
+        ("control_preprocessor", "Canny:50:150;colour-grid", "canny:50:150; colour_grid"),
+        ("control_preprocessor", " ", "none"),
+        ("mask_blur", 4, 4.0),
+        ("inpaint_fill", "2", "noise"),
+        ("upscaler", "Lanczos", "lanczos"),
+        ("upscaler", "Lanczos.pth", "Lanczos.pth"),
+    ],
+)
+def test_the_canonical_form_of_a_value_needs_no_other_field(name, value, canonical):
+    assert check(name, value) == canonical
+
+
+def test_every_row_is_about_fields_that_there_are():
+    names = [name for field in FIELDS.values() for name in (field.name, *field.aliases, *field.aliases_from_one)]
+    assert len(names) == len(set(names)), "a name means two fields"
+    for field in FIELDS.values():
+        assert set(field.needs) <= FIELDS.keys() and (field.needs or not field.idle)
+        assert {*field.spellings.values(), *field.labels} <= {*field.choices, *(field.labels if field.read else ())}

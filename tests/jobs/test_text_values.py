@@ -1,7 +1,7 @@
 import pytest
 
 from sdjax.jobs.job import Job, JobError
-from sdjax.jobs.text_values import job_from_text
+from sdjax.jobs.text_values import filled_in, job_from_text, value_from_text
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,30 @@ def test_a_seed_that_has_lost_digits_is_refused(value):
 def test_a_number_that_is_not_whole_is_refused_where_one_must_be(value):
     with pytest.raises(JobError, match="steps"):
         job_from_text({"prompt": "a", "steps": value})
+
+
+def test_what_a_run_sets_is_left_out_of_rows_in_which_it_would_do_nothing():
+    run = {"strength": 0.5, "resize_mode": "crop", "mask_blur": 2.0, "hires_steps": 9, "steps": 5}
+    assert filled_in({"prompt": "a"}, run) == {"prompt": "a", "steps": 5}
+    assert filled_in({"image": "a.png"}, run) == {"image": "a.png", "strength": 0.5, "resize_mode": "crop", "steps": 5}
+    assert filled_in({"depth_image": "a.png"}, {"resize_mode": "crop"}) == {
+        "depth_image": "a.png",
+        "resize_mode": "crop",
+    }
+    assert filled_in({"strength": 0.5}, {}) == {"strength": 0.5}, "a row's own value is not"
+
+
+def test_a_truth_that_is_false_counts_as_not_there():
+    run = {"only_masked_padding": 8}
+    masked = {"image": "a.png", "mask_image": "b.png"}
+    assert "only_masked_padding" not in filled_in({**masked, "only_masked": "no"}, run)
+    assert "only_masked_padding" in filled_in({**masked, "only_masked": "yes"}, run)
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [("steps", "7", 7), ("steps", " ", 20), ("sampler", "Euler a", "euler_ancestral"), ("resize_mode", 1, "crop"),
+     ("guess_mode", "yes", True), ("prompt", "", ""), ("control_image", "a;b", "a; b")],
+)  # fmt: skip
+def test_one_value_is_read_without_the_others(name, value, expected):
+    assert value_from_text(name, value) == expected
