@@ -251,8 +251,8 @@ class Job:
 
     def __post_init__(self) -> None:
         values = vars(self)
-        said = {name: value for name, value in values.items() if value is not _DEFAULTS[name]}
-        checked = check_each(said)
+        # Most fields are at their defaults, which are canonical.
+        checked = check_each({name: value for name, value in values.items() if value is not _DEFAULTS[name]})
         values.update(checked)
         given = given_of(checked).keys()
         rules.check_rules(values, given)
@@ -306,12 +306,12 @@ def check_each(values: Mapping[str, Any]) -> dict[str, Any]:
       JobError: for a value that its field can't have.
     """
     found = {name: check_value(FIELDS[name], value) for name, value in values.items()}
-    if found.get("sampler") is not None and (told := canonical.schedule_of_sampler(values["sampler"])):
-        if found.get("schedule") not in (None, told):
+    if found.get("sampler") is not None and (schedule := canonical.schedule_of_sampler(values["sampler"])):
+        if found.get("schedule") not in (None, schedule):
             raise JobError(
                 f"sampler = {values['sampler']!r} names another schedule than schedule = {found['schedule']!r}"
             )
-        found["schedule"] = told
+        found["schedule"] = schedule
     return found
 
 

@@ -139,14 +139,17 @@ def _values_text(field: Field) -> str:
     if field.kind is bool:
         return "`true`, `false`"
     if field.within is not None:
-        least, most = (f"{limit:g}" if abs(limit) < 1e7 else _power(int(limit)) for limit in field.within)
-        return f"{least} to {most}"
+        return " to ".join(map(_limit_text, field.within))
     return ", ".join(f"`{each}`" for each in field.choices) or "text"
 
 
-def _power(number: int) -> str:
-    """2^64 - 1 as such."""
-    return f"2^{number.bit_length()} - 1" if number + 1 == 1 << number.bit_length() else str(number)
+def _limit_text(limit: float) -> str:
+    """2^64 - 1 as such, 1000000 without an exponent, 0.001 as it is."""
+    number = int(limit)
+    if number != limit:
+        return f"{limit:g}"
+    bits = number.bit_length()
+    return f"2^{bits} - 1" if bits > 16 and number + 1 == 1 << bits else str(number)
 
 
 def _default_text(field: Field) -> str:
