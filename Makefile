@@ -8,7 +8,7 @@ TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow fuzz parity prism golden check same-pixels lock emoji benchmark clean
+.PHONY: help install demo test test-slow fuzz parity prism golden check same-pixels lock docs emoji benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ same-pixels: install ## jobs of every kind by the git revision BEFORE=... and by
 
 lock: $(PARITY_VENV)/.installed ## pins what is installed now
 	$(PARITY_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
+
+docs: install ## the tables of fields in README.md and docs/
+	$(VENV)/bin/python -m sdjax.jobs.field_docs README.md docs/*.md
 
 emoji: install ## trains the embedded model from nothing (hours) and measures it; stop and go on as you like
 	$(TRAIN) sdjax.training.emoji

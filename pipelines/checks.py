@@ -1,6 +1,8 @@
 """What is found out before anything is made: whether model and output fit what a run is to do."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
@@ -8,12 +10,17 @@ from pipelines.equipment import equipment, library_of, load_model
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
-from sdjax.jobs.job import PIXEL_UPSCALERS, Job, JobError
-from sdjax.jobs.text_values import with_partners
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
+from sdjax.jobs.job import Job, JobError, check_fields
 from sdjax.library.opened import OpenLibrary
-from sdjax.model import DTYPES
+from sdjax.model import DTYPES, Model
+from sdjax.text.controls import read_controls
 
-_SIZES = ("seed_resize_from_width", "seed_resize_from_height")
+# Fields of which the model decides whether it can do them.
+_OF_THE_MODEL = (
+    *("width", "height", "seed_resize_from_width", "seed_resize_from_height", "clip_skip", "sampler"),
+    *("timestep_spacing", "dynamic_thresholding_ratio", "sample_max_value", *Options._fields),
+)
 # Steps that every sampler can take.
 _FEW_STEPS = 4
 
@@ -32,25 +39,29 @@ def check_model(config: RunConfig) -> RunConfig:
     model = load_model(given, weights=False)
     configs = model.networks["text_encoder"].config, model.unet.config, model.vae.config
     library = OpenLibrary(library_of(given), *configs, DTYPES[model.dtype])
-    # What the configuration leaves open rows may say; steps go with their schedule, options with their sampler.
-    asked = with_partners({**dict(config.job), "seed": 0, "steps": _FEW_STEPS, "schedule": None})
-    if "sampler" not in asked or "sampler" in dict(config.sweeps):
-        asked = {name: value for name, value in asked.items() if name not in Options._fields}
-        asked["sampler"] = model.sampler or next(iter(SAMPLERS))
-    # Sizes of a picture whose composition is kept are partners here, and of no account.
-    asked |= {name: None for name in _SIZES if name not in dict(config.job)}
+    fields = check_fields(dict(config.job))
     try:
-        job = Job(**asked)
-        model.resolve(job)
+        model.resolve(_job_for_all(fields, model, "sampler" in dict(config.sweeps)))
     except JobError as error:
         raise RunConfigError(f"{config.model}: {error}") from error
-    said = dict(config.job)
-    controls = [control.name for control in job.controls] if "controlnets" in said else []
-    named = {getattr(job, name) for name in ("hires_upscaler", "upscaler") if name in said}
+    controls = [control.name for control in read_controls(fields.get("controlnets", ""))]
+    named = {fields[name] for name in ("hires_upscaler", "upscaler") if fields.get(name)}
     library.check(controls, sorted(named - {*PIXEL_UPSCALERS, *LATENT_UPSCALERS}))
     if config.wildcards and next(storage.list_files(config.wildcards), None) is None:
         raise RunConfigError(f"wildcards = {config.wildcards}: there is no such folder, or no file in it")
     return dataclasses.replace(config, revision=model.revision, vae_revision=model.vae_revision)
+
+
+def _job_for_all(fields: Mapping[str, Any], model: Model, samplers_differ: bool) -> Job:
+    """A job of what the configuration asks of a model for every row, whatever its prompt and image are."""
+    asked = {name: value for name, value in fields.items() if name in _OF_THE_MODEL}
+    if not {"seed_resize_from_width", "seed_resize_from_height"} <= asked.keys():  # the rows give the other side
+        asked = {name: value for name, value in asked.items() if not name.startswith("seed_resize_from")}
+    if "sampler" not in asked or samplers_differ:  # options go with their sampler
+        asked = {name: value for name, value in asked.items() if name not in Options._fields}
+        asked["sampler"] = model.sampler or next(iter(SAMPLERS))
+    # Steps go with their schedule, which rows may give.
+    return Job(prompt="", seed=0, steps=_FEW_STEPS, **asked)
 
 
 def check_format(out: str, format_name: str) -> None:

@@ -13,8 +13,8 @@ from sdjax.diffusion.schedule import PREDICTION_TYPES
 from sdjax.engine.planner import LORA_MODES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
-from sdjax.jobs.job import FIELDS, Job, JobError
-from sdjax.jobs.text_values import field_from_text, field_named, truth_from_text, with_fields_named, with_partners
+from sdjax.jobs.job import FIELDS, JobError, check_fields
+from sdjax.jobs.text_values import field_from_text, field_named, truth_from_text, with_fields_named
 from sdjax.messages import near_match, printable, shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import VAE_TILE
@@ -124,8 +124,8 @@ class RunConfig:
         for name, (kind, expected) in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
                 raise RunConfigError(f"{name} = {shown(getattr(self, name))}: expected {expected}")
-        try:  # rows may say what these want beside them
-            Job(**with_partners(dict(self.job)))
+        try:  # rows may give what these need beside them
+            check_fields(dict(self.job))
         except ValueError as error:
             raise RunConfigError(str(error)) from error
 

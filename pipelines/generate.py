@@ -42,6 +42,7 @@ from sdjax.engine.engine import Engine, Result
 from sdjax.engine.passes import Bucket, Task
 from sdjax.images.encode import FORMATS, EncodeError, encode
 from sdjax.images.steps import animation, strip
+from sdjax.jobs.a1111_text import a1111_text
 from sdjax.jobs.job import Job
 from sdjax.text.wildcards import MAX_FILE_BYTES, NO_WILDCARDS, Wildcards, files_in, wildcards_of_files
 
@@ -191,7 +192,7 @@ def _write(result: Result, run: Run) -> Sizes | str:
         hint = "; try --set dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"
         return f"the network gave NaN or infinity in {result.metadata['dtype']}{hint}"
     try:
-        data = encode(result.image, result.metadata, run.config.format)
+        data = encode(result.image, result.metadata, a1111_text(result.metadata), run.config.format)
     except EncodeError as error:
         return str(error)
     # Before the picture, whose being there says that all is done.

@@ -12,8 +12,9 @@ from pipelines.sources.sweeps import values_of
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
 from sdjax.images.lettering import without_font
-from sdjax.jobs.job import FIELDS, TOLD_AS
-from sdjax.jobs.text_values import field_from_text, field_named, job_from_text, with_partners
+from sdjax.jobs.job import FIELDS
+from sdjax.jobs.records import column_of
+from sdjax.jobs.text_values import field_named, value_from_text
 
 # Fields that follow from others, by which pictures are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
@@ -106,15 +107,10 @@ def read_axis(text: str) -> Axis | None:
     if not field:
         return None
     if not equals:
-        return Axis(TOLD_AS.get(field, field), None)
+        return Axis(column_of(field), None)
     if field not in FIELDS:
         raise ValueError(f"{text}: {field} is no field of a job; its values can't be chosen")
-    return Axis(TOLD_AS.get(field, field), tuple(_of_job(field, value) for value in values_of(field, values)))
-
-
-def _of_job(field: str, value: Any) -> Any:
-    """The value as a job has it: a name of another tool in ours."""
-    return getattr(job_from_text(with_partners({field: value})), field)
+    return Axis(column_of(field), tuple(value_from_text(field, value) for value in values_of(field, values)))
 
 
 def read_where(texts: Sequence[str]) -> dict[str, Any]:
@@ -125,8 +121,8 @@ def read_where(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--where {text}: expected KEY=VALUE")
         name = field_named(key.strip())
-        shown = _of_job(name, field_from_text(name, value)) if name in FIELDS else value
-        found[TOLD_AS.get(name, name)] = shown
+        shown = value_from_text(name, value) if name in FIELDS else value
+        found[column_of(name)] = shown
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pipelines import runners, storage
 from pipelines.records import METADATA, SUMMARY, read_manifest
 from pipelines.run import Record, Run, reporting_failure
-from sdjax.jobs.job import with_seeds_as_text
+from sdjax.jobs.records import with_seeds_as_text
 
 REJECTS = "rejects.jsonl"
 # Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.

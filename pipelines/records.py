@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipelines import storage
-from sdjax.jobs.job import with_seeds_as_numbers, with_seeds_as_text
+from sdjax.jobs.records import with_seeds_as_numbers, with_seeds_as_text
 from sdjax.messages import shown
 
 METADATA, SUMMARY = "metadata.jsonl", "summary.json"

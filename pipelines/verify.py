@@ -13,7 +13,9 @@ from sdjax.engine.passes import Task
 from sdjax.engine.planner import LORA_MODES
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.images.steps import check_steps
-from sdjax.jobs.job import TOLD_AS, job_of, with_seeds_as_text
+from sdjax.jobs.a1111_text import a1111_text
+from sdjax.jobs.job import FIELDS
+from sdjax.jobs.records import job_of, with_seeds_as_text
 from sdjax.messages import shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import tile_of
@@ -252,7 +254,8 @@ def _compare_some(
 def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> tuple[str | None, bool]:
     stored = storage.read_limited(path)
     kind = next(name for name, known in FORMATS.items() if known.extension == path.rpartition(".")[2])
-    if encode(image, theirs, kind) == stored:
+    made = encode(image, theirs, a1111_text(theirs), kind)
+    if made == stored:
         explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _others(ours, theirs)
         return (None if explained else "its id is not that of its metadata"), True
     differing = _differing(ours, theirs)
@@ -261,7 +264,7 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
     if not differing:
         return "made again it is not the same", False
     lossless = FORMATS[kind].lossless
-    expected = image if lossless else decode(encode(image, theirs, kind), path)
+    expected = image if lossless else decode(made, path)
     distance = np.abs(decode(stored, path).astype(int) - expected.astype(int))
     if float((distance <= (TOLERANCE if lossless else LOSSY_TOLERANCE)).mean()) < SHARE:
         return f"made again with another {', '.join(differing)} it differs by more than rounding", False
@@ -276,9 +279,7 @@ def _others(ours: Any, theirs: dict[str, Any]) -> list[str]:
 def _other_pictures(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """The fields whose pictures have changed."""
     now, then = (json.loads(each.get("pictures") or "{}").get("sha256", {}) for each in (ours, theirs))
-    return [
-        f"{field} ({theirs[TOLD_AS.get(field, field)]})" for field in then if field in now and now[field] != then[field]
-    ]
+    return [f"{field} ({theirs[FIELDS[field].column]})" for field in then if field in now and now[field] != then[field]]
 
 
 def _other_networks(ours: Any, theirs: dict[str, Any]) -> list[str]:

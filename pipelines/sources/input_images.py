@@ -6,7 +6,7 @@ from typing import Any
 from pipelines import storage
 from sdjax.images.encode import MAX_BYTES
 from sdjax.jobs.input_images import check_path, read_file, scheme_of
-from sdjax.jobs.job import PICTURES, Job, JobError
+from sdjax.jobs.job import IMAGE_FIELDS, Job, JobError
 
 # Of addresses that are read, those of Beam's filesystems; nothing is fetched from the web, where a file may be another
 # one tomorrow, or none.
@@ -20,7 +20,7 @@ def located(job: Job, source: str) -> Job:
       JobError: naming the field, for what can't be a path.
     """
     whole: dict[str, Any] = {}
-    for field, parts in PICTURES.items():
+    for field, parts in IMAGE_FIELDS.items():
         if not getattr(job, field):
             continue
         try:

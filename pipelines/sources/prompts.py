@@ -22,8 +22,10 @@ from pipelines.sources.rows import UTF8_MARK, PromptFileError, Row, read_jsonl, 
 from pipelines.sources.sweeps import PROMPTS, check_letters, check_number, drawn_seed, expand, row_key, size, swept
 from pipelines.sources.tables import read_table
 from sdjax.images.metadata import NO_TEXT
-from sdjax.jobs.job import NEEDS, PICTURES, RANDOM_SEED, Job, repeated
-from sdjax.jobs.text_values import filled_in, job_from_text, partner_of, with_fields_named
+from sdjax.jobs.ids import canonical_json
+from sdjax.jobs.job import RANDOM_SEED, Job, check_each
+from sdjax.jobs.seeds import repeated
+from sdjax.jobs.text_values import filled_in, job_from_text, values_from_text, with_fields_named
 from sdjax.messages import printable
 from sdjax.text.template_grammar import Template, TemplateError, has_template, parse_template
 from sdjax.text.templates import choose, combinations
@@ -177,11 +179,6 @@ def _asked(
         filled = {name: value for name, value in values.items() if not _is_blank(value) or name == "prompt"}
         whole = filled_in(filled, dict(config.job))
         own = {name: value for name, value in filled.items() if name in given and name not in varied}
-        for name, partner in NEEDS.items():  # which the configuration or the sweep gives
-            if name in own and partner not in own and partner in whole:
-                own[partner] = partner_of(name, own)
-            elif name in own and partner not in own and not PICTURES.keys().isdisjoint(whole):
-                own.setdefault("image", "any")  # which serves as well
         templates = {} if mode == "none" else _templates(whole)
         notes = {f"{name}_template": template.text for name, template in templates.items()}
         notes |= {"template_mode": mode} if templates else {}
@@ -196,11 +193,12 @@ def _asked(
             letters += sum(map(len, texts))
             check_letters(letters)
             resolved = dict(zip(templates, texts, strict=True))
-            asked = job_from_text({**own, **{name: text for name, text in resolved.items() if name in own}})
-            for repeat, job in enumerate(
-                repeated(job_from_text({**whole, **resolved}), asked, config.repeat, config.run_seed)
-            ):
-                job = _with_seeds_drawn(job, asked, row, number, repeat, run_name)
+            asked = job_from_text({**whole, **resolved})
+            alone = check_each(
+                values_from_text({**own, **{name: text for name, text in resolved.items() if name in own}})
+            )
+            for repeat, job in enumerate(repeated(asked, alone, config.repeat, config.run_seed)):
+                job = _with_seeds_drawn(job, alone, row, number, repeat, run_name)
                 if mode == "random" and templates:
                     job = _with_texts_chosen(job, templates, wildcards)
                     letters += sum(len(getattr(job, name)) for name in templates)
@@ -238,11 +236,11 @@ def _all(name: str, template: Template, wildcards: Wildcards) -> list[str]:
     return texts
 
 
-def _with_seeds_drawn(job: Job, asked: Job, row: Row, number: int, repeat: int, run_name: str) -> Job:
-    """Random seeds; those of a list of them, at `number` in the row's sweep, differ."""
+def _with_seeds_drawn(job: Job, alone: Mapping[str, Any], row: Row, number: int, repeat: int, run_name: str) -> Job:
+    """The job with its random seeds drawn, by the row's own fields; at `number` in its sweep of seeds, they differ."""
     several = number if isinstance((row.values or {}).get("seed"), list) else 0
     seeds: dict[str, Any] = {
-        name: drawn_seed(run_name, row.source, row.line, f"{name} {several} {asked.to_json()}", repeat)
+        name: drawn_seed(run_name, row.source, row.line, f"{name} {several} {canonical_json(alone)}", repeat)
         for name in ("seed", "variation_seed")
         if getattr(job, name) == RANDOM_SEED
     }

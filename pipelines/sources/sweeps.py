@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sdjax.jobs.job import PICTURES, allowed_types
+from sdjax.jobs.job import FIELDS, IMAGE_FIELDS
 from sdjax.jobs.text_values import (
     field_from_text,
     field_named,
     is_number,
-    job_from_text,
+    is_whole_number,
     unknown_fields,
+    value_from_text,
     with_fields_named,
-    with_partners,
 )
 from sdjax.messages import near_match, printable, shown
 
@@ -65,8 +65,7 @@ def values_of(name: str, value: Any) -> Sequence[Any]:
       SweepError: for a list that is empty or within another, and for ranges that make no sense.
       JobError: for a number that can't be read, and for an unknown field.
     """
-    problem = unknown_fields([name])
-    if problem:
+    if name not in FIELDS and (problem := unknown_fields([name])):
         raise SweepError(problem)
     if not isinstance(value, list | tuple):
         return _from_text(name, value) if isinstance(value, str) else (value,)
@@ -85,7 +84,7 @@ _EXAMPLES = {True: "1, 4, 7..9", False: "euler, ddim"}
 
 
 def _from_text(name: str, text: str) -> Sequence[Any]:
-    if name in PROMPTS or name in PICTURES or ("," not in text and (".." not in text or not is_number(name))):
+    if name in PROMPTS or name in IMAGE_FIELDS or ("," not in text and (".." not in text or not is_number(name))):
         return (text,)
     found: list[Any] = []
     for piece in text.split(","):
@@ -130,15 +129,11 @@ def _range(name: str, text: str) -> Sequence[int | float]:
     count = (last - first) // step + 1
     if count > MAX_PER_ROW:
         raise SweepError(f"{said}: {count} values; expected up to {MAX_PER_ROW}")
-    if not _is_whole(name):
+    if not is_whole_number(name):
         return [(first + index * step) / scale for index in range(count)]
     if first % scale or step % scale:
         raise SweepError(f"{said}: expected whole numbers")
     return [(first + index * step) // scale for index in range(count)]
-
-
-def _is_whole(name: str) -> bool:
-    return float not in allowed_types(name)
 
 
 # --- The rows that a row stands for ---
@@ -272,7 +267,7 @@ def read_sweeps(texts: Iterable[str]) -> dict[str, tuple[Any, ...]]:
             [(key, typed)] = with_fields_named({key: _typed(key, values)}).items()
             found[key] = tuple(values_of(key, typed))
             for value in found[key]:
-                job_from_text(with_partners({key: value}))
+                value_from_text(key, value)
         except ValueError as error:  # SweepError, JobError, or one of Python's own about numbers of too many digits
             raise SweepError(f"{said}: {error}") from None
     return found

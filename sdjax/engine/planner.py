@@ -25,8 +25,10 @@ from sdjax.engine.passes import (
 from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
 from sdjax.images import masks
 from sdjax.jobs import input_images
-from sdjax.jobs.job import DEPTH_PREPROCESSOR, MAX_SIDE, Job, JobError, image_id, split
-from sdjax.jobs.job import told as job_metadata
+from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
+from sdjax.jobs.ids import image_id
+from sdjax.jobs.job import MAX_SIDE, Job, JobError
+from sdjax.jobs.records import to_metadata
 from sdjax.library.classifier import Classifier
 from sdjax.library.depth import check_size
 from sdjax.library.opened import OpenLibrary
@@ -240,7 +242,7 @@ class Planner(NamedTuple):
         adapters, read = first.adapters, first.read
         decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
         return decided, {
-            **job_metadata(job),
+            **to_metadata(job),
             "model": model.name,
             "model_kind": model.variant_name,
             "model_digest": model.digest,

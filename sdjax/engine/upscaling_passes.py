@@ -6,8 +6,9 @@ from sdjax.adapters.adapter_set import AdapterSet
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.engine.passes import Bucket, Decode, Pass, Sample, SampleKey, Start, UpscaleImages
 from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.input_images import InputImages
-from sdjax.jobs.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
+from sdjax.jobs.job import MAX_SIDE, Job, JobError, check_upscaler_options
 from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.text import tags

@@ -1,7 +1,7 @@
 """Pixels and metadata <-> the bytes of a picture file.
 
-The same pixels and metadata give the same bytes. Every format carries the metadata (see `metadata.py`) and
-the label that the picture was made by a model.
+The same pixels and metadata give the same bytes. Every format carries the metadata (see `metadata.py`), the generation
+parameters as a text for other tools, and the label that the picture was made by a model.
 """
 
 import contextlib
@@ -47,14 +47,14 @@ class Format(NamedTuple):
 
     extension: of the file's name, without the dot.
     lossless: whether the pixels come back exactly.
-    write: picture and metadata to the file's bytes.
+    write: picture, metadata and generation parameters to the file's bytes.
     read_json: the complete metadata as JSON, None if there is none.
     read_parameters: the text in A1111's words, None if there is none; a `PictureError` of it names no file.
     """
 
     extension: str
     lossless: bool
-    write: Callable[[Image.Image, Mapping[str, Any]], bytes]
+    write: Callable[[Image.Image, Mapping[str, Any], str], bytes]
     read_json: Callable[[Image.Image], str | None]
     read_parameters: Callable[[Image.Image], str | None]
 
@@ -62,10 +62,10 @@ class Format(NamedTuple):
 # --- PNG: text chunks ---
 
 
-def _write_png(picture: Image.Image, metadata: Mapping[str, Any]) -> bytes:
+def _write_png(picture: Image.Image, metadata: Mapping[str, Any], parameters: str) -> bytes:
     chunks = PngImagePlugin.PngInfo()
     # tEXt if the text is Latin-1, else iTXt: Pillow decides it as A1111, which leaves it to Pillow.
-    chunks.add_text("parameters", words.a1111_text(metadata))
+    chunks.add_text("parameters", parameters)
     chunks.add_text("sdjax", words.to_json(metadata))
     chunks.add_itxt("XML:com.adobe.xmp", words.xmp_packet().decode())
     return _saved(picture, "PNG", pnginfo=chunks, compress_level=_PNG_LEVEL)
@@ -82,10 +82,10 @@ def _text_chunk(keyword: str) -> Callable[[Image.Image], str | None]:
 # --- WebP and JPEG: EXIF and XMP ---
 
 
-def _with_exif(kind: str, **options: Any) -> Callable[[Image.Image, Mapping[str, Any]], bytes]:
-    def write(picture: Image.Image, metadata: Mapping[str, Any]) -> bytes:
+def _with_exif(kind: str, **options: Any) -> Callable[[Image.Image, Mapping[str, Any], str], bytes]:
+    def write(picture: Image.Image, metadata: Mapping[str, Any], parameters: str) -> bytes:
         packet = words.xmp_packet(words.to_json(metadata))
-        exif = user_comment_block(words.user_comment(words.a1111_text(metadata)))
+        exif = user_comment_block(words.user_comment(parameters))
         return _saved(picture, kind, exif=exif, xmp=packet, **options)
 
     return write
@@ -123,12 +123,13 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def encode(pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, Any], format_name: str) -> bytes:
+def encode(pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, Any], parameters: str, format_name: str) -> bytes:
     """The bytes of a picture file.
 
     Args:
       pixels: sRGB.
-      metadata: flat, of JSON values; `metadata.a1111_text` says which keys must be there.
+      metadata: flat, of JSON values.
+      parameters: the same for people and other tools to read (`a1111_text`).
       format_name: a key of `FORMATS`.
 
     Raises:
@@ -138,7 +139,7 @@ def encode(pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, Any], form
     if format_name not in FORMATS:
         raise EncodeError(f"format {format_name!r}: expected one of {', '.join(FORMATS)}")
     try:
-        return FORMATS[format_name].write(Image.fromarray(np.ascontiguousarray(pixels)), metadata)
+        return FORMATS[format_name].write(Image.fromarray(np.ascontiguousarray(pixels)), metadata, parameters)
     except EncodeError:
         raise
     except ValueError as error:

@@ -17,7 +17,9 @@ from sdjax.images.encode import MAX_BYTES, PictureError
 from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
 from sdjax.images.preprocess import PREPROCESSORS, read_preprocessor
 from sdjax.images.read import Picture, read_grey, read_picture
-from sdjax.jobs.job import DEPTH_PREPROCESSOR, MAX_SIDE, PICTURES, Job, JobError, split
+from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
+from sdjax.jobs.fields import JobError
+from sdjax.jobs.job import IMAGE_FIELDS, MAX_SIDE, Job
 
 # A path -> the bytes of the file.
 Read = Callable[[str], bytes]
@@ -149,7 +151,7 @@ def open_inputs(job: Job, read: Read) -> InputFiles:
 
     def data(field: str) -> list[tuple[str, bytes]]:
         found = []
-        for path in PICTURES[field](getattr(job, field)):
+        for path in IMAGE_FIELDS[field](getattr(job, field)):
             try:
                 found.append((path, read(path)))
             except (OSError, ValueError) as error:

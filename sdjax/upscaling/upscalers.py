@@ -3,7 +3,8 @@
 from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
-from sdjax.jobs.job import PIXEL_UPSCALERS, Job, JobError
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
+from sdjax.jobs.job import Job, JobError
 from sdjax.library.opened import OpenLibrary
 from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model

@@ -43,7 +43,7 @@ def tables_of_page() -> list[list[dict[str, str]]]:
     return found
 
 
-SAMPLERS_TABLE, ORDERS_TABLE, SCHEDULES_TABLE = tables_of_page()[:3]
+_FIELDS, SAMPLERS_TABLE, ORDERS_TABLE, SCHEDULES_TABLE = tables_of_page()[:4]
 PAGE_ROWS = {row["sampler"].strip("`"): row for row in SAMPLERS_TABLE}
 # Of convergence, by sampler and `solver_order`; None is the sampler's default.
 ORDERS = {(name, None): row["order"] for name, row in PAGE_ROWS.items()} | {

@@ -18,7 +18,7 @@ from sdjax.engine.device import device_kind
 from sdjax.engine.engine import Engine, Result
 from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, SHARDING
 from sdjax.engine.passes import Bucket, Task
-from sdjax.jobs.job import job_of, told
+from sdjax.jobs.records import job_of, to_metadata
 from tests.results import make, same, taken_for_the_first
 
 BATCH = 2
@@ -237,7 +237,7 @@ def test_a_picture_that_is_not_finite_is_told_and_leaves_its_neighbours_alone(en
 def test_metadata_say_what_was_done_with_all_defaults_filled_in(engine, pictures):
     metadata = pictures[0].metadata
     resolved = engine.model.resolve(DETERMINISTIC[0])
-    assert job_of(metadata) == resolved and metadata.items() >= told(resolved).items()
+    assert job_of(metadata) == resolved and metadata.items() >= to_metadata(resolved).items()
     assert (metadata["width"], metadata["height"], metadata["sampler"]) == (16, 16, "euler")
     assert metadata["model_digest"] == engine.model.digest and metadata["batch_size"] == BATCH
     assert (pictures[3].metadata["prompt_tokens"], pictures[3].metadata["prompt_chunks"]) == (120, 2)

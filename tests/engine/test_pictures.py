@@ -16,8 +16,8 @@ from sdjax.checkpoints.upscaler_file import read_upscaler
 from sdjax.engine.execution import Execution
 from sdjax.engine.passes import Bucket
 from sdjax.images.read import Picture
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.input_images import InputFiles, fit_inputs, read_file
-from sdjax.jobs.job import PIXEL_UPSCALERS
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from tests import toys
 from tests.checkpoints.test_depth_file import write_folder as write_depth
@@ -241,7 +241,7 @@ def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, librar
         ({"strength": 0.5}, "strength = 0.5: expected image with it"),
         ({"mask_image": "mask.png"}, "mask_image = 'mask.png': expected image with it"),
         ({**from_cat, "mask_blur": 2.0}, "mask_blur = 2.0: expected mask_image with it"),
-        ({"controlnets": "tiny"}, "controlnets = 'tiny': expected a control_image with it, or an image"),
+        ({"controlnets": "tiny"}, "controlnets = 'tiny': expected control_image or image with it"),
         ({**from_cat, "controlnets": "tiny:2:0.5:0.2"}, "it starts at 0.5 and ends at 0.2"),
         ({**from_cat, "controlnets": "tinny"}, "did you mean 'tiny'?"),
         ({**from_cat, "controlnets": "tiny", "control_preprocessor": "cany"}, "did you mean 'canny'?"),

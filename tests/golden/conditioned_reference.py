@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 
 import sdjax
-from sdjax.jobs.job import split
+from sdjax.jobs.canonical import split
 from tests import toys
 from tests.golden import conditioned
 from tests.golden.reference import SCHEDULERS

@@ -12,10 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from sdjax.diffusion.noise import SOURCES
-from sdjax.diffusion.samplers import SAMPLERS
-from sdjax.diffusion.samplers.names import A1111_SAMPLERS, A1111_SCHEDULES
-from sdjax.diffusion.schedule import SCHEDULES
 from sdjax.images import metadata as words
 from sdjax.images.encode import (
     FORMATS,
@@ -26,6 +22,7 @@ from sdjax.images.encode import (
     read_metadata,
     read_parameters,
 )
+from sdjax.jobs.a1111_text import a1111_text
 from sdjax.jobs.job import Job
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
@@ -50,6 +47,13 @@ METADATA = {
     "adapters_applied": "",
     "sdjax": "0.1.0",
 }
+
+
+def written(pixels, metadata, format_name):
+    """The bytes of an image as a run writes it."""
+    return encode(pixels, metadata, a1111_text(metadata), format_name)
+
+
 EVERY_FORMAT = pytest.mark.parametrize("format_name", FORMATS)
 
 
@@ -72,33 +76,6 @@ def a1111_reads(text):
     return read | {key: "\n".join(lines) for key, lines in sides.items()}
 
 
-def test_the_a1111_text_is_the_one_that_its_users_know():
-    assert words.a1111_text(METADATA) == (
-        "a red apple, on a table\n"
-        "Negative prompt: blurry\n"
-        "Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 965400086, Size: 16x8, "
-        "Model hash: 45dee52b12, Model: emoji, RNG: CPU, Version: sdjax 0.1.0"
-    )
-
-
-def test_the_line_of_the_negative_prompt_is_left_out_where_there_is_none():
-    assert "Negative" not in words.a1111_text(METADATA | {"negative_prompt": ""})
-
-
-def test_threefry_is_named_as_the_source_of_noise_so_that_no_reader_takes_it_for_another():
-    assert a1111_reads(words.a1111_text(METADATA | {"noise_source": "threefry"}))["RNG"] == "threefry"
-
-
-@pytest.mark.parametrize("scale, shown", [(7.0, "7"), (7.5, "7.5"), (0.0, "0")])
-def test_a_whole_guidance_scale_is_shown_without_a_point(scale, shown):
-    assert a1111_reads(words.a1111_text(METADATA | {"guidance_scale": scale}))["CFG scale"] == shown
-
-
-@pytest.mark.parametrize("model", ["a, b", "C:\\models\\x", "two\nlines", 'say "hi", twice', "plain"])
-def test_a1111_reads_a_model_name_with_marks_of_its_own_grammar(model):
-    assert a1111_reads(words.a1111_text(METADATA | {"model": model}))["Model"] == model
-
-
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -111,7 +88,7 @@ def test_a1111_reads_a_model_name_with_marks_of_its_own_grammar(model):
 )
 @EVERY_FORMAT
 def test_a1111_reads_prompts_that_look_like_its_own_grammar(prompt, format_name):
-    data = encode(PIXELS, METADATA | {"prompt": prompt, "negative_prompt": f"no {prompt}"}, format_name)
+    data = written(PIXELS, METADATA | {"prompt": prompt, "negative_prompt": f"no {prompt}"}, format_name)
     read = a1111_reads(read_parameters(data, "x"))
     assert (read["Prompt"], read["Negative prompt"]) == (prompt, f"no {prompt}")
     assert (read["Steps"], read["Seed"], read["Size"]) == ("20", "965400086", "16x8")
@@ -122,72 +99,18 @@ def test_a_prompt_with_a_line_of_a_negative_prompt_is_ambiguous_to_a1111_and_exa
     format_name,
 ):
     prompt = "a cat\nNegative prompt: a dog"
-    data = encode(PIXELS, METADATA | {"prompt": prompt, "negative_prompt": ""}, format_name)
+    data = written(PIXELS, METADATA | {"prompt": prompt, "negative_prompt": ""}, format_name)
     read = a1111_reads(read_parameters(data, "x"))
     assert (read["Prompt"], read["Negative prompt"], read["Steps"]) == ("a cat", "a dog", "20")
     assert read_metadata(data, "x")["prompt"] == prompt
 
 
-def test_what_is_not_as_usual_is_in_the_a1111_text():
-    unusual = METADATA | {
-        "clip_skip": 1,
-        "variation_seed": 5,
-        "variation_strength": 0.25,
-        "seed_resize_from_width": 8,
-        "seed_resize_from_height": 16,
-        "eta": 0.5,
-        "s_noise": 1.5,
-        "noise_source": "philox",
-        "emphasis": "no_norm",
-        "prompt_template": "a {red|green} apple",
-    }
-    read = a1111_reads(words.a1111_text(unusual))
-    expected = {
-        "Clip skip": "2",
-        "Variation seed": "5",
-        "Variation seed strength": "0.25",
-        "Seed resize from": "8x16",
-        "Eta": "0.5",
-        "Sigma noise": "1.5",
-        "RNG": "NV",
-        "Emphasis": "No norm",
-        "Template": "a {red|green} apple",
-    }
-    assert {key: read[key] for key in expected} == expected
-    assert not expected.keys() - {"RNG"} & a1111_reads(words.a1111_text(METADATA)).keys()
-
-
-def test_a1111_is_told_the_adapters_in_its_own_words():
-    applied = [
-        {"kind": "lora", "name": "ink", "short_hash": "0123456789ab"},
-        {"kind": "lora", "name": "chalk", "short_hash": "ba9876543210"},
-        {"kind": "embedding", "name": "blurred", "short_hash": "aaaabbbbcccc"},
-        {"kind": "hypernetwork", "name": "oil", "short_hash": "ddddeeeeffff"},
-    ]
-    named = METADATA | {
-        "prompt": "a red apple <lora:ink:0.8>",
-        "loras": "chalk:0.5:1",
-        "hypernetworks": "oil:1",
-        "adapters_applied": json.dumps(applied),
-    }
-    read = a1111_reads(words.a1111_text(named))
-    assert read["Prompt"] == "a red apple <lora:ink:0.8><lora:chalk:0.5:1><hypernet:oil:1>"
-    assert read["Lora hashes"] == "ink: 0123456789ab, chalk: ba9876543210"
-    assert read["TI hashes"] == "blurred: aaaabbbbcccc"
-
-
 @EVERY_FORMAT
 def test_nul_and_half_surrogate_pairs_are_replaced_for_a1111_and_kept_in_our_own_metadata(format_name):
     prompt = "a\0b\ud83dc"
-    data = encode(PIXELS, METADATA | {"prompt": prompt}, format_name)
+    data = written(PIXELS, METADATA | {"prompt": prompt}, format_name)
     assert a1111_reads(read_parameters(data, "x"))["Prompt"] == "a\ufffdb\ufffdc"
     assert read_metadata(data, "x")["prompt"] == prompt
-
-
-def test_every_sampler_schedule_and_source_of_noise_has_a_name_for_a1111():
-    assert set(A1111_SAMPLERS) == set(SAMPLERS)
-    assert set(A1111_SCHEDULES) == set(SCHEDULES)
-    assert set(words.A1111_RNGS) == set(SOURCES)
 
 
 # --- The files ---
@@ -198,13 +121,13 @@ def test_every_sampler_schedule_and_source_of_noise_has_a_name_for_a1111():
 def test_metadata_come_back_as_they_were_from_every_format(prompt, negative_prompt, seed):
     metadata = METADATA | {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed}
     for format_name in FORMATS:
-        assert read_metadata(encode(PIXELS, metadata, format_name), "x") == metadata
+        assert read_metadata(written(PIXELS, metadata, format_name), "x") == metadata
 
 
 @EVERY_FORMAT
 def test_pixels_come_back_exactly_or_nearly(format_name):
     ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
-    back = decode(encode(ramp, METADATA, format_name), "x")
+    back = decode(written(ramp, METADATA, format_name), "x")
     assert back.dtype == np.uint8 and back.shape == ramp.shape
     assert np.abs(back.astype(int) - ramp).max() <= (0 if FORMATS[format_name].lossless else 4)
 
@@ -212,19 +135,19 @@ def test_pixels_come_back_exactly_or_nearly(format_name):
 @EVERY_FORMAT
 def test_the_same_picture_gives_the_same_bytes_whatever_the_order_of_its_metadata(format_name):
     turned = dict(reversed(METADATA.items()))
-    assert encode(PIXELS, METADATA, format_name) == encode(PIXELS.copy(), turned, format_name)
+    assert written(PIXELS, METADATA, format_name) == written(PIXELS.copy(), turned, format_name)
 
 
 @EVERY_FORMAT
 def test_pixels_in_any_memory_layout_give_the_same_bytes(format_name):
     turned = np.asfortranarray(PIXELS)
-    assert encode(PIXELS, METADATA, format_name) == encode(turned, METADATA, format_name)
+    assert written(PIXELS, METADATA, format_name) == written(turned, METADATA, format_name)
 
 
 @EVERY_FORMAT
 @pytest.mark.parametrize("prompt", ["an apple", "<a> & </sdjax:metadata> ]]> \x01 漢"])
 def test_a_picture_says_in_well_formed_xmp_that_a_model_made_it(format_name, prompt):
-    data = encode(PIXELS, METADATA | {"prompt": prompt}, format_name)
+    data = written(PIXELS, METADATA | {"prompt": prompt}, format_name)
     with Image.open(io.BytesIO(data)) as picture:
         packet = picture.info["xmp"]
     tree = ElementTree.fromstring(packet if isinstance(packet, str) else packet.decode())
@@ -233,7 +156,7 @@ def test_a_picture_says_in_well_formed_xmp_that_a_model_made_it(format_name, pro
 
 
 def test_jpegs_keep_a_colour_for_every_pixel():
-    with Image.open(io.BytesIO(encode(PIXELS, METADATA, "jpeg"))) as picture:
+    with Image.open(io.BytesIO(written(PIXELS, METADATA, "jpeg"))) as picture:
         assert [layer[1:3] for layer in picture.layer] == [(1, 1)] * 3
 
 
@@ -251,15 +174,15 @@ def png_chunks(data):
     [("naïve", b"tEXt", "naïve".encode("latin-1")), ("漢字", b"iTXt", "漢字".encode())],
 )
 def test_the_parameters_of_a_png_are_latin_1_if_they_can_be_and_else_utf_8(prompt, kind, coded):
-    chunks = png_chunks(encode(PIXELS, METADATA | {"prompt": prompt}, "png"))
+    chunks = png_chunks(written(PIXELS, METADATA | {"prompt": prompt}, "png"))
     [(found, body)] = [chunk for chunk in chunks if chunk[1].startswith(b"parameters\0")]
     assert found == kind and coded in body
 
 
 @pytest.mark.parametrize("format_name", ["webp", "jpeg"])
 def test_exif_holds_the_parameters_as_a1111_writes_them(format_name):
-    data = encode(PIXELS, METADATA, format_name)
-    assert b"UNICODE\0" + words.a1111_text(METADATA).encode("utf-16-be") in data
+    data = written(PIXELS, METADATA, format_name)
+    assert b"UNICODE\0" + a1111_text(METADATA).encode("utf-16-be") in data
 
 
 @pytest.mark.parametrize(
@@ -299,7 +222,7 @@ def test_a_picture_without_metadata_has_no_parameters_and_says_so_clearly(kind):
 
 @EVERY_FORMAT
 def test_a_truncated_picture_is_an_error_wherever_it_ends(format_name):
-    data = encode(PIXELS, METADATA, format_name)
+    data = written(PIXELS, METADATA, format_name)
     for read in (read_metadata, decode):
         for end in range(len(data)):
             with pytest.raises(PictureError, match=r"^cut: "):
@@ -317,7 +240,7 @@ def test_what_is_no_picture_is_a_clear_error(data):
 @settings(max_examples=150, deadline=None)
 def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
     format_name = data.draw(st.sampled_from(sorted(FORMATS)))
-    damaged = bytearray(encode(PIXELS, METADATA, format_name))
+    damaged = bytearray(written(PIXELS, METADATA, format_name))
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     for read in (read_metadata, read_parameters, decode):
@@ -361,19 +284,19 @@ def test_broken_metadata_are_a_clear_error(text):
 def test_metadata_too_long_for_a_jpeg_are_an_error_and_fit_into_the_others():
     metadata = METADATA | {"prompt": "long " * 20_000}
     with pytest.raises(EncodeError, match="png and webp hold more"):
-        encode(PIXELS, metadata, "jpeg")
+        written(PIXELS, metadata, "jpeg")
     for format_name in ("png", "webp"):
-        assert read_metadata(encode(PIXELS, metadata, format_name), "x") == metadata
+        assert read_metadata(written(PIXELS, metadata, format_name), "x") == metadata
 
 
 def test_an_unknown_format_is_an_error_that_lists_the_known_ones():
     with pytest.raises(EncodeError, match="'gif': expected one of png, webp, jpeg"):
-        encode(PIXELS, METADATA, "gif")
+        written(PIXELS, METADATA, "gif")
 
 
 def test_a_path_is_read_like_its_bytes(tmp_path):
     path = tmp_path / "x.png"
-    path.write_bytes(encode(PIXELS, METADATA, "png"))
+    path.write_bytes(written(PIXELS, METADATA, "png"))
     assert read_metadata(path, path.name) == METADATA
     assert np.array_equal(decode(path, path.name), PIXELS)
     with pytest.raises(PictureError, match=r"gone\.png: there is no such file"):

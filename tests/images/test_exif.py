@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from sdjax.images import segments
-from sdjax.images.encode import PictureError, decode, encode, read_metadata, read_parameters
+from sdjax.images.encode import PictureError, decode, read_metadata, read_parameters
 from sdjax.images.exif import Exif, read_exif, user_comment_block
-from sdjax.images.metadata import a1111_text, json_in_xmp, user_comment
+from sdjax.images.metadata import json_in_xmp, user_comment
 from sdjax.images.read import read_picture
-from tests.images.test_encode import METADATA, PIXELS
+from sdjax.jobs.a1111_text import a1111_text
+from tests.images.test_encode import METADATA, PIXELS, written
 
 # Far more than any of these takes, and far less than the quadratic reading of them took.
 SOON = 2.0
@@ -50,7 +51,7 @@ def entries_of(block: bytes, place: int) -> dict[int, tuple[int, bytes]]:
 @pytest.mark.parametrize("format_name", ["webp", "jpeg"])
 def test_the_comment_is_of_the_type_that_other_readers_take(format_name, prompt):
     metadata = METADATA | {"prompt": prompt}
-    with Image.open(io.BytesIO(encode(PIXELS, metadata, format_name))) as picture:
+    with Image.open(io.BytesIO(written(PIXELS, metadata, format_name))) as picture:
         block = picture.info["exif"].removeprefix(b"Exif\0\0")
     assert block[:8] == b"MM\0*\0\0\0\x08"
     first = entries_of(block, 8)

@@ -217,7 +217,7 @@ def test_a_users_own_function_draws_pictures_towards_what_it_finds_likely(tiny):
     "change, message",
     [
         ({"classifier_label": 3}, "classifier_label = 3: expected a number from 0 to 2"),
-        ({"classifier_label": None}, "classifier_scale = 3.0: expected a classifier_label with it"),
+        ({"classifier_label": None}, "classifier_scale = 3.0: expected classifier_label with it"),
     ],
 )
 def test_a_label_that_is_not_there_is_an_error(engine, change, message):

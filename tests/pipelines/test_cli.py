@@ -280,7 +280,7 @@ def test_settings_that_rows_or_sweeps_make_whole_are_taken(generate, tmp_path):
     done = generate(path, tmp_path / "out", *more)
     assert done.status == 0 and "2 rejected" in done.out and "2 made" in done.out
     reasons = [row["reason"] for row in read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))]
-    assert all("variation_strength = 0.5: expected a variation_seed with it" in reason for reason in reasons)
+    assert all("variation_strength = 0.5: expected variation_seed with it" in reason for reason in reasons)
 
 
 def test_a_row_without_numbers_to_step_by_stops_no_other(generate, tmp_path):

@@ -19,7 +19,7 @@ from pipelines.records import without_sizes
 from pipelines.sources.prompts import PromptFileError
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
 from sdjax.images.encode import decode, read_metadata, read_parameters
-from sdjax.jobs.job import job_of
+from sdjax.jobs.records import job_of
 
 PROMPTS = ("a red apple", "the cat", "a castle on the green")
 

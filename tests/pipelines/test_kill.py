@@ -12,7 +12,7 @@ import pytest
 from pipelines.records import without_sizes
 from pipelines.storage import TEMPORARY, read_jsonl
 from sdjax.images.encode import decode, read_metadata
-from sdjax.jobs.job import with_seeds_as_text
+from sdjax.jobs.records import with_seeds_as_text
 from tests.pipelines.conftest import ended, finish, start
 
 ROWS = 40

@@ -16,6 +16,7 @@ from pipelines.verify import Report, Settings, remake, sampled
 from sdjax.engine.engine import Result
 from sdjax.engine.passes import Task
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
+from sdjax.jobs.a1111_text import a1111_text
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,8 @@ def test_a_tampered_pixel_is_found(out, check):
     path = out / row["file_name"]
     pixels = decode(path, "").copy()
     pixels[5, 5, 1] ^= 1
-    path.write_bytes(encode(pixels, read_metadata(path, ""), "png"))
+    metadata = read_metadata(path, "")
+    path.write_bytes(encode(pixels, metadata, a1111_text(metadata), "png"))
     report = check(out)
     assert problems(report) == ["made again it is not the same"] and report.exact == 2
     assert row["id"] in report.findings[0].file
@@ -101,7 +103,8 @@ def test_tampered_metadata_are_found(out, check, field, value):
     assert problems(check(out)) == ["its own metadata differ from its row in metadata.jsonl"]
     # Also if the picture says the same.
     path = out / rows[1]["file_name"]
-    path.write_bytes(encode(decode(path, ""), {**read_metadata(path, ""), field: value}, "png"))
+    metadata = {**read_metadata(path, ""), field: value}
+    path.write_bytes(encode(decode(path, ""), metadata, a1111_text(metadata), "png"))
     assert len(problems(check(out))) == 1
 
 
@@ -139,7 +142,7 @@ def add(out: Path, pixels: np.ndarray, metadata: dict, format_name: str) -> str:
     """Puts a picture of this name and its row into an output; gives its file name."""
     name = file_name(metadata["id"], FORMATS[format_name].extension)
     (out / name).parent.mkdir(exist_ok=True)
-    (out / name).write_bytes(encode(pixels, metadata, format_name))
+    (out / name).write_bytes(encode(pixels, metadata, a1111_text(metadata), format_name))
     row = {"file_name": name, **read_metadata(out / name, "")}
     rewrite(out, [each for each in rows_of(out) if each["file_name"] != name] + [row])
     return name

@@ -19,7 +19,8 @@ from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import check_manifest, remake, unusable
 from sdjax.adapters.files import AdapterError
 from sdjax.images.encode import PictureError, decode, read_metadata
-from sdjax.jobs.job import JobError, job_of
+from sdjax.jobs.job import JobError
+from sdjax.jobs.records import job_of
 from tests import toys
 
 # What readers of outputs may raise, each in words of its own.

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.config import RunConfig
 from pipelines.sources.prompts import Asked, Reject, parse, read_rows
 from pipelines.sources.rows import MARK, MAX_LINE_BYTES, PromptFileError
+from sdjax.jobs.ids import canonical_json
 from sdjax.jobs.job import FIELDS
 from sdjax.text.templates import NO_WILDCARDS
 
@@ -126,7 +127,7 @@ def _check_jobs(found: list[Asked], name: str) -> None:
     typed = name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".parquet"))
     for asked in found[:_MOST_JOBS]:
         assert asked.job.prompt.strip() or typed, "no empty prompt out of a table"
-        asked.job.to_json()
+        canonical_json(vars(asked.job))
 
 
 # --- Values ---
