@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import equipment, library_of, load_model, pictures_of
+from pipelines.sinks.sink import Sink, format_of
+from sdjax import storage
 from sdjax.adapters.library import Adapters
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
-from sdjax.images.encode import FORMATS
 from sdjax.jobs.job import PIXEL_UPSCALERS, Job, JobError
 from sdjax.jobs.text_values import with_partners
 from sdjax.library.classifier import load_classifier
@@ -56,11 +56,11 @@ def check_model(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, revision=model.revision, vae_revision=model.vae_revision)
 
 
-def check_format(out: str, format_name: str) -> None:
+def check_format(sink: Sink, format_name: str) -> None:
     """Raises `RunConfigError` if an output holds pictures of another format: each picture is there once."""
-    done = next(storage.list_done(out), None)
-    if done and not done.path.endswith(f".{FORMATS[format_name].extension}"):
+    image = next(sink.images(), None)
+    if image and format_of(image.name) != format_name:
         raise RunConfigError(
-            f"{done.path} was made by a run in another format than {format_name}: "
+            f"{sink.path(image.name)} was made by a run in another format than {format_name}: "
             "keep to its format, or choose another output"
         )
