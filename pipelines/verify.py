@@ -9,7 +9,7 @@ import numpy as np
 from pipelines import trust
 from pipelines.sinks import open_sink
 from pipelines.sinks.sink import Finding, Sink, format_of
-from sdjax.engine.engine import Engine
+from sdjax.engine.engine import Engine, Result
 from sdjax.engine.planner import LORA_MODES, Task
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 from sdjax.jobs.job import TOLD_AS, job_of
@@ -120,31 +120,26 @@ def remake(
     sink = open_sink(out)
     findings = list(sink.check())
     broken = {finding.file for finding in findings}
-    chosen: list[Image] = []
-    pictures = 0
-    for image in sink.images():
+    pictures, images = 0, list[Image]()
+    for stored in sink.images():
         pictures += 1
-        if sampled(image.id, share) and image.name not in broken:
-            metadata = read_metadata(sink.read(image.name), sink.path(image.name))
-            problem = unusable(metadata) or (None if trusted else trust.too_large(metadata))
-            if problem:
+        if sampled(stored.id, share) and stored.name not in broken:
+            metadata = read_metadata(sink.read(stored.name), sink.path(stored.name))
+            if problem := unusable(metadata) or (None if trusted else trust.too_large(metadata)):
                 on_made()
-                findings.append(Finding(image.name, problem))
-                continue
-            chosen.append(Image(image.name, metadata))
+                findings.append(Finding(stored.name, problem))
+            else:
+                images.append(Image(stored.name, metadata))
     remade = exact = other = 0
-    for settings, images in _by_settings(chosen):
-        engine = engine_for(settings)
-        ours = [image for image in images if image.metadata["model_digest"] == engine.model.digest]
-        other += len(images) - len(ours)
-        for _ in range(len(images) - len(ours)):
-            on_made()
-        for name, problem, same in _compare(sink, engine, ours):
-            remade += same is not None
-            exact += same is True
-            if problem:
-                findings.append(Finding(sink.path(name), problem))
-            on_made()
+    for comparison in _compare(sink, engine_for, images):
+        on_made()
+        if comparison is None:
+            other += 1
+            continue
+        remade += comparison.same is not None
+        exact += comparison.same is True
+        if comparison.problem:
+            findings.append(Finding(sink.path(comparison.name), comparison.problem))
     return Report(pictures, remade, exact, other, tuple(findings))
 
 
@@ -163,37 +158,56 @@ def unusable(metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
-# Name, problem, and whether the file is the same (None if the image could not be made again).
-_Comparison = tuple[str, str | None, bool | None]
+class Comparison(NamedTuple):
+    """Of an image with the one that was made again.
+
+    name: in the output.
+    problem: what is wrong with it, None if nothing is.
+    same: whether its file is the same; None if it could not be made again.
+    """
+
+    name: str
+    problem: str | None
+    same: bool | None
 
 
-def _compare(sink: Sink, engine: Engine, images: Sequence[Image]) -> Iterator[_Comparison]:
-    # Beside each other what shares programs, so that batches are full.
-    in_order = sorted(images, key=lambda image: [str(image.metadata.get(name)) for name in _SHARED])
-    for first in range(0, len(in_order), _AT_ONCE):
-        yield from _compare_some(sink, engine, in_order[first : first + _AT_ONCE])
+def _compare(
+    sink: Sink, engine_for: Callable[[Settings], Engine], images: Sequence[Image]
+) -> Iterator[Comparison | None]:
+    """One for each image, in any order; None for those of another model."""
+    for settings, members in _by_settings(images):
+        engine = engine_for(settings)
+        ours = [image for image in members if image.metadata["model_digest"] == engine.model.digest]
+        yield from [None] * (len(members) - len(ours))
+        # Beside each other what shares programs, so that batches are full.
+        ours.sort(key=lambda image: [str(image.metadata.get(name)) for name in _SHARED])
+        for first in range(0, len(ours), _AT_ONCE):
+            yield from _compare_some(sink, engine, ours[first : first + _AT_ONCE])
 
 
-def _compare_some(sink: Sink, engine: Engine, images: Sequence[Image]) -> Iterator[_Comparison]:
+def _compare_some(sink: Sink, engine: Engine, images: Sequence[Image]) -> Iterator[Comparison]:
     tasks: dict[str, Task] = {}
     by_id: dict[str, list[Image]] = {}  # several where other versions made the same job
     for image in images:
         try:
             task = engine.prepare(job_of(image.metadata))
         except Exception as error:  # what pictures, adapters and networks may raise: it is this picture's
-            yield image.name, f"can't be made again: {error}", None
+            yield Comparison(image.name, f"can't be made again: {error}", None)
             continue
         tasks[task.id] = task
         by_id.setdefault(task.id, []).append(image)
     for result in engine.run(tasks.values()):
         for image in by_id[result.metadata["id"]]:
-            if result.problem:
-                yield image.name, f"can't be made again: {result.problem}", None
-            else:
-                try:
-                    yield image.name, *_judge(result.image, result.metadata, image, sink)
-                except _NONSENSE as error:
-                    yield image.name, f"its metadata are not what generate writes: {error!r:.300}", None
+            yield _compare_one(sink, result, image)
+
+
+def _compare_one(sink: Sink, result: Result, image: Image) -> Comparison:
+    if result.problem:
+        return Comparison(image.name, f"can't be made again: {result.problem}", None)
+    try:
+        return Comparison(image.name, *_judge(result.image, result.metadata, image, sink))
+    except _NONSENSE as error:
+        return Comparison(image.name, f"its metadata are not what generate writes: {error!r:.300}", None)
 
 
 def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str | None, bool]:
