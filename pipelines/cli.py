@@ -208,10 +208,9 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
 
 def _generate(options: argparse.Namespace, flags: list[str]) -> int:
     from pipelines import config, generate, progress
-    from pipelines.sinks.manifest_rows import METADATA
+    from pipelines.sinks import open_sink
     from pipelines.sinks.output import REJECTS
     from pipelines.sources import sweeps
-    from sdjax import storage
 
     keys = config.read_file(options.config) if options.config else {}
     keys |= config.read_settings(options.set)
@@ -242,9 +241,10 @@ def _generate(options: argparse.Namespace, flags: list[str]) -> int:
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
         f"{counts.duplicates} the same as others, {counts.failed} failed"
     )
-    terminal.line(f"written  {storage.join(options.out, METADATA)}")
+    sink = open_sink(options.out)
+    terminal.line(f"written  {sink.path(sink.manifest)}")
     if rejected:
-        terminal.line(f"rejects  {storage.join(options.out, REJECTS)}")
+        terminal.line(f"rejects  {sink.path(REJECTS)}")
     if counts.cut_prompts:
         terminal.line(
             f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut"

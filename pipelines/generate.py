@@ -20,10 +20,10 @@ import apache_beam as beam
 from pipelines import checks, runners, terminal
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
-from pipelines.manifest import Counts, counted, finish, grouped_row, stored, write_group
+from pipelines.manifest import Counts, counted, finish, grouped_row, stored_items, write_group
 from pipelines.run import Record, Run, reporter_of, reporting_failure, said, sink_of
 from pipelines.sinks.output import check_writable, temporary_name
-from pipelines.sinks.sink import Written
+from pipelines.sinks.sink import WriteResult
 from pipelines.sources import input_images
 from pipelines.sources.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
 from sdjax import storage
@@ -133,7 +133,7 @@ def _wanted(engine: Engine, asked: Asked, row: Row) -> tuple[str, Wanted]:
     return task.id, Wanted(task.job, together, asked.notes, task.metadata["pictures"], cut, row.source, row.line)
 
 
-def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[Written]:
+def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[WriteResult]:
     """Makes images and hands each to the sink as soon as it is there; gives their rows, or what went wrong.
 
     Raises:
@@ -174,7 +174,7 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[Written]:
     reporter.doing("")
     for image_id, problem in failed:
         reporter.add("failed")
-        yield Written(image_id, None, problem)
+        yield WriteResult(image_id, None, problem)
 
 
 def _problem_of(result: Result) -> str | None:
@@ -276,7 +276,7 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     rows = root | "Paths" >> beam.Create(sorted(paths)) | "Read" >> beam.FlatMap(rows_of, run)
     plans = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.FlatMap(planned, run)
     output = root | "Output" >> beam.Create([run.out])
-    there = output | "Stored" >> _pairs(stored, run)
+    there = output | "Stored" >> _pairs(stored_items, run)
     todo = (
         {"wanted": plans | "Planned" >> _only("image"), "there": there}
         | "Join" >> beam.CoGroupByKey()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pipelines import runners
 from pipelines.run import Record, Run, reporting_failure, sink_of
 from pipelines.sinks.output import temporary_name, write_rejects, write_summary
-from pipelines.sinks.sink import Stored
+from pipelines.sinks.sink import StoredItem
 from sdjax.storage import open_store
 
 # Groups of rows in which the metadata are sorted, one after the other: by the first digits of the id.
@@ -47,14 +47,14 @@ class Counts(NamedTuple):
         return [] if self.wanted == ended else [f"{self.wanted} images wanted, but {ended} accounted for"]
 
 
-def stored(out: str, run: Run) -> Iterator[tuple[str, Stored]]:
+def stored_items(out: str, run: Run) -> Iterator[tuple[str, StoredItem]]:
     """What there is of images in an output, by id.
 
     Raises:
       StorageError: if the manifest is not what a run writes.
     """
     with reporting_failure(run):
-        yield from ((each.id, each) for each in sink_of(run).stored())
+        yield from ((each.id, each) for each in sink_of(run).stored_items())
 
 
 def grouped_row(image: tuple[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -121,15 +121,15 @@ def remake(
     findings = list(sink.check())
     broken = {finding.file for finding in findings}
     pictures, images = 0, list[Image]()
-    for stored in sink.images():
+    for item in sink.images():
         pictures += 1
-        if sampled(stored.id, share) and stored.name not in broken:
-            metadata = read_metadata(sink.read(stored.name), sink.path(stored.name))
+        if sampled(item.id, share) and item.name not in broken:
+            metadata = read_metadata(sink.read(item.name), sink.path(item.name))
             if problem := unusable(metadata) or (None if trusted else trust.too_large(metadata)):
                 on_made()
-                findings.append(Finding(stored.name, problem))
+                findings.append(Finding(item.name, problem))
             else:
-                images.append(Image(stored.name, metadata))
+                images.append(Image(item.name, metadata))
     remade = exact = other = 0
     for comparison in _compare(sink, engine_for, images):
         on_made()
@@ -212,8 +212,8 @@ def _compare_one(sink: Sink, result: Result, image: Image) -> Comparison:
 
 def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str | None, bool]:
     name, theirs, kind = sink.path(image.name), image.metadata, format_of(image.name)
-    stored = sink.read(image.name)
-    if encode(pixels, theirs, kind) == stored:
+    data = sink.read(image.name)
+    if encode(pixels, theirs, kind) == data:
         explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _others(ours, theirs)
         return (None if explained else "its id is not that of its metadata"), True
     differing = _differing(ours, theirs)
@@ -223,7 +223,7 @@ def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str
         return "made again it is not the same", False
     lossless = FORMATS[kind].lossless
     expected = pixels if lossless else decode(encode(pixels, theirs, kind), name)
-    distance = np.abs(decode(stored, name).astype(int) - expected.astype(int))
+    distance = np.abs(decode(data, name).astype(int) - expected.astype(int))
     if float((distance <= (TOLERANCE if lossless else LOSSY_TOLERANCE)).mean()) < SHARE:
         return f"made again with another {', '.join(differing)} it differs by more than rounding", False
     return None, False

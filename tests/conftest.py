@@ -17,7 +17,7 @@ import tests.typechecker  # noqa: F401  (named in the next line)
 # All but `sdjax.jobs`, which checks what users give it itself, and says so in words of its own.
 _CHECKED = (
     "adapters", "api", "checkpoints", "diffusion", "engine", "images", "jobs.input_images", "library", "model",
-    "models", "text", "training", "upscaling",
+    "models", "storage", "text", "training", "upscaling",
 )  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 

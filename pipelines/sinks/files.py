@@ -23,7 +23,7 @@ from pipelines.sinks.manifest_rows import (
     problem_of,
 )
 from pipelines.sinks.output import temporary_name
-from pipelines.sinks.sink import Finding, Stored, Written
+from pipelines.sinks.sink import Finding, StoredItem, WriteResult
 from sdjax.engine.engine import Result
 from sdjax.images.encode import FORMATS, MAX_BYTES, EncodeError, PictureError, encode, read_metadata
 from sdjax.jobs.job import with_seeds_as_numbers, with_seeds_as_text
@@ -60,13 +60,18 @@ class FilesSink:
     animation: str
 
     @property
+    def manifest(self) -> str:
+        """Name of the file with the rows."""
+        return METADATA
+
+    @property
     def store(self) -> Store:
         """Where the files are."""
         return open_store(self.url)
 
     # --- What a run does with it ---
 
-    def stored(self) -> Iterator[Stored]:
+    def stored_items(self) -> Iterator[StoredItem]:
         """The files of images and of kept steps, by one listing each, and the rows of the manifest, if there is one."""
         yield from self.images()
         yield from self.steps()
@@ -74,20 +79,20 @@ class FilesSink:
             return
         try:
             for row in self.rows():
-                yield Stored(row["id"], "row", row["file_name"], row=with_seeds_as_text(row))
+                yield StoredItem(row["id"], "row", row["file_name"], row=with_seeds_as_text(row))
         except StorageError as error:
             raise StorageError(f"{error}: delete the file, and it is made anew") from error
 
-    def whole_row(self, stored: Sequence[Stored], steps: bool) -> dict[str, Any] | None:
+    def whole_row(self, items: Sequence[StoredItem], steps: bool) -> dict[str, Any] | None:
         """By the sizes that its row states, or, without such a row, by reading it."""
-        rows = {each.name: each.row for each in stored if each.row is not None}
-        kept = {_extension(each.name): each.size for each in stored if each.kind == "steps"}
-        for image in stored:
+        rows = {each.name: each.row for each in items if each.row is not None}
+        kept = {_extension(each.name): each.size for each in items if each.kind == "steps"}
+        for image in items:
             if image.kind == "image" and (row := self._row_of(image, rows.get(image.name) or {}, kept)):
                 return None if steps and not self._has_steps(row, kept) else row
         return None
 
-    def _row_of(self, image: Stored, row: Mapping[str, Any], kept: Mapping[str, int]) -> dict[str, Any] | None:
+    def _row_of(self, image: StoredItem, row: Mapping[str, Any], kept: Mapping[str, int]) -> dict[str, Any] | None:
         """The row of an image's file, if that is whole."""
         if "file_size" in row:
             return dict(row) if row["file_size"] == image.size else None
@@ -105,21 +110,22 @@ class FilesSink:
         stated = {_STRIP: row.get("steps_size"), self.animation: row.get("animation_size")}
         return all(size and kept.get(ending) == size for ending, size in stated.items())
 
-    def write(self, results: Iterable[Result]) -> Iterator[Written]:
+    def write(self, results: Iterable[Result]) -> Iterator[WriteResult]:
         """One after the other; each row comes as soon as its image is there."""
         for result in results:
-            try:
-                yield Written(result.metadata["id"], self._write_image(result))
-            except EncodeError as error:
-                yield Written(result.metadata["id"], None, str(error))
+            yield self._write_image(result)
 
-    def _write_image(self, result: Result) -> dict[str, Any]:
+    def _write_image(self, result: Result) -> WriteResult:
         image_id, extension = result.metadata["id"], FORMATS[self.image_format].extension
-        data = encode(result.image, result.metadata, self.image_format)
+        try:
+            data = encode(result.image, result.metadata, self.image_format)
+        except EncodeError as error:
+            return WriteResult(image_id, None, str(error))
         # Before the image, whose being there says that all is done.
         steps = self._write_steps(image_id, result) if result.previews else ()
         self.store.put(image_name(image_id, extension), data)
-        return manifest_row(image_id, result.metadata, extension, FileSizes(len(data), *steps))
+        row = manifest_row(image_id, result.metadata, extension, FileSizes(len(data), *steps))
+        return WriteResult(image_id, row)
 
     def _write_steps(self, image_id: str, result: Result) -> tuple[int, int]:
         """Writes the strip and the animation; gives their sizes."""
@@ -146,17 +152,17 @@ class FilesSink:
 
     # --- What reads an output ---
 
-    def images(self) -> Iterator[Stored]:
+    def images(self) -> Iterator[StoredItem]:
         """Files and folders of other names are passed over."""
         for file in self.store.list(f"{IMAGES}/", _FOLDERS):
             if found := _IMAGE_FILE.fullmatch(file.name):
-                yield Stored(found[2], "image", file.name, file.size)
+                yield StoredItem(found[2], "image", file.name, file.size)
 
-    def steps(self) -> Iterator[Stored]:
+    def steps(self) -> Iterator[StoredItem]:
         """The kept steps of images, strips and animations, likewise."""
         for file in self.store.list(f"{STEPS}/", _FOLDERS):
             if found := _STEPS_FILE.fullmatch(file.name):
-                yield Stored(found[2], "steps", file.name, file.size)
+                yield StoredItem(found[2], "steps", file.name, file.size)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Errors name the line that is no row of generate's."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelines.sinks.manifest_rows import METADATA, problem_of, without_sizes
-from pipelines.sinks.sink import Finding, Stored
+from pipelines.sinks.sink import Finding, StoredItem
 from sdjax.images.encode import PictureError, read_metadata
 from sdjax.images.steps import check_steps
 from sdjax.jobs.job import with_seeds_as_text
@@ -23,7 +23,7 @@ def check_files(sink: "FilesSink") -> Iterator[Finding]:
         yield Finding(METADATA, f"is missing; {_AGAIN}")
         return
     names = {image.name for image in sink.images()}
-    steps: dict[str, list[Stored]] = {}
+    steps: dict[str, list[StoredItem]] = {}
     for each in sink.steps():
         steps.setdefault(each.id, []).append(each)
     stated = set()
@@ -43,7 +43,7 @@ def check_files(sink: "FilesSink") -> Iterator[Finding]:
         yield Finding(name, f"is not in {METADATA}; {_AGAIN}")
 
 
-def _check_image(sink: "FilesSink", row: Mapping[str, Any], steps: Sequence[Stored]) -> Iterator[Finding]:
+def _check_image(sink: "FilesSink", row: Mapping[str, Any], steps: Sequence[StoredItem]) -> Iterator[Finding]:
     name = row["file_name"]
     try:
         data = sink.read(name)
@@ -63,7 +63,7 @@ def _check_image(sink: "FilesSink", row: Mapping[str, Any], steps: Sequence[Stor
         yield from _check_steps(sink, steps)
 
 
-def _check_steps(sink: "FilesSink", steps: Sequence[Stored]) -> Iterator[Finding]:
+def _check_steps(sink: "FilesSink", steps: Sequence[StoredItem]) -> Iterator[Finding]:
     for path, name in sorted((sink.path(each.name), each.name) for each in steps):
         try:
             check_steps(sink.read(name), path)

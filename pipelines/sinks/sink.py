@@ -7,7 +7,7 @@ from sdjax.engine.engine import Result
 from sdjax.images.encode import FORMATS
 
 
-class Stored(NamedTuple):
+class StoredItem(NamedTuple):
     """What there is of an image in an output: one file of it, or its row in the manifest as it was left.
 
     id: of the image.
@@ -24,7 +24,7 @@ class Stored(NamedTuple):
     row: Mapping[str, Any] | None = None
 
 
-class Written(NamedTuple):
+class WriteResult(NamedTuple):
     """What became of an image that was to be written: its row in the manifest, or the problem with it."""
 
     id: str
@@ -57,24 +57,28 @@ class Sink(Protocol):
     def url(self) -> str:
         """Of the output."""
 
+    @property
+    def manifest(self) -> str:
+        """Name of the file with the rows."""
+
     # --- What a run does with it ---
 
-    def stored(self) -> Iterator[Stored]:
+    def stored_items(self) -> Iterator[StoredItem]:
         """All that there is of images and rows, in any order, streaming.
 
         Raises:
           StorageError: also for a manifest which no run writes.
         """
 
-    def whole_row(self, stored: Sequence[Stored], steps: bool) -> dict[str, Any] | None:
+    def whole_row(self, items: Sequence[StoredItem], steps: bool) -> dict[str, Any] | None:
         """The row of an image that is done; None if it is to be made.
 
         Args:
-          stored: what there is of it.
+          items: what there is of it.
           steps: whether its kept steps have to be there too.
         """
 
-    def write(self, results: Iterable[Result]) -> Iterator[Written]:
+    def write(self, results: Iterable[Result]) -> Iterator[WriteResult]:
         """Writes images, and says of each what became of it once it is whole in the output.
 
         That may come at any time: a sink of shards takes all results before it gives its first row.
@@ -97,7 +101,7 @@ class Sink(Protocol):
 
     # --- What reads an output ---
 
-    def images(self) -> Iterator[Stored]:
+    def images(self) -> Iterator[StoredItem]:
         """The images that there are, found by a listing: they need not be whole."""
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -111,7 +115,7 @@ class Sink(Protocol):
         """The bytes of an image's file."""
 
     def path(self, name: str) -> str:
-        """Where an image is, for messages."""
+        """Where an image or the manifest is, for messages."""
 
     def check(self) -> Iterator[Finding]:
         """Compares manifest and images with each other, reading all of them."""

@@ -117,13 +117,13 @@ class LocalStore(Store):
         """By a lock on a file; on a disk without locks it is noted that a second run would not be noticed."""
         with naming(self.url):
             os.makedirs(self.url, exist_ok=True)
-        with guarded(lambda: _held(self.path(LOCK)), locks.let_go) as held:
-            if held is None:
+        with guarded(lambda: _acquired(self.path(LOCK)), locks.release) as lock_file:
+            if lock_file is None:
                 raise StorageError(
                     f"{self.url}: another run is writing there, which holds {LOCK}: "
                     "wait for its end or choose another output"
                 )
-            if not held.locked:
+            if not lock_file.locked:
                 note(
                     f"{self.url} is on a disk without locks: a second run there would not be noticed, and the manifest "
                     "would be that of the last to end; start one at a time"
@@ -131,7 +131,7 @@ class LocalStore(Store):
             try:
                 yield
             finally:
-                locks.let_go(held)
+                locks.release(lock_file)
 
     def remove_leftovers(self, folders: Mapping[str, re.Pattern[str]]) -> tuple[str, ...]:
         """Folders of others are not looked into."""
@@ -151,9 +151,9 @@ def _regular(name: str, entry: os.DirEntry[str], links: bool) -> Iterator[Stored
             yield StoredFile(name, status.st_size, status.st_mtime)
 
 
-def _held(path: str) -> locks.Held | None:
+def _acquired(path: str) -> locks.LockFile | None:
     with naming(path):
-        return locks.hold(path)
+        return locks.acquire(path)
 
 
 def _new_locked(target: str) -> tuple[str, io.BufferedIOBase]:
@@ -168,7 +168,7 @@ def _removed_if_unlocked(path: str, file: StoredFile) -> bool:
     except OSError:  # renamed meanwhile, or not ours to touch
         return False
     try:
-        locked = locks.lock(descriptor)
+        locked = locks.try_lock(descriptor)
         abandoned = time.time() - file.modified > ABANDONED_SECONDS if locked is None else locked
         # Deleted with the lock held, so that its writer can tell.
         return abandoned and _removed(path)

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.sinks import open_sink
 from pipelines.sinks.files import FilesSink
-from pipelines.sinks.sink import Stored, Written
+from pipelines.sinks.sink import StoredItem, WriteResult
 from sdjax.engine.engine import Result
 from sdjax.images.encode import EncodeError, decode, encode, read_metadata
 from sdjax.images.steps import Preview
@@ -37,7 +37,7 @@ def test_the_images_that_are_there_are_listed_and_nothing_else(tmp_path):
         image_id = start + "1" * 30
         name = f"images/{start}/{image_id}.{extension}"
         write_whole(str(tmp_path / name), start.encode() * 3)
-        expected.add(Stored(image_id, "image", name, 6))
+        expected.add(StoredItem(image_id, "image", name, 6))
     for other in (
         "metadata.jsonl",
         f"{ID}.png",
@@ -56,7 +56,7 @@ def test_the_images_that_are_there_are_listed_and_nothing_else(tmp_path):
 
 def test_nothing_is_listed_where_nothing_is(tmp_path):
     sink = sink_of(tmp_path / "gone")
-    assert list(sink.images()) == list(sink.stored()) == [] and not sink.remove_leftovers()
+    assert list(sink.images()) == list(sink.stored_items()) == [] and not sink.remove_leftovers()
 
 
 def test_a_file_in_place_of_the_images_is_a_clear_error(tmp_path):
@@ -78,7 +78,7 @@ def test_a_folder_that_is_not_ours_is_not_looked_into(shut, tmp_path, name):
     with without_rights():
         with pytest.raises(PermissionError):
             os.listdir(name)
-        assert list(sink_of(".").images()) == [Stored(ID, "image", image, 3)]
+        assert list(sink_of(".").images()) == [StoredItem(ID, "image", image, 3)]
         with LocalStore(".").exclusive(print):
             assert sorted(sink_of(".").remove_leftovers()) == [f"{TEMPORARY}1", f"images/ab/{TEMPORARY}2"]
 
@@ -145,7 +145,7 @@ def test_an_image_that_its_format_can_not_hold_is_a_problem_and_its_neighbours_g
     with pytest.raises(EncodeError) as error:
         encode(long.image, long.metadata, "jpeg")
     bad, good = sink.write([long, result])
-    assert bad == Written(result.metadata["id"], None, str(error.value))
+    assert bad == WriteResult(result.metadata["id"], None, str(error.value))
     assert good.problem is None and (tmp_path / good.row["file_name"]).suffix == ".jpg"
 
 
@@ -178,7 +178,7 @@ def test_an_output_of_an_earlier_version_is_whole_and_done(earlier):
     sink = sink_of(earlier)
     assert list(sink.check()) == []
     [row] = sink.rows()
-    stored = list(sink.stored())
+    stored = list(sink.stored_items())
     assert {each.kind for each in stored} == {"image", "steps", "row"} and {each.id for each in stored} == {row["id"]}
     [line] = (earlier / "metadata.jsonl").read_text().splitlines()
     assert sink.whole_row(stored, steps=True) == json.loads(line)
@@ -189,7 +189,7 @@ def test_rows_are_written_byte_for_byte_as_by_an_earlier_version_also_when_they_
     sink = sink_of(earlier)
     before = (earlier / "metadata.jsonl").read_bytes()
     for _ in ("with the manifest", "without it"):
-        stored = list(sink.stored())
+        stored = list(sink.stored_items())
         (earlier / "metadata.jsonl").unlink()
         sink.write_rows("run", "a", [sink.whole_row(stored, steps=True)])
         sink.finish("run", ["a"])
