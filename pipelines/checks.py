@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import storage
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import equipment, library_of, load_model
+from pipelines.sinks.sink import Sink, format_of
+from sdjax import storage
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
-from sdjax.images.encode import FORMATS
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.job import Job, JobError, check_fields
 from sdjax.library.opened import OpenLibrary
@@ -64,11 +64,11 @@ def _job_for_all(fields: Mapping[str, Any], model: Model, samplers_differ: bool)
     return Job(prompt="", seed=0, steps=_FEW_STEPS, **asked)
 
 
-def check_format(out: str, format_name: str) -> None:
+def check_format(sink: Sink, format_name: str) -> None:
     """Raises `RunConfigError` if an output holds pictures of another format: each picture is there once."""
-    done = next(storage.list_done(out), None)
-    if done and not done.path.endswith(f".{FORMATS[format_name].extension}"):
+    image = next(sink.images(), None)
+    if image and format_of(image.name) != format_name:
         raise RunConfigError(
-            f"{done.path} was made by a run in another format than {format_name}: "
+            f"{sink.path(image.name)} was made by a run in another format than {format_name}: "
             "keep to its format, or choose another output"
         )

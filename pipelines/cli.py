@@ -188,6 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, flags: list[str]) -> int:
+    from sdjax.storage import use_interruption_guard
+
+    use_interruption_guard(stopping.undoing)
     if options.command == "generate":
         return _generate(options, flags)
     if options.command == "verify":
@@ -204,7 +207,9 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _generate(options: argparse.Namespace, flags: list[str]) -> int:
-    from pipelines import config, generate, manifest, progress, storage
+    from pipelines import config, generate, progress
+    from pipelines.sinks import open_sink
+    from pipelines.sinks.output import REJECTS
     from pipelines.sources import sweeps
 
     keys = config.read_file(options.config) if options.config else {}
@@ -236,9 +241,10 @@ def _generate(options: argparse.Namespace, flags: list[str]) -> int:
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
         f"{counts.duplicates} the same as others, {counts.failed} failed"
     )
-    terminal.line(f"written  {storage.join(options.out, manifest.METADATA)}")
+    sink = open_sink(options.out)
+    terminal.line(f"written  {sink.path(sink.manifest)}")
     if rejected:
-        terminal.line(f"rejects  {storage.join(options.out, manifest.REJECTS)}")
+        terminal.line(f"rejects  {sink.path(REJECTS)}")
     if counts.cut_prompts:
         terminal.line(
             f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut"
@@ -258,7 +264,7 @@ def _generate(options: argparse.Namespace, flags: list[str]) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from rich.progress import Progress
 
-    from pipelines import config, storage, trust, verify
+    from pipelines import config, trust, verify
     from pipelines.equipment import make_engine
     from sdjax.checkpoints.tensors import CheckpointError
     from sdjax.engine.engine import Engine
@@ -277,7 +283,7 @@ def _verify(options: argparse.Namespace) -> int:
                 raise
             raise CheckpointError(f"{error}; if the model of this output has moved, say where with --model") from error
 
-    total = sum(verify.sampled(done.id, options.sample) for done in storage.list_done(options.out))
+    total = verify.count_sampled(options.out, options.sample)
     with Progress(console=terminal.console()) as bar:
         task = bar.add_task("making again", total=total)
         report = verify.remake(options.out, engine_for, options.sample, lambda: bar.advance(task), options.trust)
@@ -294,7 +300,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _sheet(options: argparse.Namespace) -> int:
-    from pipelines import sheet, storage
+    from pipelines import sheet
+    from sdjax import storage
 
     target = options.file or storage.join(options.out, "sheet.png")
     count, unreadable = sheet.write(options.out, target, columns=options.columns, limit=options.limit)
@@ -310,7 +317,8 @@ def _note_letters(letters: str) -> None:
 
 
 def _grid(options: argparse.Namespace) -> int:
-    from pipelines import grid, storage
+    from pipelines import grid
+    from sdjax import storage
 
     target = options.file or storage.join(options.out, "grid.png")
     axes = grid.Axes(*(grid.read_axis(text) for text in (options.x, options.y, options.z)))

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipelines import storage
 from pipelines.sources import input_images
+from sdjax import storage
 from sdjax.images.read import read_picture
 from sdjax.library.depth import DepthModel, depth_of, grey_png16, sized
 from sdjax.library.finding import files_under, has_companion

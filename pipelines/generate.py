@@ -16,33 +16,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-import numpy as np
-from PIL import Image
 
-from pipelines import checks, done, runners, storage
+from pipelines import checks, runners, terminal
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.equipment import Equipment, equipment, make_engine
-from pipelines.manifest import (
-    Counts,
-    counted,
-    files_there,
-    finish,
-    group_path,
-    grouped_row,
-    old_rows,
-    steps_there,
-    write_group,
-)
-from pipelines.records import Sizes, manifest_row
-from pipelines.run import Record, Run, reporter_of, reporting_failure, said
+from pipelines.manifest import Counts, counted, finish, grouped_row, stored_items, write_group
+from pipelines.run import Record, Run, reporter_of, reporting_failure, said, sink_of
+from pipelines.sinks.output import check_writable, temporary_name
+from pipelines.sinks.sink import WriteResult
 from pipelines.sources import input_images
 from pipelines.sources.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
+from sdjax import storage
 from sdjax.assets import BUNDLED
 from sdjax.engine.engine import Engine, Result
 from sdjax.engine.passes import Bucket, Task
-from sdjax.images.encode import FORMATS, EncodeError, encode
-from sdjax.images.steps import animation, strip
-from sdjax.jobs.a1111_text import a1111_text
 from sdjax.jobs.job import Job
 from sdjax.text.wildcards import MAX_FILE_BYTES, NO_WILDCARDS, Wildcards, files_in, wildcards_of_files
 
@@ -145,8 +132,8 @@ def _wanted(engine: Engine, asked: Asked, row: Row) -> tuple[str, Wanted]:
     return task.id, Wanted(task.job, key, asked.notes, task.metadata["pictures"], cut, row.source, row.line)
 
 
-def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str, Any], Sizes | str]]:
-    """Makes pictures and writes each as soon as it is there; gives their metadata, and sizes or what went wrong.
+def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[WriteResult]:
+    """Makes images and hands each to the sink as soon as it is there; gives their rows, or what went wrong.
 
     Raises:
       RunConfigError: if the ids were worked out on a machine on which they would be others.
@@ -171,48 +158,33 @@ def sample(wanted: Mapping[str, Wanted], run: Run) -> Iterator[tuple[Mapping[str
                     "its images; all workers of a run need devices of one kind and the same versions"
                 )
 
-    with engine_of(run) as engine:
-        for result in engine.run(tasks(engine)):
+    def finite(results: Iterable[Result]) -> Iterator[Result]:
+        for result in results:
             reporter.doing("")
-            written = _write(result, run)
-            reporter.add("failed" if isinstance(written, str) else "made")
-            yield result.metadata, written
+            if problem := _problem_of(result):
+                failed.append((result.metadata["id"], problem))
+            else:
+                yield result
+
+    with engine_of(run) as engine:
+        for written in sink_of(run).write(finite(engine.run(tasks(engine)))):
+            reporter.add("failed" if written.problem else "made")
+            yield written
     reporter.doing("")
     for image_id, problem in failed:
         reporter.add("failed")
-        yield {"id": image_id}, problem
+        yield WriteResult(image_id, None, problem)
 
 
-def _write(result: Result, run: Run) -> Sizes | str:
-    """Writes a picture and gives the sizes of its files; says why, if it can't be one."""
+def _problem_of(result: Result) -> str | None:
+    """Why a result is no image; None if it is one."""
     if result.problem:
         return str(result.problem)
     if not result.finite:
         narrow = result.metadata["dtype"] != "float32"
         hint = "; try --set dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"
         return f"the network gave NaN or infinity in {result.metadata['dtype']}{hint}"
-    try:
-        data = encode(result.image, result.metadata, a1111_text(result.metadata), run.config.format)
-    except EncodeError as error:
-        return str(error)
-    # Before the picture, whose being there says that all is done.
-    steps = _write_previews(result, run) if result.previews else ()
-    storage.write_whole(storage.image_path(run.out, result.metadata["id"], FORMATS[run.config.format].extension), data)
-    return Sizes(len(data), *steps)
-
-
-def _write_previews(result: Result, run: Run) -> tuple[int, int]:
-    """Writes the kept steps of a picture, as a strip and as an animation; gives the sizes of both."""
-    told, image = result.metadata, result.image
-    last = result.previews[-1].clean
-    if image.shape != last.shape:  # it was made larger, or put back into its picture
-        image = last if told["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
-    title = f"{told['prompt']} ({told['sampler']}, {told['steps_taken']} steps, seed {told['seed']})"
-    kind = run.config.animation
-    both = strip(result.previews, image, title), animation(result.previews, image, kind)
-    for extension, data in zip(("png", kind), both, strict=True):
-        storage.write_whole(storage.steps_path(run.out, told["id"], extension), data)
-    return len(both[0]), len(both[1])
+    return None
 
 
 # --- The transforms ---
@@ -240,15 +212,14 @@ def planned(row: Row, run: Run) -> Iterator[Record]:
 
 def missing(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iterator[Record]:
     """Images wanted of an id, and what there is of it -> its manifest row, or the image if it is to be made."""
-    wanted, files, steps = list(found["wanted"]), list(found["files"]), dict(found["steps"])
-    row = done.whole_row(image_id, files, steps, found["rows"], run.config.animation)
-    keeps_steps = any(each.job.preview_every for each in wanted)
-    if row and keeps_steps and not done.has_steps(row, steps, run.config.animation):
-        row = None
+    wanted, there = list(found["wanted"]), list(found["there"])
+    sink = sink_of(run)
+    row = sink.whole_row(there, any(each.job.preview_every for each in wanted))
+    files = [each for each in there if each.kind == "image"]
     if row:
         yield "row", (image_id, row)
     elif files and not wanted:
-        yield "reject", Reject(files[0][0], 0, "", _DAMAGED)._asdict()
+        yield "reject", Reject(sink.path(files[0].name), 0, "", _DAMAGED)._asdict()
         yield _count("damaged")
     if not wanted:
         return
@@ -278,15 +249,14 @@ def batches(wanted: Iterable[tuple[str, Wanted]], size: int) -> Iterator[dict[st
 
 def sampled(wanted: Iterable[tuple[str, Wanted]], run: Run) -> Iterator[Record]:
     """The images of one key -> manifest rows; a reject of what could not be made."""
-    extension = FORMATS[run.config.format].extension
     for batch in batches(wanted, run.config.host_batch):
-        for metadata, written in sample(batch, run):
-            if isinstance(written, str):
-                failed = batch[metadata["id"]]
-                yield "reject", Reject(failed.source, failed.line, shortened(failed.job.prompt), written)._asdict()
+        for image_id, row, problem in sample(batch, run):
+            if problem:
+                failed = batch[image_id]
+                yield "reject", Reject(failed.source, failed.line, shortened(failed.job.prompt), problem)._asdict()
                 yield _count("failed")
             else:
-                yield "row", (metadata["id"], manifest_row(metadata["id"], metadata, extension, written))
+                yield "row", (image_id, row)
                 yield _count("made")
 
 
@@ -305,13 +275,9 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     rows = root | "Paths" >> beam.Create(sorted(paths)) | "Read" >> beam.FlatMap(rows_of, run)
     plans = rows | "Spread" >> beam.Reshuffle() | "Plan" >> beam.FlatMap(planned, run)
     output = root | "Output" >> beam.Create([run.out])
-    there = {
-        "files": output | "Files" >> _pairs(files_there, run),
-        "steps": output | "Steps" >> _pairs(steps_there, run),
-        "rows": output | "OldRows" >> _pairs(old_rows, run),
-    }
+    there = output | "Stored" >> _pairs(stored_items, run)
     todo = (
-        {"wanted": plans | "Planned" >> _only("image"), **there}
+        {"wanted": plans | "Planned" >> _only("image"), "there": there}
         | "Join" >> beam.CoGroupByKey()
         | "Missing" >> beam.FlatMapTuple(lambda image_id, found: missing(image_id, found, run))
     )
@@ -395,12 +361,11 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         next(read_rows(functools.partial(storage.open_binary, path), path))
     config = checks.check_model(_with_whole_paths(config))
     run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or runners.workers(pipeline))
-    with storage.only_run(out), storage.removing_temporaries(out, run.name):
-        checks.check_format(out, config.format)
-        storage.remove_leftovers(out)
-        # A full or read-only output is found now, not after the first hour.
-        storage.write_whole(group_path(run, "probe"), b"\n")
-        storage.delete(group_path(run, "probe"))
+    store, sink = storage.open_store(out), sink_of(run)
+    with store.exclusive(terminal.note), store.removing(temporary_name(run.name, "")):
+        checks.check_format(sink, config.format)
+        sink.remove_leftovers()
+        check_writable(store, run.name)
         build(pipeline, paths, run)
         runners.finish(pipeline)
         return counted(run)

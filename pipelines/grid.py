@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from pipelines import storage
-from pipelines.records import read_manifest
+from pipelines.sinks import open_sink
+from pipelines.sinks.sink import Sink
 from pipelines.sources.sweeps import values_of
+from sdjax import storage
 from sdjax.images.captions import Grid, draw_grid, stacked
 from sdjax.images.encode import decode
 from sdjax.images.lettering import without_font
@@ -53,9 +54,10 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     x_field, y_field, z_field = (axis.field if axis else "" for axis in axes)
     used = [axis for axis in axes if axis]
     chosen = {axis.field: set(axis.values) for axis in used if axis.values is not None}
+    sink = open_sink(out)
     rows = [
         row
-        for row in read_manifest(out)
+        for row in sink.rows()
         if _matches(row, where) and all(row.get(field) in values for field, values in chosen.items())
     ]
     if not rows:
@@ -72,8 +74,8 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     for field in fields:
         count *= len(values[field])
     if count > _MOST:
-        told = " x ".join(f"{len(values[field])} of {field}" for field in fields)
-        raise ValueError(f"{count} places, {told}: expected up to {_MOST}; choose with --where")
+        product = " x ".join(f"{len(values[field])} of {field}" for field in fields)
+        raise ValueError(f"{count} places, {product}: expected up to {_MOST}; choose with --where")
     placed = _placed(rows, fields)
 
     def place(*at: Any) -> tuple[Any, ...]:
@@ -83,7 +85,7 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     for z in values.get(z_field, [None]):
         title = f"{z_field}: {_word(z)}" if z_field else ""
         pictures = [
-            [_picture(out, placed.get(place(x, y, z))) for x in values.get(x_field, [None])]
+            [_picture(sink, placed.get(place(x, y, z))) for x in values.get(x_field, [None])]
             for y in values.get(y_field, [None])
         ]
         columns = [_word(x) for x in values[x_field]] if x_field else [""]
@@ -151,20 +153,20 @@ def _placed(rows: Sequence[Mapping[str, Any]], used: Sequence[str]) -> dict[tupl
                 for name in row
                 if name not in _DERIVED and name not in used and row[name] != placed[place].get(name)
             ]
-            told = ", ".join(f"{axis} = {value!r}" for axis, value in zip(used, place, strict=True)) or "no axes"
+            at = ", ".join(f"{axis} = {value!r}" for axis, value in zip(used, place, strict=True)) or "no axes"
             raise ValueError(
-                f"there are several pictures with {told}; they differ in {', '.join(differ)}: take one of these as an "
+                f"there are several pictures with {at}; they differ in {', '.join(differ)}: take one of these as an "
                 "axis, or choose with --where"
             )
         placed[place] = row
     return placed
 
 
-def _picture(out: str, row: Mapping[str, Any] | None) -> Image.Image | None:
+def _picture(sink: Sink, row: Mapping[str, Any] | None) -> Image.Image | None:
     if row is None:
         return None
     name = row["file_name"]
-    return Image.fromarray(decode(storage.read_image(out, name), name))
+    return Image.fromarray(decode(sink.read(name), name))
 
 
 def _word(value: Any) -> str:

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from pipelines.config import RunConfig
 from pipelines.progress import Reporter
+from pipelines.sinks import open_sink
+from pipelines.sinks.sink import Sink
 
 # What the steps of the graph give. One stream carries records of all kinds, and each step after it takes its own, since
 # several outputs of one step are lost by some runners; as are state, side inputs and what a bundle gives at its end.
@@ -28,6 +30,11 @@ class Run(NamedTuple):
     progress: str
     name: str
     shards: int
+
+
+def sink_of(run: Run) -> Sink:
+    """Where the images of a run go."""
+    return open_sink(run.out, run.config.format, run.config.animation)
 
 
 @functools.cache

@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines import storage
-from pipelines.records import METADATA, read_manifest
+from pipelines.sinks import open_sink
+from sdjax import storage
 from sdjax.images.captions import FAINT, INK, LETTERS, LINE, PAPER, wrapped
 from sdjax.images.encode import decode
 from sdjax.images.lettering import draw_text, without_font
@@ -35,7 +35,8 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     """
     if columns < 1 or limit < 1:
         raise ValueError(f"columns = {columns}, limit = {limit}: expected at least 1")
-    rows = sorted(read_manifest(out), key=lambda row: (row["prompt"], row["seed"]))
+    sink = open_sink(out)
+    rows = sorted(sink.rows(), key=lambda row: (row["prompt"], row["seed"]))
     if not rows:
         raise ValueError(f"{out}: there are no pictures in it yet")
     shown = rows[:limit]
@@ -48,14 +49,14 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     for index, row in enumerate(shown):
         left, top = index % columns * cell[0] + _SPACE, index // columns * cell[1] + _SPACE
         name = row["file_name"]
-        picture = Image.fromarray(decode(storage.read_image(out, name), name))
+        picture = Image.fromarray(decode(sink.read(name), name))
         page.paste(picture.resize(_size(row), Image.Resampling.LANCZOS), (left, top))
         lines = wrapped(row["prompt"] or "(no prompt)", _WIDTH, _LINES)
         drawn += lines
         for number, text in enumerate(lines):
             draw_text(page, (left, top + tallest + 4 + number * LINE), text, INK, LETTERS)
     if len(shown) < len(rows):
-        more = f"{len(rows) - len(shown)} more in {METADATA}"
+        more = f"{len(rows) - len(shown)} more in this output"
         draw_text(page, (_SPACE, height - LINE), more, FAINT, LETTERS)
     data = io.BytesIO()
     page.save(data, "PNG")

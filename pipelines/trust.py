@@ -4,24 +4,21 @@ A summary names models and folders, and metadata name images: paths of any machi
 an output says which of them are meant, one by one or all at once.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines import storage
 from pipelines.config import RunConfig
 from pipelines.equipment import PLACES, Equipment, equipment, moved
-from pipelines.records import SUMMARY
+from pipelines.sinks.output import read_config, summary_error
 from pipelines.sources import input_images
 from sdjax.assets import BUNDLED
 from sdjax.jobs.input_images import scheme_of
 from sdjax.jobs.job import JobError
 from sdjax.messages import shown
+from sdjax.storage import open_store
 
-# A summary is a few thousand bytes, and what a file of prompts adds to it is bounded by a command line.
-_MAX_SUMMARY_BYTES = 1 << 24
 # Pixels of a batch that is made again because a stranger's metadata say so: 16 images of 2048x2048.
 _MAX_PIXELS = 1 << 26
 # Fields by which an image becomes larger.
@@ -39,15 +36,13 @@ def made_with(out: str) -> Equipment:
     Raises:
       StorageError: if the output has no summary, or not one that `generate` writes.
     """
-    path = storage.join(out, SUMMARY)
-    text = storage.read_whole(path, _MAX_SUMMARY_BYTES + 1)
+    store = open_store(out)
+    config = read_config(store)
     try:
-        if len(text) > _MAX_SUMMARY_BYTES:
-            raise ValueError(f"more than {_MAX_SUMMARY_BYTES} bytes")
-        given = equipment(json.loads(text)["config"])
+        given = equipment(config)
         RunConfig(**given._asdict())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise storage.StorageError(f"{path} is not what generate writes ({error!r}): run it again") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise summary_error(store, error) from error
     return given
 
 

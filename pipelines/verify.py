@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines import storage, trust
-from pipelines.records import METADATA, file_name, problem_of, without_sizes
-from sdjax.engine.engine import Engine
+from pipelines import trust
+from pipelines.sinks import open_sink
+from pipelines.sinks.sink import Finding, Sink, format_of
+from sdjax.engine.engine import Engine, Result
 from sdjax.engine.passes import Task
 from sdjax.engine.planner import LORA_MODES
-from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
-from sdjax.images.steps import check_steps
+from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 from sdjax.jobs.a1111_text import a1111_text
 from sdjax.jobs.job import FIELDS
-from sdjax.jobs.records import job_of, with_seeds_as_text
+from sdjax.jobs.records import job_of
 from sdjax.messages import shown
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import tile_of
@@ -44,13 +44,6 @@ _AT_ONCE = 64
 _SHARED = ("adapters_applied", "width", "height", "sampler", "controlnets", "input_image", "mask_image", "hires_scale")
 
 
-class Finding(NamedTuple):
-    """What is wrong with a file."""
-
-    file: str
-    problem: str
-
-
 class Report(NamedTuple):
     """What `verify` found.
 
@@ -67,19 +60,25 @@ class Report(NamedTuple):
     findings: tuple[Finding, ...]
 
 
+class Image(NamedTuple):
+    """An image that is to be made again: its name in the output, and its own metadata."""
+
+    name: str
+    metadata: dict[str, Any]
+
+
 # What of an engine's settings pictures of one output may differ in; of these what their metadata say.
 Settings = Mapping[str, Any]
 _SETTINGS = ("batch_size", "dtype", "vae_dtype", "lora_mode")
 
 
-def _by_settings(
-    pictures: Sequence[tuple[str, dict[str, Any]]],
-) -> Iterator[tuple[Settings, list[tuple[str, dict[str, Any]]]]]:
-    """Pictures by what their engine was set to, as few engines as will do."""
-    tiles = sorted({metadata["vae_tile"] for _, metadata in pictures if "vae_tile" in metadata})
-    modes = [metadata["lora_mode"] for _, metadata in pictures if "lora_mode" in metadata]
-    groups: dict[str, tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {}
-    for path, metadata in pictures:
+def _by_settings(images: Sequence[Image]) -> Iterator[tuple[Settings, list[Image]]]:
+    """Images by what their engine was set to, as few engines as will do."""
+    tiles = sorted({image.metadata["vae_tile"] for image in images if "vae_tile" in image.metadata})
+    modes = [image.metadata["lora_mode"] for image in images if "lora_mode" in image.metadata]
+    groups: dict[str, tuple[dict[str, Any], list[Image]]] = {}
+    for image in images:
+        metadata = image.metadata
         settings = {name: metadata[name] for name in _SETTINGS if name in metadata}
         # One that says nothing of these was made without, whatever the engine is set to.
         if modes:
@@ -88,7 +87,7 @@ def _by_settings(
         height, width = (max(metadata[side], metadata.get(f"image_{side}", 0)) for side in ("height", "width"))
         whole = (tile for tile in tiles if not tile_of(height, width, tile))
         settings["vae_tile"] = metadata.get("vae_tile") or next(whole, 0)
-        groups.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append((path, metadata))
+        groups.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(image)
     yield from (groups[key] for key in sorted(groups))
 
 
@@ -97,59 +96,9 @@ def sampled(image_id: str, share: float) -> bool:
     return int(image_id[-8:], 16) < share * 16**8
 
 
-def check_manifest(out: str) -> Iterator[Finding]:
-    """Compares `metadata.jsonl` with the pictures that are there."""
-    files = {file_name(done.id, done.path.rpartition(".")[2]): done.path for done in storage.list_done(out)}
-    manifest = storage.join(out, METADATA)
-    if not storage.exists(manifest):
-        yield Finding(METADATA, "is missing; run the same generate command again")
-        return
-    steps: dict[str, dict[str, int]] = {}
-    for done in storage.list_steps(out):
-        steps.setdefault(done.id, {})[done.path] = done.size
-    seen = set()
-    for number, row in enumerate(storage.read_jsonl(manifest), 1):
-        if problem := problem_of(row):
-            yield Finding(f"{METADATA}, line {number}", f"not what generate writes: {problem}")
-            continue
-        name = row["file_name"]
-        if name in seen:
-            yield Finding(name, f"stands twice in {METADATA}")
-        elif name not in files:
-            yield Finding(name, f"stands in {METADATA}, but there is no such picture")
-        else:
-            yield from _check_row(row, files[name], steps.get(row["id"], {}))
-        seen.add(name)
-    for name in sorted(files.keys() - seen):
-        yield Finding(name, f"is not in {METADATA}; run the same generate command again")
-
-
-def _check_row(row: dict[str, Any], path: str, steps: Mapping[str, int]) -> Iterator[Finding]:
-    name = row["file_name"]
-    try:
-        data = storage.read_limited(path)
-        inside = read_metadata(data, path)
-    except (PictureError, storage.StorageError) as error:
-        yield Finding(name, f"{error}; delete it and run the same generate command again")
-        return
-    if {"file_name": name, **with_seeds_as_text(inside)} != without_sizes(row):
-        yield Finding(name, f"its own metadata differ from its row in {METADATA}")
-    elif not name.endswith(f"/{row.get('id')}.{name.rpartition('.')[2]}"):
-        yield Finding(name, f"it is the picture of another name: its id is {shown(row.get('id'))}")
-    elif row.get("file_size", len(data)) != len(data):
-        yield Finding(name, f"it has {len(data)} bytes, and its row states {shown(row['file_size'])}")
-    elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *steps.values()}:
-        yield Finding(name, "its kept steps are missing or of another size; run the same generate command again")
-    else:
-        yield from _check_steps(steps)
-
-
-def _check_steps(steps: Mapping[str, int]) -> Iterator[Finding]:
-    for path in sorted(steps):
-        try:
-            check_steps(storage.read_limited(path), path)
-        except (PictureError, storage.StorageError) as error:
-            yield Finding(path, f"{error}; delete it and run the same generate command again")
+def count_sampled(out: str, share: float) -> int:
+    """How many pictures of an output are among the share that is made again."""
+    return sum(sampled(image.id, share) for image in open_sink(out).images())
 
 
 def remake(
@@ -171,34 +120,29 @@ def remake(
     Raises:
       StorageError: if the output can't be read.
     """
-    findings = list(check_manifest(out))
+    sink = open_sink(out)
+    findings = list(sink.check())
     broken = {finding.file for finding in findings}
-    found: list[tuple[str, dict[str, Any]]] = []
-    pictures = 0
-    for done in storage.list_done(out):
+    pictures, images = 0, list[Image]()
+    for item in sink.images():
         pictures += 1
-        name = file_name(done.id, done.path.rpartition(".")[2])
-        if sampled(done.id, share) and name not in broken:
-            metadata = read_metadata(storage.read_limited(done.path), done.path)
-            problem = unusable(metadata) or (None if trusted else trust.too_large(metadata))
-            if problem:
+        if sampled(item.id, share) and item.name not in broken:
+            metadata = read_metadata(sink.read(item.name), sink.path(item.name))
+            if problem := unusable(metadata) or (None if trusted else trust.too_large(metadata)):
                 on_made()
-                findings.append(Finding(name, problem))
-                continue
-            found.append((done.path, metadata))
+                findings.append(Finding(item.name, problem))
+            else:
+                images.append(Image(item.name, metadata))
     remade = exact = other = 0
-    for settings, members in _by_settings(found):
-        engine = engine_for(settings)
-        ours = [member for member in members if member[1]["model_digest"] == engine.model.digest]
-        other += len(members) - len(ours)
-        for _ in range(len(members) - len(ours)):
-            on_made()
-        for path, problem, same in _compare(engine, ours):
-            remade += same is not None
-            exact += same is True
-            if problem:
-                findings.append(Finding(path, problem))
-            on_made()
+    for comparison in _compare(sink, engine_for, images):
+        on_made()
+        if comparison is None:
+            other += 1
+            continue
+        remade += comparison.same is not None
+        exact += comparison.same is True
+        if comparison.problem:
+            findings.append(Finding(sink.path(comparison.name), comparison.problem))
     return Report(pictures, remade, exact, other, tuple(findings))
 
 
@@ -217,45 +161,63 @@ def unusable(metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
+class Comparison(NamedTuple):
+    """Of an image with the one that was made again.
+
+    name: in the output.
+    problem: what is wrong with it, None if nothing is.
+    same: whether its file is the same; None if it could not be made again.
+    """
+
+    name: str
+    problem: str | None
+    same: bool | None
+
+
 def _compare(
-    engine: Engine, members: Sequence[tuple[str, dict[str, Any]]]
-) -> Iterator[tuple[str, str | None, bool | None]]:
-    """Path, problem and whether the file is the same (None if it could not be made again), for each picture."""
-    # Beside each other what shares programs, so that batches are full.
-    in_order = sorted(members, key=lambda member: [str(member[1].get(name)) for name in _SHARED])
-    for first in range(0, len(in_order), _AT_ONCE):
-        yield from _compare_some(engine, in_order[first : first + _AT_ONCE])
+    sink: Sink, engine_for: Callable[[Settings], Engine], images: Sequence[Image]
+) -> Iterator[Comparison | None]:
+    """One for each image, in any order; None for those of another model."""
+    for settings, members in _by_settings(images):
+        engine = engine_for(settings)
+        ours = [image for image in members if image.metadata["model_digest"] == engine.model.digest]
+        yield from [None] * (len(members) - len(ours))
+        # Beside each other what shares programs, so that batches are full.
+        ours.sort(key=lambda image: [str(image.metadata.get(name)) for name in _SHARED])
+        for first in range(0, len(ours), _AT_ONCE):
+            yield from _compare_some(sink, engine, ours[first : first + _AT_ONCE])
 
 
-def _compare_some(
-    engine: Engine, members: Sequence[tuple[str, dict[str, Any]]]
-) -> Iterator[tuple[str, str | None, bool | None]]:
+def _compare_some(sink: Sink, engine: Engine, images: Sequence[Image]) -> Iterator[Comparison]:
     tasks: dict[str, Task] = {}
-    files: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # several where other versions made the same job
-    for path, metadata in members:
+    by_id: dict[str, list[Image]] = {}  # several where other versions made the same job
+    for image in images:
         try:
-            task = engine.prepare(job_of(metadata))
+            task = engine.prepare(job_of(image.metadata))
         except Exception as error:  # what pictures, adapters and networks may raise: it is this picture's
-            yield path, f"can't be made again: {error}", None
+            yield Comparison(image.name, f"can't be made again: {error}", None)
             continue
         tasks[task.id] = task
-        files.setdefault(task.id, []).append((path, metadata))
+        by_id.setdefault(task.id, []).append(image)
     for result in engine.run(tasks.values()):
-        for path, metadata in files[result.metadata["id"]]:
-            if result.problem:
-                yield path, f"can't be made again: {result.problem}", None
-            else:
-                try:
-                    yield path, *_judge(result.image, result.metadata, metadata, path)
-                except _NONSENSE as error:
-                    yield path, f"its metadata are not what generate writes: {error!r:.300}", None
+        for image in by_id[result.metadata["id"]]:
+            yield _compare_one(sink, result, image)
 
 
-def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> tuple[str | None, bool]:
-    stored = storage.read_limited(path)
-    kind = next(name for name, known in FORMATS.items() if known.extension == path.rpartition(".")[2])
-    made = encode(image, theirs, a1111_text(theirs), kind)
-    if made == stored:
+def _compare_one(sink: Sink, result: Result, image: Image) -> Comparison:
+    if result.problem:
+        return Comparison(image.name, f"can't be made again: {result.problem}", None)
+    try:
+        return Comparison(image.name, *_judge(result.image, result.metadata, image, sink))
+    except _NONSENSE as error:
+        return Comparison(image.name, f"its metadata are not what generate writes: {error!r:.300}", None)
+
+
+def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str | None, bool]:
+    name, theirs, kind = sink.path(image.name), image.metadata, format_of(image.name)
+    data = sink.read(image.name)
+    made = encode(pixels, theirs, a1111_text(theirs), kind)
+    if made == data:
         explained = ours["id"] == theirs["id"] or _differing(ours, theirs) or _others(ours, theirs)
         return (None if explained else "its id is not that of its metadata"), True
     differing = _differing(ours, theirs)
@@ -264,8 +226,8 @@ def _judge(image: np.ndarray, ours: Any, theirs: dict[str, Any], path: str) -> t
     if not differing:
         return "made again it is not the same", False
     lossless = FORMATS[kind].lossless
-    expected = image if lossless else decode(made, path)
-    distance = np.abs(decode(stored, path).astype(int) - expected.astype(int))
+    expected = pixels if lossless else decode(made, name)
+    distance = np.abs(decode(data, name).astype(int) - expected.astype(int))
     if float((distance <= (TOLERANCE if lossless else LOSSY_TOLERANCE)).mean()) < SHARE:
         return f"made again with another {', '.join(differing)} it differs by more than rounding", False
     return None, False

@@ -17,11 +17,11 @@ import tests.typechecker  # noqa: F401  (named in the next line)
 # All but `sdjax.jobs`, which checks what users give it itself, and says so in words of its own.
 _CHECKED = (
     "adapters", "api", "checkpoints", "diffusion", "engine", "families", "images", "jobs.input_images", "library",
-    "model", "models", "text", "training", "upscaling",
+    "model", "models", "storage", "text", "training", "upscaling",
 )  # fmt: skip
 install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -111,3 +111,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_folder: Path) -> sdjax.Model:
     """The same, loaded."""
     return sdjax.load(tiny_folder)
+
+
+@pytest.fixture
+def shut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes folders that can't be listed, in the present one, to which anybody may write."""
+    made: list[Path] = []
+    tmp_path.chmod(0o777)
+    monkeypatch.chdir(tmp_path)  # what is above it is for root alone
+
+    def shut(name: str) -> None:
+        made.append(tmp_path / name)
+        made[-1].mkdir(parents=True)
+        made[-1].chmod(0)
+
+    yield shut
+    for folder in made:
+        folder.chmod(0o755)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from pipelines import storage
+from sdjax import storage
 from sdjax.images.encode import MAX_BYTES
 from sdjax.jobs.input_images import check_path, read_file, scheme_of
 from sdjax.jobs.job import IMAGE_FIELDS, Job, JobError

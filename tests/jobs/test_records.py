@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from pipelines.config import make as config_of
-from pipelines.records import Sizes, manifest_row
+from pipelines.sinks.manifest_rows import FileSizes, manifest_row
 from pipelines.sources.prompts import parse
 from pipelines.sources.rows import Row
 from sdjax.jobs.job import FIELDS, Job
@@ -105,7 +105,7 @@ def test_every_column_is_in_some_image(plain, unusual):
 
 
 def test_every_column_of_a_manifest_is_in_the_tables(plain):
-    row = with_seeds_as_numbers(manifest_row(plain["id"], plain, "png", Sizes(10, 20, 30)))
+    row = with_seeds_as_numbers(manifest_row(plain["id"], plain, "png", FileSizes(10, 20, 30)))
     assert problems(row, {**COLUMNS, **FILE_COLUMNS}) == []
 
 

@@ -9,9 +9,9 @@ from safetensors.numpy import save_file
 
 from pipelines import config, verify
 from pipelines.equipment import make_engine, moved
-from pipelines.storage import read_jsonl
 from pipelines.trust import made_with
 from sdjax.images.encode import read_parameters
+from sdjax.storage import read_jsonl
 from tests import toys
 
 MODULE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"

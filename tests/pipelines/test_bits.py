@@ -10,10 +10,10 @@ import pytest
 
 import sdjax
 from pipelines.generate import Counts
-from pipelines.records import without_sizes
-from pipelines.storage import read_jsonl
+from pipelines.sinks.manifest_rows import without_sizes
 from sdjax.images.encode import decode
 from sdjax.jobs.records import with_seeds_as_numbers
+from sdjax.storage import read_jsonl
 from tests.pipelines.conftest import finish, start
 
 # Two programs. Pictures of 128x128 are large enough for sums over them to be split over threads, if they were.

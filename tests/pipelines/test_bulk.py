@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 
 import sdjax
 from pipelines import config, generate
-from pipelines.storage import read_jsonl
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.models.upscaler import CompactConfig
+from sdjax.storage import read_jsonl
 from sdjax.training import depth
 from tests.golden import conditioned, controlnet, sd_upscalers, upscalers
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from pipelines import cli
-from pipelines.storage import read_jsonl, write_jsonl
+from sdjax.storage import read_jsonl, write_jsonl
 from tests.pipelines.conftest import Finished, ended, finish, start
 
 # Of the runs in this process, so that the command finds their pictures.

@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from pipelines import storage, verify
 from pipelines.generate import Counts
-from pipelines.records import without_sizes
+from pipelines.sinks import open_sink
+from pipelines.sinks.manifest_rows import without_sizes
 from pipelines.sources.prompts import PromptFileError
-from pipelines.storage import StorageError, read_jsonl, write_jsonl
+from sdjax import storage
 from sdjax.images.encode import decode, read_metadata, read_parameters
 from sdjax.jobs.records import job_of
+from sdjax.storage import StorageError, read_jsonl, write_jsonl
 
 PROMPTS = ("a red apple", "the cat", "a castle on the green")
 
@@ -109,7 +110,7 @@ def test_rows_of_earlier_versions_whose_seeds_are_numbers_are_taken_over_as_text
     manifest = tmp_path / "out" / "metadata.jsonl"
     rows = [{**row, "seed": int(row["seed"])} for row in read_jsonl(str(manifest))]
     write_jsonl(str(manifest), rows)
-    assert not list(verify.check_manifest(str(tmp_path / "out")))
+    assert not list(open_sink(str(tmp_path / "out")).check())
     again(*PROMPTS)
     assert manifest.read_bytes() == (made / "metadata.jsonl").read_bytes()
 

@@ -8,8 +8,9 @@ from PIL import Image
 
 from pipelines import grid
 from pipelines.grid import Axes, Axis, read_axis, read_where
-from pipelines.storage import image_path, write_jsonl
+from pipelines.sinks.manifest_rows import image_name
 from sdjax.images.captions import LINE
+from sdjax.storage import write_jsonl
 
 SIZE = 96
 NONE = Axes(None, None, None)
@@ -26,10 +27,10 @@ def out(tmp_path):
             continue
         name = f"{number:032x}"
         pixels = np.full((SIZE, SIZE, 3), (steps * 10, 200 if sampler == "heun" else 50, 100 + seed * 20), np.uint8)
-        path = image_path(str(tmp_path), name, "png")
-        (tmp_path / "images" / name[:2]).mkdir(parents=True, exist_ok=True)
+        path = tmp_path / image_name(name, "png")
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
-        row = {"file_name": image_path("", name, "png"), "id": name, "prompt": "a", "sampler": sampler, "steps": steps}
+        row = {"file_name": image_name(name, "png"), "id": name, "prompt": "a", "sampler": sampler, "steps": steps}
         row |= {"width": SIZE, "height": SIZE}
         rows.append({**row, "seed": str(seed) if number % 2 else seed})  # as it is written, and was in version 0.2
     write_jsonl(str(tmp_path / "metadata.jsonl"), rows)

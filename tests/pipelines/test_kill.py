@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.records import without_sizes
-from pipelines.storage import TEMPORARY, read_jsonl
+from pipelines.sinks.manifest_rows import without_sizes
 from sdjax.images.encode import decode, read_metadata
 from sdjax.jobs.records import with_seeds_as_text
+from sdjax.storage import TEMPORARY, read_jsonl
 from tests.pipelines.conftest import ended, finish, start
 
 ROWS = 40

@@ -16,11 +16,11 @@ from pipelines import depth, verify
 from pipelines.cli import main
 from pipelines.equipment import make_engine
 from pipelines.sources import input_images
-from pipelines.storage import read_jsonl
 from pipelines.trust import made_with
 from sdjax.images.encode import read_parameters
 from sdjax.jobs.input_images import read_file
 from sdjax.jobs.job import Job, JobError
+from sdjax.storage import read_jsonl
 from tests import toys
 from tests.checkpoints.test_depth_file import write_folder as write_depth
 from tests.golden import conditioned

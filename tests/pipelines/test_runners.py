@@ -14,10 +14,11 @@ import pytest
 from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipelines import config, generate, manifest, runners, storage
+from pipelines import config, generate, manifest, runners
 from pipelines.config import RunConfigError
 from pipelines.run import Run
 from pipelines.runners import RunnerError
+from sdjax import storage
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("a red apple", "the cat", "a castle on the green", "a dog", "the cat")

@@ -12,12 +12,12 @@ from PIL.PngImagePlugin import PngInfo
 import sdjax
 from pipelines import cli, config, grid, sheet
 from pipelines.equipment import equipment, make_engine
-from pipelines.records import file_name
-from pipelines.storage import StorageError, read_jsonl, write_jsonl
+from pipelines.sinks.manifest_rows import image_name
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import remake
 from sdjax.images.encode import decode, read_metadata
 from sdjax.jobs.job import JobError
+from sdjax.storage import StorageError, read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_metadata_of_wrong_types_and_sizes_are_told_and_nothing_is_made_of_them(
     [
         ({"file_name": "../secret.png"}, "file_name = '../secret.png': expected images/ab"),
         ({"file_name": "/etc/passwd"}, "file_name = '/etc/passwd'"),
-        ({"file_name": file_name("../" + "a" * 29, "png")}, "file_name ="),
+        ({"file_name": image_name("../" + "a" * 29, "png")}, "file_name ="),
         ({"file_name": ["x"]}, "file_name ="),
         ({"prompt": None}, "prompt = None: expected text"),
         ({"width": 0}, "width = 0: expected 1 to"),

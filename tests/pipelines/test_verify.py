@@ -9,14 +9,14 @@ import pytest
 import sdjax
 from pipelines import config
 from pipelines.equipment import equipment
-from pipelines.records import file_name
-from pipelines.storage import StorageError, read_jsonl, write_jsonl
+from pipelines.sinks.manifest_rows import image_name
 from pipelines.trust import made_with
 from pipelines.verify import Report, Settings, remake, sampled
 from sdjax.engine.engine import Result
 from sdjax.engine.passes import Task
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 from sdjax.jobs.a1111_text import a1111_text
+from sdjax.storage import StorageError, read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_pictures_of_another_model_are_told_from_those(made, sd2):
 
 def add(out: Path, pixels: np.ndarray, metadata: dict, format_name: str) -> str:
     """Puts a picture of this name and its row into an output; gives its file name."""
-    name = file_name(metadata["id"], FORMATS[format_name].extension)
+    name = image_name(metadata["id"], FORMATS[format_name].extension)
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_bytes(encode(pixels, metadata, a1111_text(metadata), format_name))
     row = {"file_name": name, **read_metadata(out / name, "")}

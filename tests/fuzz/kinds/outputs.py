@@ -14,13 +14,14 @@ from PIL.PngImagePlugin import PngInfo
 import sdjax
 from pipelines import config, generate, grid, sheet
 from pipelines.config import RunConfigError
-from pipelines.storage import StorageError
+from pipelines.sinks import open_sink
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
-from pipelines.verify import check_manifest, remake, unusable
+from pipelines.verify import remake, unusable
 from sdjax.adapters.files import AdapterError
 from sdjax.images.encode import PictureError, decode, read_metadata
 from sdjax.jobs.job import JobError
 from sdjax.jobs.records import job_of
+from sdjax.storage import StorageError
 from tests import toys
 
 # What readers of outputs may raise, each in words of its own.
@@ -181,7 +182,7 @@ def summary_of(out: Path) -> bool:
 
 def manifest_of(out: Path) -> bool:
     """What verify finds without drawing, and what it would draw again."""
-    found = [*check_manifest(str(out)), *remake(str(out), lambda _: engine(), 0.0).findings]
+    found = [*open_sink(str(out)).check(), *remake(str(out), lambda _: engine(), 0.0).findings]
     for path in sorted(out.glob("images/*/*.png")):
         try:
             metadata = read_metadata(path, str(path))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.storage import read_jsonl, write_jsonl
+from pipelines.sinks import open_sink
 from sdjax.images.encode import decode
+from sdjax.storage import read_jsonl, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +148,7 @@ def test_after_a_kill_before_the_manifest_whole_images_and_steps_are_done(run_he
 @pytest.fixture
 def problems(run_here, tiny) -> Callable[[Path], list[str]]:
     """What verify finds without making anything again."""
-    from pipelines.verify import check_manifest
-
-    return lambda out: [finding.problem for finding in check_manifest(str(out))]
+    return lambda out: [finding.problem for finding in open_sink(str(out)).check()]
 
 
 def test_verify_reads_all_of_every_file(out, problems):
