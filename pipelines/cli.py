@@ -204,8 +204,10 @@ def _run(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _generate(options: argparse.Namespace, flags: list[str]) -> int:
-    from pipelines import config, generate, manifest, progress, storage
+    from pipelines import config, generate, progress, storage
+    from pipelines.records import METADATA
     from pipelines.sources import sweeps
+    from pipelines.transforms.manifest import REJECTS
 
     keys = config.read_file(options.config) if options.config else {}
     keys |= config.read_settings(options.set)
@@ -236,9 +238,9 @@ def _generate(options: argparse.Namespace, flags: list[str]) -> int:
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
         f"{counts.duplicates} the same as others, {counts.failed} failed"
     )
-    terminal.line(f"written  {storage.join(options.out, manifest.METADATA)}")
+    terminal.line(f"written  {storage.join(options.out, METADATA)}")
     if rejected:
-        terminal.line(f"rejects  {storage.join(options.out, manifest.REJECTS)}")
+        terminal.line(f"rejects  {storage.join(options.out, REJECTS)}")
     if counts.cut_prompts:
         terminal.line(
             f"cut      {counts.cut_prompts:>8}  images whose prompt was cut: see prompt_cut and negative_prompt_cut"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import sdjax
-from pipelines.generate import Counts
 from pipelines.records import without_sizes
 from pipelines.storage import read_jsonl
+from pipelines.transforms.manifest import Counts
 from sdjax.images.encode import decode
 from sdjax.jobs.job import with_seeds_as_numbers
 from tests.pipelines.conftest import finish, start

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from pipelines import storage, verify
-from pipelines.generate import Counts
 from pipelines.records import without_sizes
 from pipelines.sources.prompts import PromptFileError
 from pipelines.storage import StorageError, read_jsonl, write_jsonl
+from pipelines.transforms.manifest import Counts
 from sdjax.images.encode import decode, read_metadata, read_parameters
 from sdjax.jobs.job import job_of
 
