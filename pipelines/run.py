@@ -1,20 +1,17 @@
-"""What every worker of a run has to know, and how it tells the process that started the run what it does."""
+"""What every worker of a run has to know."""
 
-import contextlib
-import functools
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from pipelines.config import RunConfig
-from pipelines.progress import Reporter
 from pipelines.sinks import open_sink
 from pipelines.sinks.sink import Sink
+from sdjax.assets import BUNDLED
 
-# What the steps of the graph give. One stream carries records of all kinds, and each step after it takes its own, since
-# several outputs of one step are lost by some runners; as are state, side inputs and what a bundle gives at its end.
-#   image   an id and the image wanted       group   first digits of ids, number of rows   reject  why there is no image
-#   row     an id and its manifest row       count   of what, how many
-Record = tuple[Literal["image", "row", "group", "reject", "count"], Any]
+# Where there are several workers: so many that all end at about the same time.
+_SHARDS_PER_WORKER = 4
 
 
 class Run(NamedTuple):
@@ -22,14 +19,19 @@ class Run(NamedTuple):
 
     progress: a folder of the machine that started the run.
     name: of this run, unlike any other's; seeds that are to be drawn at random are drawn from it.
-    shards: into how many parts the sampling is cut.
+    workers: processes with an engine each, as far as that is known.
     """
 
     config: RunConfig
     out: str
     progress: str
     name: str
-    shards: int
+    workers: int
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts the sampling of images that can share batches is cut, if there are enough of them."""
+        return self.config.shards or (1 if self.workers == 1 else self.workers * _SHARDS_PER_WORKER)
 
 
 def sink_of(run: Run) -> Sink:
@@ -37,22 +39,27 @@ def sink_of(run: Run) -> Sink:
     return open_sink(run.out, run.config.format, run.config.animation)
 
 
-@functools.cache
-def reporter_of(folder: str) -> Reporter:
-    """The account of this process in a folder."""
-    return Reporter(folder)
+# Keys of a configuration whose values are paths, or one of these names.
+_PATHS: Mapping[str, Iterable[str]] = {
+    "model": BUNDLED,
+    "model_config": (),
+    "vae": (),
+    "classifier": BUNDLED,
+    "wildcards": (),
+    "lora_folder": (),
+    "hypernetwork_folder": (),
+    "embedding_folder": (),
+    "controlnet_folder": BUNDLED,
+    "depth_model": BUNDLED,
+    "upscaler_folder": (),
+}
 
 
-@contextlib.contextmanager
-def reporting_failure(run: Run) -> Iterator[None]:
-    """A context that tells in plain words what goes wrong in it, and raises it as it is."""
-    try:
-        yield
-    except Exception as error:
-        reporter_of(run.progress).failed(said(error))
-        raise
-
-
-def said(error: Exception) -> str:
-    """An error as a user reads it."""
-    return str(error) if isinstance(error, ValueError | OSError) else repr(error)
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """The same with paths that workers and `verify` find from any folder; names on a hub and addresses stay."""
+    changes: dict[str, Any] = {}
+    for key, names in _PATHS.items():
+        value = getattr(config, key)
+        if value and value not in names and os.path.exists(value):
+            changes[key] = os.path.abspath(value)
+    return dataclasses.replace(config, **changes)

@@ -22,14 +22,16 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     PrismRunnerOptions,
     StandardOptions,
+    WorkerOptions,
     _BeamArgumentParser,
 )
 from apache_beam.runners.portability.flink_runner import MAGIC_HOST_NAMES
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from pipelines import dask_cluster
 from pipelines.config import RunConfigError
 
-LOCAL = "FnApiRunner"
+LOCAL, DASK = "FnApiRunner", "DaskRunner"
 # Beam's would first look for Prism, and download it, and take the local runner only if that fails.
 _SAME_AS_LOCAL = ("DirectRunner", "SwitchingDirectRunner", "TestDirectRunner")
 _ON_THIS_MACHINE = (LOCAL, "BundleBasedDirectRunner", "PrismRunner")
@@ -41,18 +43,18 @@ _READ_BY: Mapping[str, Iterable[str]] = {
     "flink_": ("FlinkRunner",),
     "spark_": ("SparkRunner",),
     "kafka_streams_": ("KafkaStreamsRunner",),
+    "dask_": (DASK,),
     "job_endpoint": _PORTABLE,
     "environment_": _PORTABLE,
 }
 # Flags with which a runner does something else than to run, or does not wait for the end.
 _OTHER_USES = ("dry_run", "template_location", "output_executable_path", "no_wait_until_finish", "streaming", "update")
 _REFUSED = {
-    "DaskRunner": "it loses parts of a run without a word; take another runner",
     "InteractiveRunner": "it is for notebooks, and keeps and shows parts of a graph; take another runner",
 }
 _PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism"
-# On runners of other machines the work is cut into so many parts; on this one there are as many as workers.
-_CLUSTER_SHARDS = 64
+# Of a cluster whose flags don't say how many it has.
+_UNKNOWN_WORKERS = 16
 _MOST_REPEATS = 100
 # Of another program's message.
 _MOST_LETTERS = 300
@@ -76,8 +78,10 @@ def pipeline(flags: list[str]) -> beam.Pipeline:
       RunConfigError: for flags that nobody would read or whose values can't be.
       RunnerError: for a runner that isn't there, lacks something, or can't be used for whole runs.
     """
-    given, unknown = _parsed(flags)
-    runner = runner_of(given.runner)
+    runner = runner_of(_parsed(flags)[0].runner)
+    if runner == DASK and (problem := dask_cluster.missing_packages()):
+        raise RunnerError(f"{runner}: {problem}")
+    given, unknown = _parsed(flags)  # with the flags of a runner that is imported now
     _check_unknown(unknown, runner in _ON_THIS_MACHINE, vars(given))
     options = PipelineOptions(flags)
     _check_values(options, runner)
@@ -85,9 +89,17 @@ def pipeline(flags: list[str]) -> beam.Pipeline:
     if problem:
         raise RunnerError(f"{runner}: {problem}")
     try:
-        return beam.Pipeline(runner=FnApiRunner() if runner == LOCAL else None, options=options)
+        return beam.Pipeline(runner=_runner_object(runner, options), options=options)
     except Exception as error:  # whatever a module does that is imported by its name
         raise RunnerError(f"{runner}: Beam can't take this runner or its flags: {_short(error)}") from error
+
+
+def _runner_object(runner: str, options: PipelineOptions) -> Any:
+    """The runner, where Beam finds another one by its name, or none."""
+    if runner == DASK:
+        dask_cluster.set_partitions(options)
+        return dask_cluster.runner()
+    return FnApiRunner() if runner == LOCAL else None
 
 
 def finish(built: beam.Pipeline) -> None:
@@ -98,8 +110,11 @@ def finish(built: beam.Pipeline) -> None:
     """
     runner = _runner(built.options)
     try:
-        with _quiet():
-            built.run().wait_until_finish()
+        with _quiet(), contextlib.ExitStack() as stack:
+            result = built.run()
+            if client := getattr(result, "client", None):  # Dask's
+                stack.enter_context(client)
+            result.wait_until_finish()
     except Exception as error:
         if runner == LOCAL:
             raise
@@ -138,7 +153,7 @@ def runner_of(named: str | None) -> str:
     """The class of the runner that a name in flags stands for; one that isn't Beam's by all of its path."""
     named = named or LOCAL
     name = named.rpartition(".")[2] if named.startswith("apache_beam.") else named
-    known = {_stem(each): each for each in (*StandardOptions.KNOWN_RUNNER_NAMES, *_REFUSED)}
+    known = {_stem(each): each for each in (*StandardOptions.KNOWN_RUNNER_NAMES, DASK)}
     found = known.get(_stem(name))
     if found:
         return LOCAL if found in _SAME_AS_LOCAL else found
@@ -158,11 +173,18 @@ def _runner(options: PipelineOptions) -> str:
 
 
 def workers(built: beam.Pipeline) -> int:
-    """Over how many workers the sampling is spread, if the configuration leaves that open."""
-    runner = _runner(built.options)
+    """How many worker processes there are, as far as a runner's flags say."""
+    options = built.options
+    runner = _runner(options)
     if runner == LOCAL:
-        return built.options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
-    return 1 if runner in _ON_THIS_MACHINE else _CLUSTER_SHARDS
+        return options.view_as(DirectOptions).direct_num_workers or os.cpu_count() or 1
+    if runner in _ON_THIS_MACHINE:
+        return 1
+    if runner == DASK:
+        return dask_cluster.workers(options)
+    given = options.view_as(WorkerOptions)
+    parallelism = max(0, options.get_all_options().get("parallelism") or 0)
+    return given.max_num_workers or given.num_workers or parallelism or _UNKNOWN_WORKERS
 
 
 def _short(error: Exception) -> str:
@@ -331,6 +353,7 @@ _NEEDS: Mapping[str, Callable[[PipelineOptions], str]] = {
     "KafkaStreamsRunner": _job_server_problem(
         "kafka_streams_job_server_jar", "in no release, built from the source of Beam", lambda _: True
     ),
+    DASK: dask_cluster.problem,
     "DataflowRunner": _dataflow_problem,
     "TestDataflowRunner": _dataflow_problem,
 }

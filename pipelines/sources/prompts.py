@@ -133,7 +133,7 @@ def _check_head(head: bytes, gzipped: bool, name: str) -> None:
 # --- From rows to jobs ---
 
 
-class Asked(NamedTuple):
+class JobRequest(NamedTuple):
     """A job that a row asks for, and notes for its metadata on how it came about.
 
     notes: `prompt_template` and `negative_prompt_template` where there was one, and with them `template_mode`:
@@ -144,7 +144,7 @@ class Asked(NamedTuple):
     notes: dict[str, Any]
 
 
-def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> list[Asked] | Reject:
+def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> list[JobRequest] | Reject:
     """The jobs that a row asks for, or why there are none: a row is made as a whole or not at all.
 
     Args:
@@ -160,16 +160,16 @@ def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> l
         for name, value in given.items():
             for each in value if isinstance(value, list) else [value]:
                 _check_text(name, each)
-        return list(_asked(row, with_fields_named(given), config, run_name, wildcards))
+        return list(_requests(row, with_fields_named(given), config, run_name, wildcards))
     except OverflowError:
         return Reject(row.source, row.line, row.text, "a number in it is far too large; make it smaller")
     except ValueError as error:  # of jobs, sweeps, templates, or one of Python's own about numbers of too many digits
         return Reject(row.source, row.line, row.text, printable(shortened(str(error))))
 
 
-def _asked(
+def _requests(
     row: Row, given: Mapping[str, Any], config: RunConfig, run_name: str, wildcards: Wildcards
-) -> Iterator[Asked]:
+) -> Iterator[JobRequest]:
     mode = row_key(given, "combinations", config.combinations)
     # They have no say in seeds that are derived or drawn, so that the pictures of a sweep begin from the same noise.
     varied = swept(given) - set(PROMPTS)
@@ -203,7 +203,7 @@ def _asked(
                     job = _with_texts_chosen(job, templates, wildcards)
                     letters += sum(len(getattr(job, name)) for name in templates)
                     check_letters(letters)
-                yield Asked(job, notes)
+                yield JobRequest(job, notes)
 
 
 def _templates(values: Mapping[str, Any]) -> dict[str, Template]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines import cli, config, generate
-from pipelines.generate import Counts
+from pipelines.transforms.manifest import Counts
 
 
 @pytest.fixture(scope="session")

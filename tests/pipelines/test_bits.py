@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import sdjax
-from pipelines.generate import Counts
 from pipelines.sinks.manifest_rows import without_sizes
+from pipelines.transforms.manifest import Counts
 from sdjax.images.encode import decode
 from sdjax.jobs.records import with_seeds_as_numbers
 from sdjax.storage import read_jsonl

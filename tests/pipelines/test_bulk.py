@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import sdjax
-from pipelines import config, generate
+from pipelines import config, generate, worker
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.models.upscaler import CompactConfig
 from sdjax.storage import read_jsonl
@@ -94,7 +94,7 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     asked = rows()
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     compiled: list[object] = []
-    make_engine = generate.make_engine
+    make_engine = worker.make_engine
 
     def counting(given, on_compile):
         def both(bucket):
@@ -103,7 +103,7 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
 
         return make_engine(given, both)
 
-    monkeypatch.setattr(generate, "make_engine", counting)
+    monkeypatch.setattr(worker, "make_engine", counting)
     counts = generate.run_pipeline(
         [str(tmp_path / "rows.jsonl")],
         str(tmp_path / "out"),

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from pipelines.generate import Counts
 from pipelines.sinks import open_sink
 from pipelines.sinks.manifest_rows import without_sizes
 from pipelines.sources.prompts import PromptFileError
+from pipelines.transforms.manifest import Counts
 from sdjax import storage
 from sdjax.images.encode import decode, read_metadata, read_parameters
 from sdjax.jobs.records import job_of

@@ -1,24 +1,16 @@
 """Beam's runners: each gives the same output or says in one line what it lacks; and the flags that are theirs."""
 
 import importlib.util
-import json
 import os
-import random
 import re
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from apache_beam.options.pipeline_options import StandardOptions
-from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipelines import config, generate, manifest, runners
+from pipelines import runners
 from pipelines.config import RunConfigError
-from pipelines.run import Run
 from pipelines.runners import RunnerError
-from sdjax import storage
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("a red apple", "the cat", "a castle on the green", "a dog", "the cat")
@@ -100,9 +92,10 @@ def test_what_ends_a_run_in_a_worker_is_told_once(mode, prompts, run_here, capfd
 def test_runners_that_lack_something_say_what(name):
     needed = re.search(r"`([^`]+)`", table()[name][1])
     assert needed
+    module = {"DaskRunner": "distributed"}.get(name, "google.auth")
     if needed[1].startswith("--"):
         assert message(f"--runner={name}").startswith(f"{name}: it needs ") and needed[1] in message(f"--runner={name}")
-    elif importlib.util.find_spec("google.auth") is None:
+    elif importlib.util.find_spec(module) is None:
         assert needed[1] in message(f"--runner={name}")
 
 
@@ -197,7 +190,15 @@ def test_flags_of_a_cluster_that_beam_does_not_know_are_handed_on(tmp_path):
     ]
     built = runners.pipeline(flags)
     assert built.options.get_all_options(retain_unknown_options=True)["strange"] == "value"
-    assert runners.workers(built) == 64
+    assert runners.workers(built) == 16  # not known
+
+
+@pytest.mark.parametrize("flags", ["--parallelism=3", "--num_workers=3", "--num_workers=2 --max_num_workers=3"])
+def test_how_many_workers_a_cluster_has_is_taken_from_its_flags(flags, tmp_path):
+    (tmp_path / "server.jar").write_bytes(b"")
+    jar = f"--flink_job_server_jar={tmp_path / 'server.jar'}"
+    flags = ["--runner=Flink", jar, "--job_server_java_launcher=sh", *flags.split()]
+    assert runners.workers(runners.pipeline(flags)) == 3
 
 
 def test_as_many_workers_as_cores_can_be_asked_for():
@@ -207,7 +208,7 @@ def test_as_many_workers_as_cores_can_be_asked_for():
     assert runners.workers(runners.pipeline([])) == 1
 
 
-# --- The graph ---
+# --- What a runner leaves undone ---
 
 
 def test_a_runner_that_makes_nothing_of_a_run_leaves_the_manifest_as_it_was(prompts, local, run_here, tmp_path):
@@ -217,140 +218,3 @@ def test_a_runner_that_makes_nothing_of_a_run_leaves_the_manifest_as_it_was(prom
     with pytest.raises(RunnerError, match="take another runner"):
         run_here(prompts, tmp_path / "out", [f"--runner={DRAWN}", f"--render_output={tmp_path / 'graph.dot'}"])
     assert contents(tmp_path / "out") == local
-
-
-@pytest.fixture
-def tiny_run(tmp_path) -> Run:
-    return Run(config.make({}), str(tmp_path), str(tmp_path), "run", 1)
-
-
-def test_a_manifest_that_would_lack_rows_is_not_written(tiny_run, tmp_path):
-    (tmp_path / "metadata.jsonl").write_text("{}\n")
-    row = {"id": "ab", "file_name": "x"}
-    group = manifest.write_group("ab", [row, row], tiny_run)
-    counts = [("count", ("made", 1)), ("count", ("there", 1)), ("count", ("wanted", 2))]
-    with pytest.raises(RunnerError, match="2 pictures were made or there, but the runner brought the metadata of 1"):
-        manifest.finish([group, *counts], tiny_run)
-    assert (tmp_path / "metadata.jsonl").read_text() == "{}\n" and not (tmp_path / "summary.json").exists()
-    manifest.finish([group, counts[0]], tiny_run)
-    assert list(storage.read_jsonl(str(tmp_path / "metadata.jsonl"))) == [row]
-    assert manifest.counted(tiny_run).made == 1
-
-
-def test_batches_are_the_same_in_whatever_order_their_images_come():
-    images: list[Any] = [(f"{number:02d}", number) for number in range(11)]
-    expected = list(generate.batches(images, 4))
-    assert [len(batch) for batch in expected] == [4, 4, 3]
-    for seed in range(5):
-        mixed = random.Random(seed).sample(images, len(images))
-        assert list(generate.batches([*mixed, mixed[0]], 4)) == expected
-
-
-@pytest.fixture
-def graph(tiny_run) -> Any:
-    """The graph as runners get it."""
-    root = runners.pipeline([])
-    generate.build(root, ["prompts.txt"], tiny_run)
-    return root.to_runner_api()
-
-
-def payloads(graph: Any) -> Iterator[beam_runner_api_pb2.ParDoPayload]:
-    for each in graph.components.transforms.values():
-        if each.spec.urn == "beam:transform:pardo:v1":
-            yield beam_runner_api_pb2.ParDoPayload.FromString(each.spec.payload)
-
-
-def test_the_graph_is_of_steps_by_element_and_groups_by_key_with_one_end(graph):
-    assert list(graph.requirements) == []
-    for payload in payloads(graph):
-        assert not (payload.side_inputs or payload.state_specs or payload.timer_family_specs)
-    steps = [each for each in graph.components.transforms.values() if not each.subtransforms]
-    assert all(len(each.outputs) <= 1 for each in steps)
-    read = {name for each in steps for name in each.inputs.values()}
-    ends = {name for each in steps for name in each.outputs.values()} - read
-    assert len(ends) == 1
-
-
-def test_keys_of_the_graph_are_texts(graph):
-    grouped = [
-        each for each in graph.components.transforms.values() if each.spec.urn == "beam:transform:group_by_key:v1"
-    ]
-    names = {each.unique_name.partition("/")[0]: each for each in grouped}
-    for step in ("Join", "Batch", "Group", "Gather"):
-        [source] = names[step].inputs.values()
-        pair = graph.components.coders[graph.components.pcollections[source].coder_id]
-        assert graph.components.coders[pair.component_coder_ids[0]].spec.urn == "beam:coder:string_utf8:v1", step
-
-
-# --- Prism ---
-
-
-@pytest.fixture
-def prism() -> str:
-    """The program, which `make prism` builds."""
-    path = os.environ.get("SDJAX_PRISM", "")
-    if not path:
-        pytest.skip("make prism builds it")
-    return path
-
-
-JOBS, SECONDS, BATCH = 300, 3.0, 8
-
-
-@pytest.fixture
-def jobs(tmp_path) -> Path:
-    """Of one bucket."""
-    path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "the cat", "seed": seed}) + "\n" for seed in range(JOBS)))
-    return path
-
-
-@pytest.fixture
-def expected(jobs, run_here, tmp_path) -> dict[str, bytes]:
-    """What the local runner makes of them, at full speed."""
-    run_here(jobs, tmp_path / "local", host_batch=BATCH)
-    return contents(tmp_path / "local")
-
-
-@pytest.fixture
-def slow_batches(monkeypatch) -> list[list[str]]:
-    """Makes every batch take some seconds more; gives the ids of what is made, by batch."""
-    made: list[list[str]] = []
-    make_engine: Callable[..., Any] = generate.make_engine
-
-    def slowed(*arguments: Any) -> Any:
-        engine = make_engine(*arguments)
-        run = engine.run
-
-        def slowly(tasks: Any) -> Any:
-            time.sleep(SECONDS)
-            made.append([])
-            for result in run(tasks):
-                made[-1].append(result.metadata["id"])
-                yield result
-
-        engine.run = slowly
-        return engine
-
-    monkeypatch.setattr(generate, "make_engine", slowed)
-    return made
-
-
-@pytest.mark.slow
-def test_prism_with_a_slow_engine_makes_each_picture_once_and_the_same_files(
-    prism, jobs, expected, slow_batches, tiny_folder, tmp_path
-):
-    (tmp_path / "progress").mkdir()  # of its own, so that the engine is made anew, and slow
-    keys = {"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", "host_batch": BATCH}
-    flags = ["--runner=PrismRunner", f"--prism_location={prism}"]
-    begun = time.monotonic()
-    counts = generate.run_pipeline(
-        [str(jobs)], str(tmp_path / "prism"), config.make(keys), flags, str(tmp_path / "progress")
-    )
-    seconds = time.monotonic() - begun
-    ids = [image_id for batch in slow_batches for image_id in batch]
-    print(f"\n{JOBS} jobs: {len(ids)} made on Prism in {len(slow_batches)} batches, {seconds:.0f} s")
-    assert (counts.rows, counts.made, counts.problems()) == (JOBS, JOBS, [])
-    assert len(ids) == len(set(ids)) == JOBS and len(slow_batches) == -(-JOBS // BATCH)
-    assert seconds > SECONDS * len(slow_batches)
-    assert contents(tmp_path / "prism") == expected

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import RunConfig
-from pipelines.sources.prompts import Asked, Reject, parse, read_rows
+from pipelines.sources.prompts import JobRequest, Reject, parse, read_rows
 from pipelines.sources.rows import MARK, MAX_LINE_BYTES, PromptFileError
 from sdjax.jobs.ids import canonical_json
 from sdjax.jobs.job import FIELDS
@@ -122,7 +122,7 @@ def _check_message(message: str) -> None:
     assert all(letter.isprintable() for letter in message), repr(message[:500])
 
 
-def _check_jobs(found: list[Asked], name: str) -> None:
+def _check_jobs(found: list[JobRequest], name: str) -> None:
     assert found, "a row is rejected or gives jobs"
     typed = name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".parquet"))
     for asked in found[:_MOST_JOBS]:

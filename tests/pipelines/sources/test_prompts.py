@@ -14,7 +14,7 @@ from pipelines.config import RunConfig
 from pipelines.sources import prompts, sweeps
 from pipelines.sources.prompts import (
     FORMATS,
-    Asked,
+    JobRequest,
     PromptFileError,
     Reject,
     Row,
@@ -396,7 +396,7 @@ def jobs(*arguments, **options):
 
 def test_a_row_gives_its_job_from_text():
     values = {"prompt": "a cat", "seed": " 5 ", "steps": "3", "guidance_scale": "2", "width": ""}
-    assert parse(row(**values)) == [Asked(Job(prompt="a cat", seed=5, steps=3, guidance_scale=2.0), {})]
+    assert parse(row(**values)) == [JobRequest(Job(prompt="a cat", seed=5, steps=3, guidance_scale=2.0), {})]
 
 
 def test_defaults_fill_what_a_row_leaves_open_and_no_more():
@@ -534,7 +534,7 @@ def test_all_combinations():
 
 def test_no_templates():
     [asked] = parse(row(prompt="a {b __c__", combinations="none", seed=1))
-    assert asked == Asked(Job(prompt="a {b __c__", seed=1), {})
+    assert asked == JobRequest(Job(prompt="a {b __c__", seed=1), {})
 
 
 @pytest.mark.parametrize("seed", [-1, "-1", -1.0, " -1 "])

@@ -1,0 +1,86 @@
+"""What a worker process holds while it works: an engine, a planner, wildcards, and its progress report.
+
+All else in the graph is plain functions; whatever lives as long as a process is here.
+"""
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Iterable, Iterator
+
+from pipelines.equipment import Equipment, equipment, make_engine
+from pipelines.progress import Reporter
+from pipelines.run import Run
+from sdjax import storage
+from sdjax.engine.engine import Engine
+from sdjax.engine.passes import Bucket
+from sdjax.engine.planner import Planner
+from sdjax.text.wildcards import MAX_FILE_BYTES, NO_WILDCARDS, Wildcards, files_in, wildcards_of_files
+
+_lock = threading.Lock()
+
+
+@functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
+def _engine(given: Equipment, progress: str) -> Engine:
+    reporter = reporter_of(progress)
+
+    def on_compile(bucket: Bucket) -> None:
+        reporter.doing(f"compiling {bucket.width}x{bucket.height}")
+
+    reporter.doing(f"loading {given.model}")
+    engine = make_engine(given, on_compile)
+    reporter.doing("")
+    return engine
+
+
+@contextlib.contextmanager
+def engine_of(run: Run) -> Iterator[Engine]:
+    """The process' engine, for one thread at a time."""
+    with _lock, reporting_failure(run):
+        yield _engine(equipment(run.config), run.progress)
+
+
+@contextlib.contextmanager
+def planner_of(run: Run) -> Iterator[Planner]:
+    """What plans the jobs of a run."""
+    with engine_of(run) as engine:
+        yield engine.planner
+
+
+@functools.lru_cache(maxsize=1)
+def wildcards_of(folder: str | None, run_name: str) -> Wildcards:
+    """The wildcards of a run, each file read once by a process."""
+    if folder is None:
+        return NO_WILDCARDS
+
+    def paths() -> Iterable[str]:
+        if os.path.isdir(folder):
+            return files_in(folder)
+        return (path.removeprefix(folder).lstrip("/") for path in storage.list_files(folder))
+
+    def read(path: str) -> bytes:
+        return storage.read_whole(storage.join(folder, *path.split("/")), MAX_FILE_BYTES + 1)
+
+    return wildcards_of_files(paths, read, folder)
+
+
+@functools.cache
+def reporter_of(folder: str) -> Reporter:
+    """The progress report of this process, in a folder."""
+    return Reporter(folder)
+
+
+@contextlib.contextmanager
+def reporting_failure(run: Run) -> Iterator[None]:
+    """A context that reports in plain words what goes wrong in it, and raises it as it is."""
+    try:
+        yield
+    except Exception as error:
+        reporter_of(run.progress).failed(message_of(error))
+        raise
+
+
+def message_of(error: Exception) -> str:
+    """An error as a user reads it."""
+    return str(error) if isinstance(error, ValueError | OSError) else repr(error)

@@ -1,0 +1,15 @@
+"""A run of the smallest toy, whose transforms are called as the functions that they are."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import config
+from pipelines.run import Run
+
+
+@pytest.fixture
+def run(tiny_folder: Path, progress_folder: Path, tmp_path: Path) -> Run:
+    """Into the test's folder; all such runs share one engine."""
+    keys = {"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", "host_batch": 2}
+    return Run(config.make(keys), str(tmp_path), str(progress_folder), "run", workers=1)
