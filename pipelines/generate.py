@@ -6,7 +6,6 @@ steps that go by element and groups by key, whose elements are cut into batches,
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import os
@@ -19,9 +18,10 @@ import apache_beam as beam
 import numpy as np
 from PIL import Image
 
-from pipelines import checks, done, runners, storage
+from pipelines import done, preflight, runners, storage
 from pipelines.config import RunConfig, RunConfigError
-from pipelines.equipment import Equipment, equipment, make_engine
+from pipelines.config.recorded import for_engine
+from pipelines.loading import make_engine
 from pipelines.manifest import (
     Counts,
     counted,
@@ -37,7 +37,6 @@ from pipelines.records import Sizes, manifest_row
 from pipelines.run import Record, Run, reporter_of, reporting_failure, said
 from pipelines.sources import input_images
 from pipelines.sources.prompts import Asked, PromptFileError, Reject, Row, parse, read_rows, shortened
-from sdjax.assets import BUNDLED
 from sdjax.engine.engine import Engine, Result
 from sdjax.engine.planner import Task, Together
 from sdjax.engine.program import Bucket
@@ -74,14 +73,14 @@ _lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
-def _engine(given: Equipment, progress: str) -> Engine:
+def _engine(config: RunConfig, progress: str) -> Engine:
     reporter = reporter_of(progress)
 
     def on_compile(bucket: Bucket) -> None:
         reporter.doing(f"compiling {bucket.width}x{bucket.height}")
 
-    reporter.doing(f"loading {given.model}")
-    engine = make_engine(given, on_compile)
+    reporter.doing(f"loading {config.model.name}")
+    engine = make_engine(config, on_compile)
     reporter.doing("")
     return engine
 
@@ -90,7 +89,7 @@ def _engine(given: Equipment, progress: str) -> Engine:
 def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
     with _lock, reporting_failure(run):
-        yield _engine(equipment(run.config), run.progress)
+        yield _engine(for_engine(run.config), run.progress)
 
 
 @functools.lru_cache(maxsize=1)
@@ -125,7 +124,7 @@ def rows_of(path: str, run: Run) -> Iterator[Row]:
 
 def plan(row: Row, run: Run) -> list[tuple[str, Wanted]] | Reject:
     """The images that a row asks for, by id, or why there are none."""
-    jobs = parse(row, run.config, run.name, wildcards_of(run.config.wildcards, run.name))
+    jobs = parse(row, run.config, run.name, wildcards_of(run.config.library.wildcards, run.name))
     if isinstance(jobs, Reject):
         return jobs
     with engine_of(run) as engine:
@@ -189,15 +188,19 @@ def _write(result: Result, run: Run) -> Sizes | str:
         return str(result.problem)
     if not result.finite:
         narrow = result.metadata["dtype"] != "float32"
-        hint = "; try --set dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"
+        hint = (
+            "; try --set model.dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"
+        )
         return f"the network gave NaN or infinity in {result.metadata['dtype']}{hint}"
     try:
-        data = encode(result.image, result.metadata, run.config.format)
+        data = encode(result.image, result.metadata, run.config.output.format)
     except EncodeError as error:
         return str(error)
     # Before the picture, whose being there says that all is done.
     steps = _write_previews(result, run) if result.previews else ()
-    storage.write_whole(storage.image_path(run.out, result.metadata["id"], FORMATS[run.config.format].extension), data)
+    storage.write_whole(
+        storage.image_path(run.out, result.metadata["id"], FORMATS[run.config.output.format].extension), data
+    )
     return Sizes(len(data), *steps)
 
 
@@ -208,7 +211,7 @@ def _write_previews(result: Result, run: Run) -> tuple[int, int]:
     if image.shape != last.shape:  # it was made larger, or put back into its picture
         image = last if told["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
     title = f"{told['prompt']} ({told['sampler']}, {told['steps_taken']} steps, seed {told['seed']})"
-    kind = run.config.animation
+    kind = run.config.output.animation
     both = strip(result.previews, image, title), animation(result.previews, image, kind)
     for extension, data in zip(("png", kind), both, strict=True):
         storage.write_whole(storage.steps_path(run.out, told["id"], extension), data)
@@ -241,9 +244,9 @@ def planned(row: Row, run: Run) -> Iterator[Record]:
 def missing(image_id: str, found: Mapping[str, Iterable[Any]], run: Run) -> Iterator[Record]:
     """Images wanted of an id, and what there is of it -> its manifest row, or the image if it is to be made."""
     wanted, files, steps = list(found["wanted"]), list(found["files"]), dict(found["steps"])
-    row = done.whole_row(image_id, files, steps, found["rows"], run.config.animation)
+    row = done.whole_row(image_id, files, steps, found["rows"], run.config.output.animation)
     keeps_steps = any(each.job.preview_every for each in wanted)
-    if row and keeps_steps and not done.has_steps(row, steps, run.config.animation):
+    if row and keeps_steps and not done.has_steps(row, steps, run.config.output.animation):
         row = None
     if row:
         yield "row", (image_id, row)
@@ -278,8 +281,8 @@ def batches(wanted: Iterable[tuple[str, Wanted]], size: int) -> Iterator[dict[st
 
 def sampled(wanted: Iterable[tuple[str, Wanted]], run: Run) -> Iterator[Record]:
     """The images of one key -> manifest rows; a reject of what could not be made."""
-    extension = FORMATS[run.config.format].extension
-    for batch in batches(wanted, run.config.host_batch):
+    extension = FORMATS[run.config.output.format].extension
+    for batch in batches(wanted, run.config.run.host_batch):
         for metadata, written in sample(batch, run):
             if isinstance(written, str):
                 failed = batch[metadata["id"]]
@@ -346,32 +349,6 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     )
 
 
-# Keys whose values are bundled names or paths.
-_PATHS: Mapping[str, Iterable[str]] = {
-    "model": BUNDLED,
-    "model_config": (),
-    "vae": (),
-    "classifier": BUNDLED,
-    "wildcards": (),
-    "lora_folder": (),
-    "hypernetwork_folder": (),
-    "embedding_folder": (),
-    "controlnet_folder": BUNDLED,
-    "depth_model": BUNDLED,
-    "upscaler_folder": (),
-}
-
-
-def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """The same with paths that workers and `verify` find from any folder; names on a hub and addresses stay."""
-    changes: dict[str, Any] = {}
-    for key, bundled in _PATHS.items():
-        value = getattr(config, key)
-        if value and value not in bundled and os.path.exists(value):
-            changes[key] = os.path.abspath(value)
-    return dataclasses.replace(config, **changes)
-
-
 def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[str], progress: str) -> Counts:
     """Runs the pipeline to its end.
 
@@ -393,10 +370,10 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
     paths = list(paths)
     for path in paths:
         next(read_rows(functools.partial(storage.open_binary, path), path))
-    config = checks.check_model(_with_whole_paths(config))
-    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.shards or runners.workers(pipeline))
+    config = preflight.check_model(preflight.with_whole_paths(config))
+    run = Run(config, out, progress, uuid.uuid4().hex, shards=config.run.shards or runners.workers(pipeline))
     with storage.only_run(out), storage.removing_temporaries(out, run.name):
-        checks.check_format(out, config.format)
+        preflight.check_format(out, config.output.format)
         storage.remove_leftovers(out)
         # A full or read-only output is found now, not after the first hour.
         storage.write_whole(group_path(run, "probe"), b"\n")

@@ -4,13 +4,13 @@ The manifest is written in groups of rows, side by side, which are joined in the
 temporary names.
 """
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from pipelines import runners, storage
+from pipelines.config.recorded import to_record
 from pipelines.records import METADATA, SUMMARY, read_manifest
 from pipelines.run import Record, Run, reporting_failure
 from sdjax.jobs.job import with_seeds_as_text
@@ -115,8 +115,7 @@ def write_rejects(rejects: Iterable[dict[str, Any]], run: Run) -> None:
 
 def write_summary(counts: Counts, run: Run) -> None:
     """Writes `summary.json`: what became of everything, and how the run was configured."""
-    config = {**dataclasses.asdict(run.config), "job": dict(run.config.job)}
-    text = json.dumps({"counts": counts._asdict(), "config": config}, indent=2, sort_keys=True)
+    text = json.dumps({"counts": counts._asdict(), "config": to_record(run.config)}, indent=2, sort_keys=True)
     with reporting_failure(run):
         storage.write_whole(storage.join(run.out, SUMMARY), text.encode() + b"\n")
 

@@ -14,8 +14,8 @@ import pytest
 from apache_beam.options.pipeline_options import StandardOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipelines import config, generate, manifest, runners, storage
-from pipelines.config import RunConfigError
+from pipelines import generate, manifest, runners, storage
+from pipelines.config import RunConfig, RunConfigError, reading
 from pipelines.run import Run
 from pipelines.runners import RunnerError
 
@@ -220,7 +220,7 @@ def test_a_runner_that_makes_nothing_of_a_run_leaves_the_manifest_as_it_was(prom
 
 @pytest.fixture
 def tiny_run(tmp_path) -> Run:
-    return Run(config.make({}), str(tmp_path), str(tmp_path), "run", 1)
+    return Run(RunConfig(), str(tmp_path), str(tmp_path), "run", 1)
 
 
 def test_a_manifest_that_would_lack_rows_is_not_written(tiny_run, tmp_path):
@@ -340,11 +340,11 @@ def test_prism_with_a_slow_engine_makes_each_picture_once_and_the_same_files(
     prism, jobs, expected, slow_batches, tiny_folder, tmp_path
 ):
     (tmp_path / "progress").mkdir()  # of its own, so that the engine is made anew, and slow
-    keys = {"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", "host_batch": BATCH}
+    keys = {"model": str(tiny_folder), "engine.batch_size": 1, "steps": 2, "sampler": "euler", "run.host_batch": BATCH}
     flags = ["--runner=PrismRunner", f"--prism_location={prism}"]
     begun = time.monotonic()
     counts = generate.run_pipeline(
-        [str(jobs)], str(tmp_path / "prism"), config.make(keys), flags, str(tmp_path / "progress")
+        [str(jobs)], str(tmp_path / "prism"), reading.make(keys), flags, str(tmp_path / "progress")
     )
     seconds = time.monotonic() - begun
     ids = [image_id for batch in slow_batches for image_id in batch]
