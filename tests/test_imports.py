@@ -36,7 +36,7 @@ LIBRARY = {
     "PIL", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "regex", "safetensors", "transformers",
     "yaml",
 }  # fmt: skip
-TRAINING = LIBRARY | {"optax", "scipy", "tqdm"}
+TRAINING = LIBRARY | {"optax", "rich", "scipy"}
 NOT_NEEDED = ("apache_beam", "pyarrow", "torch")
 
 FORBIDDEN_NAMES = re.compile(r"(?<![a-z])(utils?|helpers?|common|misc|managers?)(?![a-z])")
