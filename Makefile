@@ -8,7 +8,7 @@ TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow fuzz parity prism golden check lock emoji benchmark clean
+.PHONY: help install demo test test-slow fuzz parity prism wheel golden docs check lock emoji benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,12 @@ prism: install build/prism ## the tests of Beam's runner Prism, which is built f
 
 build/prism:
 	GOBIN=$(abspath build) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
+
+wheel: install ## builds a wheel, installs it into a new environment and uses it there
+	$(VENV)/bin/python .ci/wheel.py
+
+docs: install ## writes the tables of docs/ that are made of definitions
+	$(VENV)/bin/python -m pipelines.config.table docs/configuration.md
 
 golden: $(PARITY_VENV)/.installed ## records the references of tests/golden anew
 	$(PARITY_VENV)/bin/python -m tests.golden.record
