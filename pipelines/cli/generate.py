@@ -1,6 +1,7 @@
 """`sdjax generate PROMPTS... OUT`: the main job."""
 
 import contextlib
+import functools
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,7 @@ def generate(
         context.obj,
         quiet,
     )
-    return lambda: run(options)
+    return functools.partial(run, options)
 
 
 def run(options: Options) -> int:

@@ -1,5 +1,6 @@
 """`sdjax verify OUT`."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -46,7 +47,7 @@ def verify(
 ) -> Command:
     """Make images again and compare."""
     options = Options(out, sample, model, tuple(settings or ()), trust, pickled)
-    return lambda: run(options)
+    return functools.partial(run, options)
 
 
 def run(options: Options) -> int:

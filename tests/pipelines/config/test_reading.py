@@ -197,7 +197,21 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         read_file(tmp_path / "gone.yaml")
 
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[3]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_settings_and_files_in_the_docs_can_be_used(page, tmp_path):
+    text = page.read_text("utf-8")
+    for setting in re.findall(r"--set ([a-z][\w.]*=[^\s`]*)", text):
+        assert make(read_settings([setting]))
+    for number, example in enumerate(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)):
+        (tmp_path / f"{number}.yaml").write_text(example)
+        assert make(read_file(tmp_path / f"{number}.yaml"))
+
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
