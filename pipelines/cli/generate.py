@@ -106,7 +106,7 @@ def _generate(options: Options, config: "RunConfig") -> "Counts":
         with bar:
             return generate.run_pipeline(options.prompts, options.out, config, list(options.flags), folder)
     except Exception as error:  # in a worker, a runner adds to it or makes another one of it
-        errors = progress.read(folder)[2]
+        errors = progress.read(folder).errors
         if not errors:
             raise
         raise OSError(errors[0]) from error

@@ -138,7 +138,7 @@ class RunConfig:
 
 
 SECTIONS: Mapping[str, type[Section]] = {
-    each.section: each for each in (ModelSection, LibrarySection, EngineSection, OutputSection, RunSection)
+    field.name: type(field.default) for field in dataclasses.fields(RunConfig) if isinstance(field.default, Section)
 }
 KEYS: Mapping[str, Key] = {
     f"{section}.{name}": of for section in SECTIONS for name, of in SECTIONS[section].keys().items()

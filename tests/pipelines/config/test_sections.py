@@ -18,7 +18,8 @@ def test_a_section_with_an_impossible_value_can_not_be_made():
 
 def test_every_section_is_a_member_of_its_name_and_every_default_is_possible():
     config = RunConfig()
-    assert all(type(getattr(config, name)) is section for name, section in SECTIONS.items())
+    assert SECTIONS.keys() == {"model", "library", "engine", "output", "run"}
+    assert all(section.section == name for name, section in SECTIONS.items())
     assert {key: value_of(config, key) for key in KEYS} == {key: of.default for key, of in KEYS.items()}
 
 
