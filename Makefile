@@ -8,7 +8,7 @@ TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow fuzz parity prism golden check same-pixels lock docs emoji benchmark clean
+.PHONY: help install demo test test-slow fuzz parity prism wheel golden docs check same-pixels lock emoji benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ prism: install build/prism ## the tests of Beam's runner Prism, which is built f
 build/prism:
 	GOBIN=$(abspath build) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
 
+wheel: install ## builds a wheel, installs it into a new environment and uses it there
+	$(VENV)/bin/python .ci/wheel.py
+
 golden: $(PARITY_VENV)/.installed ## records the references of tests/golden anew
 	$(PARITY_VENV)/bin/python -m tests.golden.record
 
@@ -66,8 +69,9 @@ same-pixels: install ## jobs of every kind by the git revision BEFORE=... and by
 lock: $(PARITY_VENV)/.installed ## pins what is installed now
 	$(PARITY_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
 
-docs: install ## the tables of fields in README.md and docs/
+docs: install ## the tables of fields and keys in README.md and docs/
 	$(VENV)/bin/python -m sdjax.jobs.field_docs README.md docs/*.md
+	$(VENV)/bin/python -m pipelines.config.table docs/configuration.md
 
 emoji: install ## trains the embedded model from nothing (hours) and measures it; stop and go on as you like
 	$(TRAIN) sdjax.training.emoji

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 import apache_beam as beam
 
-from pipelines import checks, runners, terminal
+from pipelines import preflight, runners, terminal
 from pipelines.config import RunConfig
 from pipelines.elements import OutputPart, PlannedJob, PromptFile
-from pipelines.run import Run, sink_of, with_whole_paths
+from pipelines.run import Run, sink_of
 from pipelines.sinks.output import check_writable, temporary_name
 from pipelines.sources.prompts import PromptFileError, read_rows
 from pipelines.transforms import manifest, steps
@@ -63,11 +63,11 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         raise PromptFileError("no prompt files: name at least one")
     for path in paths:
         next(read_rows(functools.partial(storage.open_binary, path), path))
-    config = checks.check_model(with_whole_paths(config))
+    config = preflight.check_model(preflight.with_whole_paths(config))
     run = Run(config, out, progress, uuid.uuid4().hex, workers=runners.workers(pipeline))
     store, sink = storage.open_store(out), sink_of(run)
     with store.exclusive(terminal.note), store.removing(temporary_name(run.name, "")):
-        checks.check_format(sink, config.format)
+        preflight.check_format(sink, config.output.format)
         sink.remove_leftovers()
         check_writable(store, run.name)
         build(pipeline, paths, run)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from pipelines.compiled import cache_folder
+from pipelines.compilation_cache import cache_folder
 from sdjax.checkpoints.carried import carried, is_carried
 from sdjax.checkpoints.contents import content_digest, of_file, of_folder
 from sdjax.checkpoints.diffusers_folder import read_folder

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import (
@@ -31,45 +31,45 @@ from rich.text import Text
 
 from pipelines.terminal import visible
 
-# How often a worker tells, and how often the bar looks, in seconds.
-_TELL_EVERY, _LOOK_EVERY = 0.3, 0.25
+# How often a worker writes, and how often the bar looks, in seconds.
+_WRITE_EVERY, _LOOK_EVERY = 0.3, 0.25
 # How often a line is printed where there is no terminal to draw on.
 _PRINT_EVERY = 10.0
 
 
 class Reporter:
-    """One process' account: counts that only grow, what it is doing, and what stopped it."""
+    """What one process reports: counts that only grow, what it is doing, and what stopped it."""
 
     def __init__(self, folder: str) -> None:
-        """Tells in `folder`, if that is there."""
+        """Writes into `folder`, if that is there."""
         self._path = Path(folder) / f"{os.getpid()}-{uuid.uuid4().hex}.json"
         self._counts: Counter[str] = Counter()
         self._doing = ""
         self._error = ""
-        self._told = 0.0
+        self._written = 0.0
         self._lock = threading.Lock()
 
     def add(self, name: str, count: int = 1) -> None:
         """Counts something."""
         with self._lock:
             self._counts[name] += count
-            if time.monotonic() - self._told > _TELL_EVERY:
-                self._tell()
+            if time.monotonic() - self._written > _WRITE_EVERY:
+                self._write()
 
     def doing(self, what: str) -> None:
         """Says what takes the time just now."""
         with self._lock:
             self._doing = what
-            self._tell()
+            self._write()
 
     def failed(self, message: str) -> None:
         """Leaves the message of what stops the run, which a runner would wrap in pages of its own."""
         with self._lock:
             self._error = message
-            self._tell()
+            self._write()
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
+    def _write(self) -> None:
+        self._written = time.monotonic()
         text = json.dumps({"counts": self._counts, "doing": self._doing, "error": self._error})
         temporary = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError):  # another machine, or the run is over
@@ -77,17 +77,24 @@ class Reporter:
             temporary.replace(self._path)
 
 
-def read(folder: str) -> tuple[Counter[str], list[str], list[str]]:
-    """The sums of all processes' counts, what they are doing, and their errors."""
-    counts: Counter[str] = Counter()
-    doing, errors = [], []
+class Reported(NamedTuple):
+    """What all processes report: the sums of their counts, what each is doing, and their errors."""
+
+    counts: Counter[str]
+    doing: list[str]
+    errors: list[str]
+
+
+def read(folder: str) -> Reported:
+    """What the processes have written into a folder."""
+    found = Reported(Counter(), [], [])
     for path in sorted(Path(folder).glob("*.json")):
         with contextlib.suppress(OSError, ValueError):
-            told: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            counts.update(told["counts"])
-            doing += [told["doing"]] if told["doing"] else []
-            errors += [told["error"]] if told["error"] else []
-    return counts, doing, errors
+            each: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            found.counts.update(each["counts"])
+            found.doing.extend(filter(None, [each["doing"]]))
+            found.errors.extend(filter(None, [each["error"]]))
+    return found
 
 
 class _Speed(ProgressColumn):

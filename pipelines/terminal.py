@@ -4,7 +4,6 @@ Control characters (also those of eight bits), marks that turn the direction of 
 halves of surrogate pairs are therefore shown as escapes: `\\x1b`, `\\u202e`. Nothing is read as markup.
 """
 
-import argparse
 import contextlib
 import io
 import logging
@@ -15,13 +14,13 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from pipelines import stopping
 
 if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
     from rich.console import Console
+    from rich.progress import Progress
 
 # What else turns letters around, or is a control character of eight bits.
 TURNING = r"\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -48,6 +47,12 @@ def line(text: str) -> None:
     """
     with _to_reader():
         print(visible(text))
+
+
+def text(own: str) -> None:
+    """Prints what this package itself wrote, as it is: help, and what completes a line in a shell."""
+    with _to_reader():
+        sys.stdout.write(own)
 
 
 def flush() -> None:
@@ -86,6 +91,13 @@ def console() -> "Console":
     return Errors(stderr=True)
 
 
+def progress() -> "Progress":
+    """A bar on standard error, for tasks whose descriptions are this package's own."""
+    from rich.progress import Progress
+
+    return Progress(console=console())
+
+
 def error(text: str) -> None:
     """Says on standard error why a command fails."""
     from rich.text import Text
@@ -98,19 +110,6 @@ def note(text: str) -> None:
     from rich.text import Text
 
     console().print(Text(visible_lines(text)), soft_wrap=True)
-
-
-class Parser(argparse.ArgumentParser):
-    """Arguments of the command line: a shell makes them of file names, too."""
-
-    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
-        """Says how the command is used; errors are those of `line`."""
-        with _to_reader():
-            (file or sys.stdout).write(self.format_help())
-
-    def error(self, message: str) -> NoReturn:
-        """Says what is wrong with them and how the command is used, and ends it."""
-        super().error(visible(message))
 
 
 class _Visible(logging.Formatter):

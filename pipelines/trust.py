@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines.config import RunConfig
-from pipelines.equipment import PLACES, Equipment, equipment, moved
+from pipelines.config import RunConfig, RunConfigError
+from pipelines.config.recorded import from_record
+from pipelines.config.sections import KEYS, paths, replaced
 from pipelines.sinks.output import read_config, summary_error
 from pipelines.sources import input_images
-from sdjax.assets import BUNDLED
 from sdjax.jobs.input_images import scheme_of
 from sdjax.jobs.job import JobError
 from sdjax.messages import shown
@@ -24,13 +24,14 @@ _MAX_PIXELS = 1 << 26
 # Fields by which an image becomes larger.
 _FACTORS = ("hires_scale", "upscale_by")
 _HOW = "--trust, if this output is yours"
+_REVISIONS = {"model.name": "model.revision", "model.vae": "model.vae_revision"}
 
 
 class TrustError(ValueError):
     """An output asks for something that the user has not allowed."""
 
 
-def made_with(out: str) -> Equipment:
+def made_with(out: str) -> RunConfig:
     """With what the last run into an output was done, as its summary says.
 
     Raises:
@@ -39,14 +40,23 @@ def made_with(out: str) -> Equipment:
     store = open_store(out)
     config = read_config(store)
     try:
-        given = equipment(config)
-        RunConfig(**given._asdict())
-    except (ValueError, TypeError, AttributeError) as error:
+        return from_record(config)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise summary_error(store, error) from error
-    return given
 
 
-def allowed(given: Equipment, named: Mapping[str, Any], trust: bool, pickled: bool) -> Equipment:
+def moved(config: RunConfig, named: Mapping[str, str]) -> RunConfig:
+    """The same with some files and folders elsewhere; raises `RunConfigError` for a key that is not about one."""
+    known = [key for key, of in KEYS.items() if of.kind.is_path]
+    for key in named:
+        if key not in known:
+            raise RunConfigError(f"{key} is no file or folder of a run; expected one of {', '.join(known)}")
+    # A place on this machine has no revisions.
+    revisions = {of: None for place, of in _REVISIONS.items() if place in named}
+    return replaced(config, {**named, **revisions})
+
+
+def allowed(given: RunConfig, named: Mapping[str, Any], trust: bool, pickled: bool) -> RunConfig:
     """What may be loaded: what the user names, what is bundled, and the rest only if all of the output is trusted.
 
     Args:
@@ -61,19 +71,15 @@ def allowed(given: Equipment, named: Mapping[str, Any], trust: bool, pickled: bo
     """
     if trust:
         return moved(given, named)
-    strange = {
-        key: value
-        for key in PLACES
-        if key not in named and (value := getattr(given, key)) is not None and value not in BUNDLED
-    }
+    strange = {key: path for key, path in paths(given).items() if key not in named}
     if strange:
         listed = ", ".join(f"{key} = {shown(value)}" for key, value in strange.items())
         raise TrustError(
             f"this output names {listed}: verify reads only what you allow: {_HOW}; or say where they are with "
-            f"{' '.join('--model PATH' if key == 'model' else f'--set {key}=PATH' for key in strange)}; "
+            f"{' '.join('--model PATH' if key == 'model.name' else f'--set {key}=PATH' for key in strange)}; "
             "--sample 0 reads none of it, and compares files and manifest alone"
         )
-    return moved(given, named)._replace(pickled=pickled)
+    return replaced(moved(given, named), {"model.pickled": pickled})
 
 
 def reader(out: str, trust: bool) -> Callable[[str], bytes]:

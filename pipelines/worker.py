@@ -9,7 +9,9 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 
-from pipelines.equipment import Equipment, equipment, make_engine
+from pipelines.config import RunConfig
+from pipelines.config.recorded import for_engine
+from pipelines.loading import make_engine
 from pipelines.progress import Reporter
 from pipelines.run import Run
 from sdjax import storage
@@ -22,14 +24,14 @@ _lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
-def _engine(given: Equipment, progress: str) -> Engine:
+def _engine(config: RunConfig, progress: str) -> Engine:
     reporter = reporter_of(progress)
 
     def on_compile(bucket: Bucket) -> None:
         reporter.doing(f"compiling {bucket.width}x{bucket.height}")
 
-    reporter.doing(f"loading {given.model}")
-    engine = make_engine(given, on_compile)
+    reporter.doing(f"loading {config.model.name}")
+    engine = make_engine(config, on_compile)
     reporter.doing("")
     return engine
 
@@ -38,7 +40,7 @@ def _engine(given: Equipment, progress: str) -> Engine:
 def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
     with _lock, reporting_failure(run):
-        yield _engine(equipment(run.config), run.progress)
+        yield _engine(for_engine(run.config), run.progress)
 
 
 @contextlib.contextmanager

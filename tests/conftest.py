@@ -29,7 +29,7 @@ import jax
 import pytest
 
 import sdjax
-from pipelines import compiled
+from pipelines import compilation_cache
 from tests import toys
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -73,7 +73,7 @@ def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDJAX_CACHE", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-        compiled.use_cache()
+        compilation_cache.use_cache()
         yield folder
 
 

@@ -39,7 +39,7 @@ LIBRARY = {
     "PIL", "cachetools", "flax", "huggingface_hub", "jax", "jaxlib", "jaxtyping", "numpy", "regex", "safetensors",
     "transformers", "yaml",
 }  # fmt: skip
-TRAINING = LIBRARY | {"optax", "scipy", "tqdm"}
+TRAINING = LIBRARY | {"optax", "rich", "scipy"}
 # What one module takes besides, imported where it is used.
 OWN = {"sdjax.storage.remote": {"apache_beam"}}
 NOT_NEEDED = ("apache_beam", "pyarrow", "torch")

@@ -170,12 +170,12 @@ def parse(row: Row, config: RunConfig, run_name: str, wildcards: Wildcards) -> l
 def _requests(
     row: Row, given: Mapping[str, Any], config: RunConfig, run_name: str, wildcards: Wildcards
 ) -> Iterator[JobRequest]:
-    mode = row_key(given, "combinations", config.combinations)
+    mode = row_key(given, "combinations", config.run.combinations)
     # They have no say in seeds that are derived or drawn, so that the pictures of a sweep begin from the same noise.
     varied = swept(given) - set(PROMPTS)
-    check_number(size(given, dict(config.sweeps), config.sweep) * config.repeat, "sweeps and repeats together")
+    check_number(size(given, dict(config.sweeps), config.run.sweep) * config.run.repeat, "sweeps and repeats together")
     total = letters = 0
-    for number, values in enumerate(expand(given, dict(config.sweeps), config.sweep)):
+    for number, values in enumerate(expand(given, dict(config.sweeps), config.run.sweep)):
         filled = {name: value for name, value in values.items() if not _is_blank(value) or name == "prompt"}
         whole = filled_in(filled, dict(config.job))
         own = {name: value for name, value in filled.items() if name in given and name not in varied}
@@ -183,7 +183,7 @@ def _requests(
         notes = {f"{name}_template": template.text for name, template in templates.items()}
         notes |= {"template_mode": mode} if templates else {}
         counts = [_of(name, count, template, wildcards) for name, template in templates.items()]
-        total += config.repeat * (math.prod(counts) if mode == "all" else 1)
+        total += config.run.repeat * (math.prod(counts) if mode == "all" else 1)
         check_number(total, "or more, with all that its templates stand for")
         # At first the templates stand for themselves.
         texts_of_all: Iterable[tuple[str, ...]] = [tuple(template.text for template in templates.values())]
@@ -197,7 +197,7 @@ def _requests(
             alone = check_each(
                 values_from_text({**own, **{name: text for name, text in resolved.items() if name in own}})
             )
-            for repeat, job in enumerate(repeated(asked, alone, config.repeat, config.run_seed)):
+            for repeat, job in enumerate(repeated(asked, alone, config.run.repeat, config.run.seed)):
                 job = _with_seeds_drawn(job, alone, row, number, repeat, run_name)
                 if mode == "random" and templates:
                     job = _with_texts_chosen(job, templates, wildcards)

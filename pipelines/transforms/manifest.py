@@ -3,15 +3,15 @@
 The manifest is written in parts, side by side, which are joined in the end; what is not yet whole has temporary names.
 """
 
-import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 
 from pipelines import runners
+from pipelines.config.recorded import to_record
 from pipelines.elements import Count, Element, ManifestPart, ManifestRow, decode, encode
 from pipelines.run import Run, sink_of
 from pipelines.sinks.output import temporary_name, write_rejects, write_summary
@@ -84,12 +84,8 @@ def finish(elements: Iterable[Element], run: Run) -> None:
         _check_whole(sum(parts.values()), counts)
         sink_of(run).finish(run.name, parts)
         write_rejects(store, (reject._asdict() for reject in rejects))
-        write_summary(store, counts._asdict(), _configuration(run))
+        write_summary(store, counts._asdict(), to_record(run.config))
         store.put(temporary_name(run.name, _COUNTS), json.dumps(counts._asdict()).encode())
-
-
-def _configuration(run: Run) -> Mapping[str, Any]:
-    return {**dataclasses.asdict(run.config), "job": dict(run.config.job)}
 
 
 def _check_whole(rows: int, counts: Counts) -> None:

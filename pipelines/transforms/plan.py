@@ -30,7 +30,7 @@ def rows_of(path: str, run: Run) -> Iterator[Row]:
 
 def plan(row: Row, run: Run) -> list[PlannedJob] | Reject:
     """The images that a row asks for, or why there are none."""
-    requests = parse(row, run.config, run.name, worker.wildcards_of(run.config.wildcards, run.name))
+    requests = parse(row, run.config, run.name, worker.wildcards_of(run.config.library.wildcards, run.name))
     if isinstance(requests, Reject):
         return requests
     with worker.planner_of(run) as planner:

@@ -80,14 +80,15 @@ def _problem_of(result: Result) -> str | None:
         return str(result.problem)
     if not result.finite:
         narrow = result.metadata["dtype"] != "float32"
-        hint = "; try --set dtype=float32" if narrow else "; its numbers grow beyond float32, by guidance or weights"
+        beyond = "; its numbers grow beyond float32, by guidance or weights"
+        hint = "; try --set model.dtype=float32" if narrow else beyond
         return f"the network gave NaN or infinity in {result.metadata['dtype']}{hint}"
     return None
 
 
 def sampled(_: str, jobs: Iterable[PlannedJob], run: Run) -> Iterator[Element]:
     """The jobs of a shard -> manifest rows, a reject for each image that could not be made, and counts."""
-    for batch in batches(jobs, run.config.host_batch):
+    for batch in batches(jobs, run.config.run.host_batch):
         for image_id, row, problem in sample(batch, run):
             if row is None:
                 job = batch[image_id]

@@ -97,7 +97,7 @@ class GroupIntoShards(beam.PTransform):
             | "Sum" >> beam.CombinePerKey(steps.Total())
             | "Counts" >> beam.MapTuple(_prefix_count).with_output_types(tuple[str, bytes])
             | "ByBatchKey" >> beam.GroupByKey()
-            | "Ranks" >> steps.groups(ranks, self._run.shards, self._run.config.host_batch)
+            | "Ranks" >> steps.groups(ranks, self._run.shards, self._run.config.run.host_batch)
         )
         return (
             (jobs, prefix_ranks)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
-from tqdm import tqdm
+from rich.progress import track
 
 import sdjax
 from sdjax.training import scenes, state
@@ -57,7 +57,7 @@ def encode_scenes(
 
     source = scenes.examples(seed, scenes.sprites(font))
     found: list[SceneSet] = []
-    for _ in tqdm(range(count // _AT_ONCE), desc="scenes"):
+    for _ in track(range(count // _AT_ONCE), "scenes"):
         rows = [next(source) for _ in range(_AT_ONCE)]
         pixels = np.stack([row[0] for row in rows])
         found.append(

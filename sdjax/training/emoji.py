@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 from PIL import Image
-from tqdm import tqdm
+from rich.progress import track
 
 from sdjax.checkpoints.diffusers_folder import write_folder
 from sdjax.diffusion.schedule import SchedulerConfig
@@ -224,7 +224,7 @@ def encode_scenes(folder: Path, pictures: tuple[Image.Image, ...], vae_params: s
 
     means, deviations, captions = [], [], []
     source = scene_batches(TRAIN_SEED, pictures, size, 0)
-    for _ in tqdm(range(LATENTS // size), desc="latents"):
+    for _ in track(range(LATENTS // size), "latents"):
         pixels, texts = next(source)
         mean, deviation = encode(vae_params, state.on_devices(pixels, PartitionSpec("data")))
         means.append(np.asarray(mean))

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
 
 from sdjax.checkpoints.names import NameTable
 from sdjax.checkpoints.tensors import write_params
@@ -197,7 +196,7 @@ def train(
         average = jax.device_get(current.average)
         shares = accuracy_by_timestep(classifier, SCHEDULER, average, data, held_out, (0, 500), 1)
         told = " and ".join(f"{100 * share:.1f} % at timestep {at}" for at, share in zip((0, 500), shares, strict=True))
-        tqdm.write(f"step {int(current.step)}: {told} of {len(held_out.rows)} held-out scenes recognised")
+        print(f"step {int(current.step)}: {told} of {len(held_out.rows)} held-out scenes recognised")
 
     trained = state.run(
         update,

@@ -21,7 +21,6 @@ import optax
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 import sdjax
 from sdjax.diffusion.samplers import SAMPLERS
@@ -194,7 +193,7 @@ def train(
 
     def show(current: state.TrainState) -> None:
         share = among_best(classify(current.average, held_out.pixels), held_out.labels).mean()
-        tqdm.write(f"step {int(current.step)}: {100 * share:.1f} % of {held_out_count} held-out renders recognised")
+        print(f"step {int(current.step)}: {100 * share:.1f} % of {held_out_count} held-out renders recognised")
 
     trained = state.run(
         update,

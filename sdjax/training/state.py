@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
-from tqdm import tqdm
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Params = Any
 Batch = Any
@@ -140,16 +140,26 @@ def run(
     first = int(state.step)
     state = on_devices(state, PartitionSpec())
     source = (on_devices(batch, PartitionSpec("data")) for batch in batches(first))
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=title, mininterval=5.0)
     running: dict[str, float] = {}
-    for step in bar:
-        state, report = update(state, next(source))
-        if step % 20 == 0 or step == first:
-            for name, value in report.items():
-                running[name] = 0.9 * running.get(name, float(value)) + 0.1 * float(value)
-            bar.set_postfix({name: f"{value:.4f}" for name, value in running.items()}, refresh=False)
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            save(path, state)
-            if on_save:
-                on_save(state)
+    with _bar() as bar:
+        task = bar.add_task(title, completed=first, total=steps, losses="")
+        for step in range(first, steps):
+            state, report = update(state, next(source))
+            if step % 20 == 0 or step == first:
+                for name, value in report.items():
+                    running[name] = 0.9 * running.get(name, float(value)) + 0.1 * float(value)
+            losses = ", ".join(f"{name} {value:.4f}" for name, value in running.items())
+            bar.update(task, advance=1, losses=losses)
+            if (step + 1) % save_every == 0 or step + 1 == steps:
+                save(path, state)
+                if not bar.console.is_terminal:  # a log
+                    bar.console.print(f"{title}: step {step + 1} of {steps}, {losses}", markup=False)
+                if on_save:
+                    on_save(state)
     return state
+
+
+def _bar() -> Progress:
+    losses = TextColumn("{task.fields[losses]}", markup=False)
+    counts = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    return Progress(TextColumn("{task.description}", markup=False), *counts, losses, refresh_per_second=1)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipelines import cli, config, generate
+from pipelines import cli, generate
+from pipelines.config import reading
 from pipelines.transforms.manifest import Counts
+from sdjax.jobs.job import FIELDS
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +24,15 @@ def progress_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_here(tiny_folder: Path, progress_folder: Path) -> Callable[..., Counts]:
-    """Runs the pipeline in this process on the toy: prompt file, output, keys of the run, Beam's flags."""
+    """Runs the pipeline in this process on the toy: prompt file, output, Beam's flags, keys and fields of jobs.
+
+    Keys go without their section where no field of a job is called the same.
+    """
+    of_run = {name: key for name, key in reading.BY_NAME.items() if name not in FIELDS}
 
     def run(prompts: Path, out: Path, flags: Sequence[str] = (), **keys: Any) -> Counts:
-        run_config = config.make({"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", **keys})
+        values = {"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", **keys}
+        run_config = reading.make({of_run.get(name, name): value for name, value in values.items()})
         return generate.run_pipeline([str(prompts)], str(out), run_config, list(flags), str(progress_folder))
 
     return run
@@ -47,7 +54,7 @@ def start(
     **options: Any,
 ) -> subprocess.Popen[str]:
     """Starts the command line as a process of its own, with some variables of its environment changed."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent), **(variables or {})}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), **(variables or {})}
     if devices:
         # Compiled in one part, as in these tests; it decides nothing, but programs are kept apart by it.
         flags = "--xla_cpu_parallel_codegen_split_count=1"

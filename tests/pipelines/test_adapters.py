@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pipelines import config, verify
-from pipelines.equipment import make_engine, moved
-from pipelines.trust import made_with
+from pipelines import verify
+from pipelines.config import RunConfigError
+from pipelines.config.recorded import with_names
+from pipelines.loading import make_engine
+from pipelines.trust import made_with, moved
 from sdjax.images.encode import read_parameters
 from sdjax.storage import read_jsonl
 from tests import toys
@@ -39,7 +41,11 @@ def made(run_here, tmp_path_factory) -> Path:
         save_file(tensors, root / "loras" / f"{name}.safetensors")
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     counts = run_here(
-        root / "rows.jsonl", root / "out", model=str(root / "tiny"), lora_folder=str(root / "loras"), dtype="float32"
+        root / "rows.jsonl",
+        root / "out",
+        model=str(root / "tiny"),
+        dtype="float32",
+        **{"library.loras": str(root / "loras")},
     )
     assert (counts.rows, counts.rejected_rows, counts.made, counts.problems()) == (6, 3, 4, [])
     return root
@@ -59,11 +65,11 @@ def test_rows_say_what_was_applied_and_others_are_rejected_with_their_reason(mad
 
 
 def test_pictures_with_adapters_are_made_again_also_where_the_folder_has_moved(made):
-    equipment = made_with(str(made / "out"))
-    assert equipment.lora_folder == str(made / "loras")
+    given = made_with(str(made / "out"))
+    assert given.library.loras == str(made / "loras")
     (made / "loras").rename(made / "elsewhere")
-    here = moved(equipment, {"lora_folder": str(made / "elsewhere")})
-    report = verify.remake(str(made / "out"), lambda settings: make_engine(here._replace(**settings)), 1.0)
+    here = moved(given, {"library.loras": str(made / "elsewhere")})
+    report = verify.remake(str(made / "out"), lambda settings: make_engine(with_names(here, settings)), 1.0)
     assert (report.remade, report.exact, report.findings) == (4, 4, ())
-    with pytest.raises(config.RunConfigError, match="steps is no file or folder of a run"):
-        moved(equipment, {"steps": 3})
+    with pytest.raises(RunConfigError, match="steps is no file or folder of a run"):
+        moved(given, {"steps": "3"})

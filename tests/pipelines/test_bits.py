@@ -108,7 +108,7 @@ def test_it_does_not_matter_that_every_bundle_is_run_twice(prompts, plain, run_h
 
 @pytest.mark.parametrize("devices, workers", [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_devices_and_worker_processes_do_not_matter(prompts, plain, sd1_folder, tmp_path, devices, workers):
-    settings = ["--set", "batch_size=1", "--set", "sampler=euler", "--set", "host_batch=3"]
+    settings = ["--set", "engine.batch_size=1", "--set", "sampler=euler", "--set", "run.host_batch=3"]
     flags = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"] if workers > 1 else []
     arguments = ["generate", prompts, tmp_path, "--quiet", "--model", sd1_folder, *settings, "--", *flags]
     done = finish(start(arguments, devices=devices))

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import sdjax
-from pipelines import config, generate, worker
+from pipelines import generate, worker
+from pipelines.config import reading
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.models.upscaler import CompactConfig
 from sdjax.storage import read_jsonl
@@ -107,13 +108,13 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     counts = generate.run_pipeline(
         [str(tmp_path / "rows.jsonl")],
         str(tmp_path / "out"),
-        config.make(
+        reading.make(
             {
                 "model": str(tmp_path / "model"),
-                "controlnet_folder": str(controls),
-                "depth_model": "emoji",
-                "upscaler_folder": str(tmp_path / "upscalers"),
-                "batch_size": 4,
+                "library.controlnets": str(controls),
+                "library.depth_model": "emoji",
+                "library.upscalers": str(tmp_path / "upscalers"),
+                "engine.batch_size": 4,
             }
         ),
         [],

@@ -20,7 +20,7 @@ from sdjax.storage import read_jsonl, write_jsonl
 from tests.pipelines.conftest import Finished, ended, finish, start
 
 # Of the runs in this process, so that the command finds their pictures.
-SETTINGS = ["--set", "batch_size=1", "--set", "steps=2", "--set", "sampler=euler"]
+SETTINGS = ["--set", "engine.batch_size=1", "--set", "steps=2", "--set", "sampler=euler"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,9 @@ def assert_clear(done: Finished, *words: object) -> None:
 
 def test_a_run_shows_its_progress_and_its_counts_add_up(prompts, made, tiny_folder, tmp_path):
     """As a user runs it: with a config file, what is set before what is in the file, and Beam's flags."""
-    (tmp_path / "run.yaml").write_text("batch_size: 1\nsampler: euler\nsteps: 9\nrun_seed: 0\n")
+    (tmp_path / "run.yaml").write_text(
+        "engine:\n  batch_size: 1\njob:\n  sampler: euler\n  steps: 9\nrun:\n  seed: 0\n"
+    )
     more = ["--config", tmp_path / "run.yaml", "--set", "steps=2", "--repeat", "2", "--", "--direct_num_workers=1"]
     done = finish(start(["generate", prompts, tmp_path / "out", "--model", tiny_folder, *more]))
     assert done.status == 0, done.err
@@ -123,9 +125,10 @@ def test_a_config_that_can_not_be_is_told_with_what_is_near(generate, prompts, t
         ("sampler=eular", "(did you mean 'euler'?)"),
         ("steps=.nan", "steps = '.nan': expected"),
         ("steps", "expected KEY=VALUE"),
-        ("format=[png]", "format = '[png]': expected one of"),
-        ("dtype={a: b}", "expected one of float32"),
-        ("shards=0", "shards = 0: expected a whole number from 1 to 1048576"),
+        ("output.format=[png]", "output.format = '[png]': expected one of"),
+        ("model.dtype={a: b}", "expected one of float32"),
+        ("dtype=bfloat16", "unknown key 'dtype': it is model.dtype"),
+        ("run.shards=0", "run.shards = 0: expected a whole number from 1 to 1048576"),
         ("height=9", "height = 9: expected a multiple of 2"),
         ("width=99999", "width = 99999: expected"),
     ):
@@ -149,7 +152,7 @@ def test_flags_that_beam_does_not_know_are_told(generate, prompts, tmp_path):
 
 
 def test_another_format_into_an_output_is_told(generate, prompts, out):
-    done = generate(prompts, out, "--set", "format=webp")
+    done = generate(prompts, out, "--set", "output.format=webp")
     assert_clear(done, f"{out}/images/", "in another format than webp")
     assert "Nothing is lost" not in done.err
 
@@ -166,7 +169,7 @@ def test_a_run_that_could_make_nothing_or_not_all_has_failed(generate, out, tmp_
 
 def test_a_run_stopped_by_the_keyboard_says_so_and_goes_on_later(tiny_folder, tmp_path):
     (tmp_path / "p.txt").write_text("".join(f"a cat {number}\n" for number in range(100)))
-    settings = ["--set", "batch_size=1", "--set", "sampler=euler", "--set", "steps=300"]
+    settings = ["--set", "engine.batch_size=1", "--set", "sampler=euler", "--set", "steps=300"]
     command = ["generate", tmp_path / "p.txt", tmp_path / "out", "--quiet", "--model", tiny_folder, *settings]
 
     def heed() -> None:
@@ -209,19 +212,19 @@ def test_a_full_disk_is_told_with_the_file_that_did_not_fit_and_nothing_is_lost(
 
 def test_verify_says_what_it_found_and_fails_if_something_is_wrong(run, out):
     done = run("verify", out, "--trust")
-    assert done.status == 0 and "2 pictures, 2 made again, 2 the same to the last byte, 0 problems" in done.out
+    assert done.status == 0 and "2 images, 2 made again, 2 the same to the last byte, 0 problems" in done.out
     row = next(read_jsonl(str(out / "metadata.jsonl")))
     (out / row["file_name"]).unlink()
     done = run("verify", out, "--sample", "0")
     assert done.status == 1 and f"{row['file_name']}: stands in metadata.jsonl" in done.out
-    assert "1 pictures, 0 made again" in done.out
+    assert "1 images, 0 made again" in done.out
 
 
 def test_verify_tells_if_there_was_nothing_to_compare_with(run, out, sd2_folder, tmp_path):
     done = run("verify", out, "--model", sd2_folder)
     assert done.status == 1 and f"2 of another model than {sd2_folder}, not compared" in done.out
     summary = json.loads((out / "summary.json").read_text())
-    summary["config"]["model"] = str(tmp_path / "moved")
+    summary["config"]["model"]["name"] = str(tmp_path / "moved")
     (out / "summary.json").write_text(json.dumps(summary))
     done = run("verify", out, "--trust")
     assert done.status == 1 and "error: there is no model" in done.err and "say where with --model" in done.err
@@ -236,11 +239,11 @@ def test_verify_of_what_is_no_output_or_no_share_is_an_error(run, tmp_path):
 
 def test_a_sheet_shows_the_pictures(run, made, tmp_path):
     done = run("sheet", made, "--file", tmp_path / "new" / "sheet.png", "--columns", "1")
-    assert done.status == 0 and done.out == f"2 pictures in {tmp_path / 'new' / 'sheet.png'}\n"
+    assert done.status == 0 and done.out == f"2 images in {tmp_path / 'new' / 'sheet.png'}\n"
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.height > 2 * sheet.width > 200
     done = run("sheet", made, "--file", tmp_path / "one.png", "--limit", "1")
-    assert done.out.startswith("1 pictures")
+    assert done.out.startswith("1 images")
     assert_clear(run("sheet", made, "--columns", "0"), "columns = 0", "expected at least 1")
     assert_clear(run("sheet", tmp_path), tmp_path / "metadata.jsonl", "check the path")
 
@@ -248,11 +251,11 @@ def test_a_sheet_shows_the_pictures(run, made, tmp_path):
 def test_sweeps_of_the_command_line_end_on_a_comparison_sheet(run, generate, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("the {cat|dog}\n")
-    sweeps = ["--sweep", "sampler=Euler,DDIM", "--sweep", "steps=1..3", "--set", "combinations=all"]
+    sweeps = ["--sweep", "sampler=Euler,DDIM", "--sweep", "steps=1..3", "--set", "run.combinations=all"]
     done = generate(path, tmp_path / "out", *sweeps)
     assert (done.status, done.err) == (0, "") and "12 made" in done.out
     done = run("grid", tmp_path / "out", "--x", "steps", "--y", "sampler=Euler,ddim", "--z", "prompt")
-    assert (done.status, done.err) == (0, "") and "12 pictures in" in done.out
+    assert (done.status, done.err) == (0, "") and "12 images in" in done.out
     with Image.open(tmp_path / "out" / "grid.png") as page:
         assert page.width > 3 * 96 and page.height > 4 * 96
     done = run(
@@ -267,7 +270,7 @@ def test_sweeps_of_the_command_line_end_on_a_comparison_sheet(run, generate, tmp
         "--file",
         tmp_path / "g.png",
     )
-    assert done.status == 0 and "4 pictures in" in done.out
+    assert done.status == 0 and "4 images in" in done.out
     assert_clear(run("grid", tmp_path / "out", "--x", "steps"), "several pictures", "they differ in", "--where")
 
 
@@ -378,7 +381,9 @@ def test_bad_usage_has_a_status_of_its_own(run, made):
 
 def test_the_summary_tells_how_the_run_was_configured(made, tiny_folder):
     summary = json.loads((made / "summary.json").read_text())
-    assert summary["config"]["model"] == str(tiny_folder) and summary["config"]["batch_size"] == 1
+    config = summary["config"]
+    assert config["model"]["name"] == str(tiny_folder) and config["engine"]["batch_size"] == 1
+    assert config["job"] == {"sampler": "euler", "steps": 2}
     assert summary["counts"] == {
         "rows": 2,
         "rejected_rows": 0,

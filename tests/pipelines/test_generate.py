@@ -22,6 +22,7 @@ from sdjax.images.encode import decode, read_metadata, read_parameters
 from sdjax.jobs.records import job_of
 from sdjax.storage import StorageError, read_jsonl, write_jsonl
 
+SEED = {"run.seed": 3}
 PROMPTS = ("a red apple", "the cat", "a castle on the green")
 
 
@@ -48,7 +49,7 @@ def counted(**counts: int) -> Counts:
 def made(run_here, tmp_path_factory) -> Path:
     """An output of three prompts; only to be read."""
     folder = tmp_path_factory.mktemp("made")
-    counts = run_here(write_prompts(folder / "prompts.txt", *PROMPTS), folder / "out", run_seed=3)
+    counts = run_here(write_prompts(folder / "prompts.txt", *PROMPTS), folder / "out", **SEED)
     assert counts == counted(rows=3, rejected_rows=0, wanted=3, made=3, there=0)
     return folder / "out"
 
@@ -59,7 +60,7 @@ def again(made, run_here, tmp_path) -> Callable[..., Counts]:
     shutil.copytree(made, tmp_path / "out")
 
     def run(*prompts: str, **keys) -> Counts:
-        return run_here(write_prompts(tmp_path / "p.txt", *prompts), tmp_path / "out", **{"run_seed": 3, **keys})
+        return run_here(write_prompts(tmp_path / "p.txt", *prompts), tmp_path / "out", **{**SEED, **keys})
 
     return run
 
@@ -125,7 +126,7 @@ def test_a_png_tells_its_parameters_in_the_words_of_other_tools(made):
 def test_webp_has_the_pixels_of_png_and_jpeg_nearly(made, run_here, tmp_path):
     prompts = write_prompts(tmp_path / "p.txt", *PROMPTS)
     for kind, extension in (("webp", "webp"), ("jpeg", "jpg")):
-        run_here(prompts, tmp_path / kind, run_seed=3, format=kind)
+        run_here(prompts, tmp_path / kind, **SEED, format=kind)
         for prompt, row in by_prompt(tmp_path / kind).items():
             png = by_prompt(made)[prompt]
             assert row["id"] == png["id"] and row["file_name"] == f"images/{row['id'][:2]}/{row['id']}.{extension}"
@@ -208,7 +209,7 @@ def test_bad_rows_are_rejects_and_their_neighbours_go_on(made, again, run_here, 
     ]
     with path.open("w", newline="") as stream:
         csv.writer(stream).writerows(row[:4] for row in rows)
-    counts = run_here(path, tmp_path / "out", run_seed=3)
+    counts = run_here(path, tmp_path / "out", **SEED)
     assert counts == counted(rows=8, rejected_rows=6, wanted=2, made=0, there=2)
     rejects = list(read_jsonl(str(tmp_path / "out" / "rejects.jsonl")))
     expected = [(line, row[4]) for line, row in enumerate(rows, 1) if line > 1 and row[4]]
@@ -224,7 +225,7 @@ def test_bad_rows_are_rejects_and_their_neighbours_go_on(made, again, run_here, 
 def test_an_unknown_key_of_an_object_is_a_reject_with_the_nearest_that_there_is(made, again, run_here, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "the cat"}\n{"prompt": "a", "sede": 1}\n{"prompt": "a", "steps": NaN}\nnone\n')
-    assert run_here(path, tmp_path / "out", run_seed=3) == counted(rows=4, rejected_rows=3, wanted=1, there=1)
+    assert run_here(path, tmp_path / "out", **SEED) == counted(rows=4, rejected_rows=3, wanted=1, there=1)
     reasons = [reject["reason"] for reject in read_jsonl(str(tmp_path / "out" / "rejects.jsonl"))]
     assert "unknown column 'sede' (did you mean 'seed'?)" in reasons[0]
     assert "NaN is no JSON" in reasons[1] and "not valid JSON" in reasons[2]
@@ -250,7 +251,7 @@ def test_a_prompt_or_a_name_that_can_not_be_read_is_a_reject_with_its_row(values
     bad = {"prompt": "a cat", **values}
     path.write_text(f'{{"prompt": "the cat"}}\n{json.dumps(bad)}\n{{"prompt": "a red apple"}}\n')
     out = shutil.copytree(made, tmp_path / "out")
-    counts = run_here(path, out, run_seed=3, wildcards=str(wildcards))
+    counts = run_here(path, out, **SEED, wildcards=str(wildcards))
     assert counts == counted(rows=3, rejected_rows=1, wanted=2, there=2)
     [reject] = read_jsonl(str(out / "rejects.jsonl"))
     assert reject["line"] == 2 and json.loads(reject["text"]) == bad and reason in reject["reason"]
@@ -293,7 +294,7 @@ def test_a_file_that_breaks_off_is_counted_apart_from_its_rows(made, run_here, t
     path = tmp_path / "prompts.txt.gz"
     path.write_bytes(gzip.compress("".join(f"{prompt}\n" for prompt in PROMPTS).encode())[:-4])
     out = shutil.copytree(made, tmp_path / "out")
-    assert run_here(path, out, run_seed=3) == counted(rows=3, wanted=3, there=3, broken_files=1)
+    assert run_here(path, out, **SEED) == counted(rows=3, wanted=3, there=3, broken_files=1)
     [reject] = read_jsonl(str(out / "rejects.jsonl"))
     assert reject["line"] == 0 and "break off after line 3" in reject["reason"]
 
@@ -303,7 +304,7 @@ def test_prompts_that_are_cut_are_counted(made, run_here, tmp_path):
     path = tmp_path / "rows.jsonl"
     long = {"prompt": "the dog " * 100, "prompt_syntax": "plain"}
     path.write_text(json.dumps({"prompt": "the cat"}) + "\n" + json.dumps(long) + "\n")
-    assert run_here(path, out, run_seed=3) == counted(rows=2, wanted=2, made=1, there=1, cut_prompts=1)
+    assert run_here(path, out, **SEED) == counted(rows=2, wanted=2, made=1, there=1, cut_prompts=1)
     [row] = [row for row in read_jsonl(str(out / "metadata.jsonl")) if row["prompt_cut"]]
     assert row["prompt_cut"].startswith("the dog") or row["prompt_cut"].startswith("dog")
 

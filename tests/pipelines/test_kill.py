@@ -51,7 +51,17 @@ def command(tiny_folder, tmp_path_factory) -> list[str | Path]:
     """What is run, without the output."""
     prompts = tmp_path_factory.mktemp("kill") / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"a cat {n}", "steps": 30}) + "\n" for n in range(ROWS)))
-    return ["generate", "--quiet", "--model", tiny_folder, "--set", "batch_size=1", "--set", "sampler=euler", prompts]
+    return [
+        "generate",
+        "--quiet",
+        "--model",
+        tiny_folder,
+        "--set",
+        "engine.batch_size=1",
+        "--set",
+        "sampler=euler",
+        prompts,
+    ]
 
 
 def test_a_run_killed_again_and_again_goes_on_where_it_was(command, tmp_path):

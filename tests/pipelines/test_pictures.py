@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from pipelines import depth, verify
 from pipelines.cli import main
-from pipelines.equipment import make_engine
+from pipelines.config.recorded import with_names
+from pipelines.loading import make_engine
 from pipelines.sources import input_images
 from pipelines.trust import made_with
 from sdjax.images.encode import read_parameters
@@ -77,8 +78,8 @@ def made(run_here, tmp_path_factory) -> Path:
     write_files(root / "in")
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     counts = run_here(
-        root / "rows.jsonl", root / "out", model=str(root / "tiny"), controlnet_folder=str(root / "controls"),
-        width=32, height=32,
+        root / "rows.jsonl", root / "out", model=str(root / "tiny"), width=32, height=32,
+        **{"library.controlnets": str(root / "controls")},
     )  # fmt: skip
     assert (counts.rows, counts.rejected_rows, counts.made, counts.duplicates, counts.problems()) == (14, 6, 7, 1, [])
     return root
@@ -124,7 +125,7 @@ def test_a_picture_that_is_gone_or_another_when_it_is_needed_costs_its_own_image
 def test_all_is_made_again_and_what_changed_since_is_named(made, monkeypatch):
     def remake() -> verify.Report:
         given = made_with(str(made / "out"))
-        return verify.remake(str(made / "out"), lambda settings: make_engine(given._replace(**settings)), 1.0)
+        return verify.remake(str(made / "out"), lambda settings: make_engine(with_names(given, settings)), 1.0)
 
     report = remake()
     assert (report.remade, report.exact, report.findings) == (7, 7, ())

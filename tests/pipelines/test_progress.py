@@ -54,7 +54,7 @@ def test_what_a_path_would_do_to_the_terminal_is_shown_as_an_escape(tmp_path):
 
 def test_what_stops_a_run_is_left_for_who_started_it(tmp_path):
     Reporter(str(tmp_path)).failed("/out/x: no room left")
-    assert read(str(tmp_path))[2] == ["/out/x: no room left"]
+    assert read(str(tmp_path)).errors == ["/out/x: no room left"]
 
 
 def test_a_worker_elsewhere_tells_nothing_and_goes_on(tmp_path):

@@ -250,7 +250,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(prompts: Path, model: Path) -> list[str | Path]:
-    settings = ["--set", "batch_size=1", "--set", "sampler=euler"]
+    settings = ["--set", "engine.batch_size=1", "--set", "sampler=euler"]
     return ["generate", "--quiet", "--model", model, *settings, prompts]
 
 

@@ -10,8 +10,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sdjax
-from pipelines import cli, config, grid, sheet
-from pipelines.equipment import equipment, make_engine
+from pipelines import cli, grid, sheet
+from pipelines.config import reading
+from pipelines.config.sections import value_of
+from pipelines.loading import make_engine
 from pipelines.sinks.manifest_rows import image_name
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import remake
@@ -34,9 +36,10 @@ def out(made, tmp_path) -> Path:
     return shutil.copytree(made, tmp_path / "out")
 
 
-def set_in_summary(out: Path, **keys: object) -> None:
+def set_in_summary(out: Path, key: str, value: object) -> None:
     summary = json.loads((out / "summary.json").read_text())
-    summary["config"] |= keys
+    section, _, name = key.partition(".")
+    summary["config"][section][name] = value
     (out / "summary.json").write_text(json.dumps(summary))
 
 
@@ -60,27 +63,33 @@ def problems(out: Path, engine: sdjax.Engine) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "key, value", [("model", "org/name"), ("lora_folder", "/"), ("vae", "/x.ckpt"), ("classifier", "../there")]
+    "key, value",
+    [
+        ("model.name", "org/name"),
+        ("library.loras", "/"),
+        ("library.loras", "emoji"),  # which is bundled as a model alone
+        ("model.vae", "/x.ckpt"),
+        ("library.classifier", "../there"),
+    ],
 )
 def test_what_a_summary_names_is_loaded_only_if_the_user_says_so(out, capsys, key, value):
-    set_in_summary(out, model="emoji")
-    set_in_summary(out, **{key: value})
+    set_in_summary(out, "model.name", "emoji")
+    set_in_summary(out, key, value)
     assert cli.main(["verify", str(out)]) == 1
     said = capsys.readouterr().err.replace("\n", " ")
     assert f"this output names {key} = {value!r}" in said and "--trust, if this output is yours" in said
     given = made_with(str(out))
     assert allowed(given, {}, trust=True, pickled=False) == given
-    assert getattr(allowed(given, {key: "/here"}, trust=False, pickled=False), key) == "/here"
+    assert value_of(allowed(given, {key: "/here"}, trust=False, pickled=False), key) == "/here"
     with pytest.raises(TrustError, match="--sample 0"):
         allowed(given, {}, trust=False, pickled=False)
 
 
 def test_pickled_files_are_never_read_because_an_output_says_so():
-    given = equipment(config.make({"pickled": True}))
-    assert not allowed(given, {}, trust=False, pickled=False).pickled
-    assert (
-        allowed(given, {}, trust=False, pickled=True).pickled and allowed(given, {}, trust=True, pickled=False).pickled
-    )
+    given = reading.make({"model.pickled": True})
+    assert not allowed(given, {}, trust=False, pickled=False).model.pickled
+    assert allowed(given, {}, trust=False, pickled=True).model.pickled
+    assert allowed(given, {}, trust=True, pickled=False).model.pickled
 
 
 def test_input_images_outside_of_an_output_are_not_read(tmp_path):
@@ -220,7 +229,7 @@ def test_a_file_larger_than_any_image_is_not_read(out, tiny, tmp_path):
 
 
 def test_long_values_are_not_shown_whole(out):
-    set_in_summary(out, model="emoji", lora_folder="x" * 10**6)
+    set_in_summary(out, "library.loras", "x" * 10**6)
     with pytest.raises(TrustError) as error:
         allowed(made_with(str(out)), {}, trust=False, pickled=False)
     assert len(str(error.value)) < 2000

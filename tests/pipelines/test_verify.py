@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from pipelines import config
-from pipelines.equipment import equipment
+from pipelines.config import reading
 from pipelines.sinks.manifest_rows import image_name
 from pipelines.trust import made_with
 from pipelines.verify import Report, Settings, remake, sampled
@@ -194,7 +193,15 @@ def test_metadata_that_lack_what_it_takes_are_told(out, check):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[]", '{"config": 3}', '{"config": {"model": 3}}', '{"config": {"batch_size": "4"}}', "[" * 5000],
+    [
+        "",
+        "{}",
+        "[]",
+        '{"config": 3}',
+        '{"config": {"model": 3}}',
+        '{"config": {"engine": {"batch_size": "4"}}}',
+        "[" * 5000,
+    ],
 )
 def test_a_summary_that_is_none_is_named(out, text):
     (out / "summary.json").write_text(text)
@@ -203,5 +210,5 @@ def test_a_summary_that_is_none_is_named(out, text):
 
 
 def test_the_model_is_what_the_last_run_was_told(made, tiny_folder):
-    assert made_with(str(made)) == equipment(config.make({"model": str(tiny_folder), "batch_size": 1}))
-    assert json.loads((made / "summary.json").read_text())["config"]["model"] == str(tiny_folder)
+    assert made_with(str(made)) == reading.make({"model": str(tiny_folder), "engine.batch_size": 1})
+    assert json.loads((made / "summary.json").read_text())["config"]["model"]["name"] == str(tiny_folder)

@@ -12,8 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import sdjax
-from pipelines import config, generate, grid, sheet
-from pipelines.config import RunConfigError
+from pipelines import generate, grid, sheet
+from pipelines.config import RunConfigError, reading
 from pipelines.sinks import open_sink
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import remake, unusable
@@ -39,9 +39,9 @@ def sound(root: Path) -> Path:
     """An output of two images, as a run left it."""
     model = toys.write_toy(root / "model", toys.TINY)
     (root / "p.txt").write_text("a red apple\nthe cat\n")
-    settings = {"model": str(model), "batch_size": 1, "steps": 2, "sampler": "euler"}
+    settings = {"model": str(model), "engine.batch_size": 1, "steps": 2, "sampler": "euler"}
     (root / "progress").mkdir()
-    generate.run_pipeline([str(root / "p.txt")], str(root / "out"), config.make(settings), [], str(root / "progress"))
+    generate.run_pipeline([str(root / "p.txt")], str(root / "out"), reading.make(settings), [], str(root / "progress"))
     return root / "out"
 
 
@@ -175,8 +175,8 @@ def summary_of(out: Path) -> bool:
     given = made_with(str(out))
     trusted = allowed(given, {}, trust=True, pickled=False)
     assert trusted == given
-    mine = allowed(given, {"model": "emoji"}, trust=False, pickled=False)
-    assert mine.model == "emoji" and not mine.pickled
+    mine = allowed(given, {"model.name": "emoji"}, trust=False, pickled=False)
+    assert mine.model.name == "emoji" and not mine.model.pickled
     return False
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config import RunConfig
+from pipelines.config.sections import RunConfig, RunSection
 from pipelines.sources.prompts import JobRequest, Reject, parse, read_rows
 from pipelines.sources.rows import MARK, MAX_LINE_BYTES, PromptFileError
 from sdjax.jobs.ids import canonical_json
@@ -101,7 +101,7 @@ def _refused(data: bytes, name: str) -> bool:
             assert size < 8 * MAX_LINE_BYTES, "a row is small"
             taken += size
             assert MARK not in str(row.values), "no mark is left"
-            found = parse(row, RunConfig(combinations="none", repeat=1), "run", NO_WILDCARDS)
+            found = parse(row, RunConfig(run=RunSection(combinations="none", repeat=1)), "run", NO_WILDCARDS)
             if isinstance(found, Reject):
                 refused = True
                 assert (found.source, found.line) == (name, row.line)

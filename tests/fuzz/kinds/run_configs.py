@@ -1,15 +1,21 @@
 """Configs of a run as YAML, and `--set` values: bombs, what versions of YAML differ on, wrong types, damaged text."""
 
-import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import RunConfig, RunConfigError, make, read_file, read_settings
+from pipelines.config import RunConfigError
+from pipelines.config.reading import FORMER, make, read_file, read_settings
+from pipelines.config.sections import KEYS, SECTIONS, value_of
 from sdjax.jobs.job import FIELDS
 
-_KEYS = (*RunConfig.__dataclass_fields__, *FIELDS, "stesp", "cfg_scale", "clip skip", "<<", "1", "[a]", "? a", "no", "")
+_STRANGE = ("stesp", "cfg_scale", "clip skip", "<<", "1", "[a]", "? a", "no", "")
+_SETTINGS = (*KEYS, *FORMER, *FIELDS, *(f"job.{name}" for name in FIELDS), *SECTIONS, "job", "job.", ".", *_STRANGE)
+_NAMES: dict[str, tuple[str, ...]] = {
+    **{section: (*of.keys(), *FIELDS, *_STRANGE) for section, of in SECTIONS.items()},
+    "job": (*FIELDS, "model.dtype", *_STRANGE),
+}
 _VALUES = (
     "1",
     "0",
@@ -73,12 +79,12 @@ _VALUES = (
     "a" * 100_000,
 )
 _GOOD = (
-    "steps: 5\n",
+    "job: {steps: 5}\n",
     "model: 'a b'\n",
-    "ema: yes\n",
-    "vae: no\n",
-    "seed: &a 3\n",
-    "guidance_scale: 1e1\n",
+    "model: {ema: yes, vae: no}\n",
+    "engine: {batch_size: &a 3}\n",
+    "job:\n  guidance_scale: 1e1\n",
+    "run:\n",
     "\n",
     "# x\n",
 )
@@ -88,14 +94,14 @@ _MOST_LETTERS = 4000
 def warm(folder: Path) -> None:
     """Reads a good file."""
     file = folder / "run.yaml"
-    file.write_text("steps: 5\nmodel: emoji\n")
-    assert make(read_file(file)).model == "emoji"
+    file.write_text("model: emoji\njob:\n  steps: 5\n")
+    assert make(read_file(file)).model.name == "emoji"
 
 
 def case(rng: random.Random, folder: Path) -> bool:
     """Reads a file or settings; gives whether they were refused."""
     if rng.random() < 0.3:
-        setting = f"{rng.choice(_KEYS)}{rng.choice(('=', '=', '=', '', '=='))}{_value(rng)}"
+        setting = f"{rng.choice(_SETTINGS)}{rng.choice(('=', '=', '=', '', '=='))}{_value(rng)}"
         return _refused(lambda: read_settings([setting]), "--set")
     file = folder / "run.yaml"
     text = "".join(_line(rng) for _ in range(rng.choice((1, 1, 2, 5, 1000))))
@@ -122,9 +128,8 @@ def _refused(read: Callable[[], dict[str, Any]], name: str) -> bool:
         _check_message(str(error))
         return True
     for key, value in keys.items():
-        with contextlib.suppress(AttributeError):
-            if isinstance(value, str) and isinstance(getattr(made, key), str):
-                assert getattr(made, key) == value, "a text stays as it was"
+        if key in KEYS and isinstance(value, str) and KEYS[key].kind.is_text:
+            assert value_of(made, key) == value, "a text stays as it was"
     return False
 
 
@@ -136,7 +141,15 @@ def _check_message(message: str) -> None:
 def _line(rng: random.Random) -> str:
     if rng.random() < 0.4:
         return rng.choice(_GOOD)
-    return f"{rng.choice(_KEYS)}:{rng.choice((' ', ' ', ' ', '', chr(9)))}{_value(rng)}\n"
+    if rng.random() < 0.3:
+        return f"{rng.choice(_SETTINGS)}:{_space(rng)}{_value(rng)}\n"
+    section = rng.choice(tuple(_NAMES))
+    lines = (f"  {rng.choice(_NAMES[section])}:{_space(rng)}{_value(rng)}\n" for _ in range(rng.choice((1, 1, 3))))
+    return f"{section}:\n{''.join(lines)}"
+
+
+def _space(rng: random.Random) -> str:
+    return rng.choice((" ", " ", " ", "", chr(9)))
 
 
 def _value(rng: random.Random) -> str:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pipelines.config import RunConfig
+from pipelines.config.sections import RunConfig, RunSection
 from pipelines.sources.prompts import Reject, parse
 from pipelines.sources.rows import MAX_LINE_BYTES, Row
 from pipelines.sources.sweeps import SweepError, expand, size
@@ -69,7 +69,7 @@ def case(rng: random.Random, folder: Path) -> bool:
     if not (few := pictures(values, wildcards)):
         return few is None
     row = Row("rows.jsonl", 7, values, "as it stands", None)
-    config = RunConfig(combinations=mode, repeat=rng.choice([1, 2]))
+    config = RunConfig(run=RunSection(combinations=mode, repeat=rng.choice([1, 2])))
     found = parse(row, config, "run", wildcards)
     assert parse(row, config, "run", wildcards) == found
     if isinstance(found, Reject):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import RunConfig
+from pipelines.config.sections import RunConfig, RunSection
 from pipelines.sources import prompts, sweeps
 from pipelines.sources.prompts import (
     FORMATS,
@@ -378,12 +378,9 @@ def parse(
     row, defaults=None, repeats=1, run_seed=0, sweeps=None, combinations="random", run_name="run", sweep="product"
 ):
     config = RunConfig(
+        run=RunSection(run_seed, repeats, combinations, sweep),
         job=tuple((defaults or {}).items()),
-        repeat=repeats,
-        run_seed=run_seed,
         sweeps=tuple((sweeps or {}).items()),
-        combinations=combinations,
-        sweep=sweep,
     )
     return prompts.parse(row, config, run_name, WILDCARDS)
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from pipelines.compiled import use_cache
+from pipelines.compilation_cache import use_cache
 
 
 @pytest.fixture

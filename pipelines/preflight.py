@@ -1,11 +1,12 @@
 """What is found out before anything is made: whether model and output fit what a run is to do."""
 
-import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pipelines.config import RunConfig, RunConfigError
-from pipelines.equipment import equipment, library_of, load_model
+from pipelines.config.sections import paths, replaced
+from pipelines.loading import library_of, load_model
 from pipelines.sinks.sink import Sink, format_of
 from sdjax import storage
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS
@@ -25,6 +26,11 @@ _OF_THE_MODEL = (
 _FEW_STEPS = 4
 
 
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """The same with paths that workers and `verify` find from any folder; names on a hub and addresses stay."""
+    return replaced(config, {key: os.path.abspath(path) for key, path in paths(config).items() if os.path.exists(path)})
+
+
 def check_model(config: RunConfig) -> RunConfig:
     """Finds out whether the model and other files are there and can do what the configuration asks of every row.
 
@@ -35,21 +41,14 @@ def check_model(config: RunConfig) -> RunConfig:
       RunConfigError: if it can't.
       CheckpointError, ConfigError, TokenizerError: if the model or another file can't be used.
     """
-    given = equipment(config)
-    model = load_model(given, weights=False)
-    configs = model.networks["text_encoder"].config, model.unet.config, model.vae.config
-    library = OpenLibrary(library_of(given), *configs, DTYPES[model.dtype])
+    model = load_model(config, weights=False)
     fields = check_fields(dict(config.job))
     try:
         model.resolve(_job_for_all(fields, model, "sampler" in dict(config.sweeps)))
     except JobError as error:
-        raise RunConfigError(f"{config.model}: {error}") from error
-    controls = [control.name for control in read_controls(fields.get("controlnets", ""))]
-    named = {fields[name] for name in ("hires_upscaler", "upscaler") if fields.get(name)}
-    library.check(controls, sorted(named - {*PIXEL_UPSCALERS, *LATENT_UPSCALERS}))
-    if config.wildcards and next(storage.list_files(config.wildcards), None) is None:
-        raise RunConfigError(f"wildcards = {config.wildcards}: there is no such folder, or no file in it")
-    return dataclasses.replace(config, revision=model.revision, vae_revision=model.vae_revision)
+        raise RunConfigError(f"{config.model.name}: {error}") from error
+    _check_library(config, fields, model)
+    return replaced(config, {"model.revision": model.revision, "model.vae_revision": model.vae_revision})
 
 
 def _job_for_all(fields: Mapping[str, Any], model: Model, samplers_differ: bool) -> Job:
@@ -64,8 +63,20 @@ def _job_for_all(fields: Mapping[str, Any], model: Model, samplers_differ: bool)
     return Job(prompt="", seed=0, steps=_FEW_STEPS, **asked)
 
 
+def _check_library(config: RunConfig, fields: Mapping[str, Any], model: Model) -> None:
+    """Finds out whether the folders are there, and what the fields of all jobs name in them."""
+    configs = model.networks["text_encoder"].config, model.unet.config, model.vae.config
+    library = OpenLibrary(library_of(config), *configs, DTYPES[model.dtype])
+    controls = [control.name for control in read_controls(fields.get("controlnets", ""))]
+    named = {fields[name] for name in ("hires_upscaler", "upscaler") if fields.get(name)}
+    library.check(controls, sorted(named - {*PIXEL_UPSCALERS, *LATENT_UPSCALERS}))
+    wildcards = config.library.wildcards
+    if wildcards and next(storage.list_files(wildcards), None) is None:
+        raise RunConfigError(f"library.wildcards = {wildcards}: there is no such folder, or no file in it")
+
+
 def check_format(sink: Sink, format_name: str) -> None:
-    """Raises `RunConfigError` if an output holds pictures of another format: each picture is there once."""
+    """Raises `RunConfigError` if an output holds images of another format: each image is there once."""
     image = next(sink.images(), None)
     if image and format_of(image.name) != format_name:
         raise RunConfigError(

@@ -1,0 +1,5 @@
+"""`python -m pipelines.cli` is `sdjax`."""
+
+from pipelines.cli import program
+
+program()

@@ -1,0 +1,165 @@
+"""The sections of a run's configuration. Each key is one line: type, default, what it takes, what it means."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.config.keys import (
+    PATH,
+    PATH_OR_HUB,
+    TEXT,
+    TRUTH,
+    Key,
+    RunConfigError,
+    Section,
+    key,
+    one_of,
+    or_bundled,
+    whole,
+)
+from pipelines.sources.sweeps import MAX_PER_ROW, ROW_KEYS
+from sdjax.diffusion.noise import MAX_SEED
+from sdjax.diffusion.schedule import PREDICTION_TYPES
+from sdjax.engine.planner import LORA_MODES
+from sdjax.images.encode import FORMATS
+from sdjax.images.steps import ANIMATIONS
+from sdjax.jobs.job import check_fields
+from sdjax.model import DTYPES
+from sdjax.models.vae_tiles import VAE_TILE
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection(Section, section="model"):
+    """What is loaded; names and meanings are those of `sdjax.load`."""
+
+    name: str = key(
+        "emoji", or_bundled(PATH_OR_HUB), "a diffusers folder, a single file, a name on a hub, or the bundled model"
+    )
+    variant: str | None = key(
+        None, TEXT, "which files of a folder, for example fp16; by default those without a variant"
+    )
+    revision: str | None = key(None, TEXT, "of a name on a hub: a branch, tag or commit; a run keeps to one commit")
+    config: str | None = key(None, PATH, "of a single file: a YAML file, or a diffusers folder, that has its configs")
+    prediction_type: str | None = key(None, one_of(PREDICTION_TYPES), "of a single file: what its UNet predicts")
+    ema: bool = key(False, TRUTH, "take the averaged weights of a single file that holds both")
+    pickled: bool = key(
+        False, TRUTH, "read pickled files (.ckpt, .pt, .bin), also in the library; nothing in them is run"
+    )
+    vae: str | None = key(
+        None, PATH_OR_HUB, "a single file or a folder with a VAE that takes the place of the model's own"
+    )
+    vae_revision: str | None = key(None, TEXT, "the revision of that VAE")
+    dtype: str = key("float32", one_of(DTYPES), "of the networks' weights and arithmetic")
+    vae_dtype: str | None = key(
+        None, one_of(DTYPES), "of the VAE; by default `model.dtype`, or float32 if its config says that it overflows"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LibrarySection(Section, section="library"):
+    """Where the files are that jobs and prompts name."""
+
+    loras: str | None = key(None, PATH, "folder of LoRAs")
+    hypernetworks: str | None = key(None, PATH, "folder of hypernetworks")
+    embeddings: str | None = key(None, PATH, "folder of textual inversions")
+    controlnets: str | None = key(None, or_bundled(PATH), "folder of ControlNets and T2I adapters")
+    upscalers: str | None = key(None, PATH, "folder of upscalers, for `upscaler` and `hires_upscaler`")
+    depth_model: str | None = key(None, or_bundled(PATH), "an estimator of depth (MiDaS DPT)")
+    classifier: str | None = key(None, or_bundled(PATH), "folder of a classifier, for `classifier_scale`")
+    wildcards: str | None = key(None, PATH, "folder of the files that `__name__` in prompts stands for")
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSection(Section, section="engine"):
+    """How images are computed. All of it is part of what decides their bits."""
+
+    batch_size: int = key(4, whole(1, 1 << 16), "images per device in a compiled program; part of the fingerprint")
+    lora_mode: str = key(
+        "merged",
+        one_of(LORA_MODES),
+        "LoRAs are merged into the weights, or act beside them, so that a batch may mix several",
+    )
+    vae_tile: int = key(
+        VAE_TILE,
+        whole(0, 1 << 16),
+        "images of more pixels than four squares of this side are decoded in tiles; 0: never",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputSection(Section, section="output"):
+    """What files are written."""
+
+    format: str = key("png", one_of(FORMATS), "of the image files; `webp` is lossless")
+    animation: str = key("webp", one_of(ANIMATIONS), "format of the kept steps (`preview_every`)")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSection(Section, section="run"):
+    """How rows become jobs, and jobs are handed to workers."""
+
+    seed: int = key(0, whole(0, MAX_SEED), "from which the seeds of rows without one are derived")
+    repeat: int = key(1, whole(1, MAX_PER_ROW), "images per row, each with its own seed (`--repeat`)")
+    combinations: str = key(
+        "random", one_of(ROW_KEYS["combinations"]), "what becomes of templates in rows that don't say"
+    )
+    sweep: str = key("product", one_of(ROW_KEYS["sweep"]), "how the values of `--sweep` are combined")
+    host_batch: int = key(64, whole(1, 1 << 20), "images handed to the engine at once; changes no image")
+    shards: int | None = key(
+        None,
+        whole(1, 1 << 20),
+        "parts of the sampling, if there are batches for them; by default 1, or 4 per worker; changes no image",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a run is done. Hashable, so that equal ones share an engine.
+
+    Attributes:
+      job: fields for what rows leave open, sorted by name.
+      sweeps: values of fields that rows leave open, from the command line.
+    """
+
+    model: ModelSection = ModelSection()
+    library: LibrarySection = LibrarySection()
+    engine: EngineSection = EngineSection()
+    output: OutputSection = OutputSection()
+    run: RunSection = RunSection()
+    job: tuple[tuple[str, Any], ...] = ()
+    sweeps: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        try:  # rows may give what these need beside them
+            check_fields(dict(self.job))
+        except ValueError as error:
+            raise RunConfigError(str(error)) from error
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    field.name: type(field.default) for field in dataclasses.fields(RunConfig) if isinstance(field.default, Section)
+}
+KEYS: Mapping[str, Key] = {
+    f"{section}.{name}": of for section in SECTIONS for name, of in SECTIONS[section].keys().items()
+}
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    """The value of one of `KEYS`."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def replaced(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The same with other values of some of `KEYS`; raises `RunConfigError` for a value that its key doesn't take."""
+    for of, value in values.items():
+        section, _, name = of.partition(".")
+        changed = dataclasses.replace(getattr(config, section), **{name: value})
+        config = dataclasses.replace(config, **{section: changed})
+    return config
+
+
+def paths(config: RunConfig) -> dict[str, str]:
+    """What a configuration names outside of this package (files, folders, models on a hub), by their keys."""
+    named = {key: value_of(config, key) for key, of in KEYS.items() if of.kind.is_path}
+    return {key: value for key, value in named.items() if value is not None and value not in KEYS[key].kind.bundled}

@@ -1,0 +1,46 @@
+"""The model, the library and the engine of a run, loaded as its configuration says, once in each worker process."""
+
+import dataclasses
+from collections.abc import Callable
+
+from pipelines import compilation_cache
+from pipelines.config import RunConfig
+from pipelines.sources import input_images
+from sdjax.engine.engine import Engine
+from sdjax.engine.passes import Bucket
+from sdjax.library.library import Library
+from sdjax.model import Model, load
+
+
+def load_model(config: RunConfig, *, weights: bool = True) -> Model:
+    """The model; errors are those of `sdjax.load`, whose arguments the keys are named after."""
+    return load(weights=weights, **dataclasses.asdict(config.model))
+
+
+def library_of(config: RunConfig) -> Library:
+    """Where the files are that jobs and prompts name; the keys are named after its fields."""
+    places = dataclasses.asdict(config.library)
+    del places["wildcards"]  # which the prompt files name, and the library never sees
+    return Library(**places, pickled=config.model.pickled)
+
+
+def make_engine(
+    config: RunConfig,
+    on_compile: Callable[[Bucket], None] = lambda bucket: None,
+    read: Callable[[str], bytes] | None = None,
+) -> Engine:
+    """An engine with all of it; errors are those of `sdjax.load` and `Engine`.
+
+    Args:
+      config: of which the sections `model`, `library` and `engine` count.
+      on_compile: called with each bucket whose program is about to be compiled.
+      read: gives the bytes of an input image by its path; by itself as `sources.input_images` does.
+    """
+    compilation_cache.use_cache()
+    return Engine(
+        load_model(config),
+        library=library_of(config),
+        read_image=read or input_images.read,
+        on_compile=on_compile,
+        **dataclasses.asdict(config.engine),
+    )

@@ -1,0 +1,48 @@
+"""What is found out before anything is made."""
+
+import pytest
+
+from pipelines.config import RunConfigError
+from pipelines.config.reading import make
+from pipelines.config.sections import paths
+from pipelines.preflight import check_format, check_model, with_whole_paths
+
+
+def test_paths_are_found_from_any_folder_and_names_on_a_hub_stay(tmp_path, monkeypatch):
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "emoji").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = make({"model": "org/name", "library.loras": "loras", "library.embeddings": "emoji", "model.vae": "gone"})
+    assert paths(with_whole_paths(config)) == {
+        "model.name": "org/name",
+        "model.vae": "gone",
+        "library.loras": str(tmp_path / "loras"),
+        "library.embeddings": str(tmp_path / "emoji"),  # bundled is a model of this name, but no embeddings
+    }
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"width": 9}, "width = 9: expected a multiple of 2"),
+        ({"library.wildcards": "gone"}, "library.wildcards = gone: there is no such folder"),
+    ],
+)
+def test_what_no_row_could_have_is_told_at_once(tiny_folder, tmp_path, monkeypatch, values, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunConfigError, match=message):
+        check_model(make({"model": str(tiny_folder), **values}))
+
+
+def test_what_rows_may_complete_is_left_to_them(tiny_folder):
+    config = make({"model": str(tiny_folder), "strength": 0.5, "eta": 0.5})
+    assert check_model(config) == config
+
+
+def test_an_output_keeps_to_the_format_of_its_images(tmp_path):
+    folder = tmp_path / "images" / "ab"
+    folder.mkdir(parents=True)
+    (folder / f"{'ab' * 16}.png").write_bytes(b"x")
+    check_format(str(tmp_path), "png")
+    with pytest.raises(RunConfigError, match="made by a run in another format than webp"):
+        check_format(str(tmp_path), "webp")
