@@ -17,6 +17,29 @@ from benchmarks.same_pixels.jobs import FIRST_SEED, SEEDS_OF_A_ROW, Row, Run
 
 # What every revision has: the command line as a process of its own.
 _GENERATE = "from pipelines.cli import program; program()"
+# Keys of the configuration as `jobs` has them, in revisions whose configuration has sections, which this file tells.
+_SECTIONS_FILE = PurePath("pipelines", "config", "sections.py")
+_SECTION_KEYS: Mapping[str, str] = {
+    "model": "model.name",
+    "dtype": "model.dtype",
+    "vae": "model.vae",
+    "vae_dtype": "model.vae_dtype",
+    "pickled": "model.pickled",
+    "lora_folder": "library.loras",
+    "hypernetwork_folder": "library.hypernetworks",
+    "embedding_folder": "library.embeddings",
+    "controlnet_folder": "library.controlnets",
+    "upscaler_folder": "library.upscalers",
+    "depth_model": "library.depth_model",
+    "classifier": "library.classifier",
+    "wildcards": "library.wildcards",
+    "batch_size": "engine.batch_size",
+    "lora_mode": "engine.lora_mode",
+    "vae_tile": "engine.vae_tile",
+    "format": "output.format",
+    "animation": "output.animation",
+    "repeat": "run.repeat",
+}
 # Of what a command printed, in an error.
 _SHOWN_LETTERS = 4000
 
@@ -41,11 +64,16 @@ class RowResult(NamedTuple):
 def config_text(run_keys: Mapping[str, Any], tree: Path, files: Path) -> str:
     """The run's YAML as the revision in `tree` reads it.
 
-    `run_keys` are as `jobs` has them: flat. All revisions so far have them so; one that nests or renames keys gets its
-    table of them here, and is known by what is in its tree.
+    `run_keys` are as `jobs` has them: flat, as in revisions before there were sections.
     """
     keys = {key: str(files / value) if isinstance(value, PurePath) else value for key, value in run_keys.items()}
-    return yaml.safe_dump(keys)
+    if not (tree / _SECTIONS_FILE).is_file():
+        return yaml.safe_dump(keys)
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in keys.items():
+        section, _, name = _SECTION_KEYS[key].partition(".")
+        sections.setdefault(section, {})[name] = value
+    return yaml.safe_dump(sections)
 
 
 def make(tree: Path, run: Run, files: Path, folder: Path, compiled: Path) -> list[RowResult]:

@@ -188,7 +188,7 @@ class Planner(NamedTuple):
         for pixels in asked if images.depth_from is None else [images.depth_from, *asked]:
             estimator = self.library.depth_model()
             if estimator is None:
-                raise JobError("depth is to be estimated: set depth_model, or give a depth_image")
+                raise JobError("depth is to be estimated: set library.depth_model, or give a depth_image")
             try:
                 check_size(estimator.processor, *pixels.shape[:2])
             except ValueError as error:
@@ -321,8 +321,8 @@ def _check_label(job: Job, model: Model) -> None:
 def _checked_classifier(classifier: Classifier | None, job: Job) -> Classifier:
     if classifier is None:
         raise JobError(
-            f"classifier_scale = {job.classifier_scale}: there is no classifier; set classifier = emoji, or a "
-            "folder, for the run, or give the engine one"
+            f"classifier_scale = {job.classifier_scale}: there is no classifier; set library.classifier = "
+            "emoji, or a folder, or give the engine one"
         )
     count = len(classifier.labels)
     if job.classifier_label is None or job.classifier_label >= count:

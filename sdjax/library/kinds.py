@@ -33,20 +33,20 @@ def _is_pipeline(listing: FolderListing) -> bool:
 # By the field of `Library`.
 KINDS: Mapping[str, Kind] = {
     "loras": Kind(
-        "lora", "lora_folder", _ADAPTERS, is_one=_is_lora, beside=lambda file: (file.parent / "adapter_config.json",)
+        "lora", "library.loras", _ADAPTERS, is_one=_is_lora, beside=lambda file: (file.parent / "adapter_config.json",)
     ),
-    "hypernetworks": Kind("hypernetwork", "hypernetwork_folder", _ADAPTERS),
-    "embeddings": Kind("embedding", "embedding_folder", (*_ADAPTERS, ".png"), accepts=_is_embedding),
+    "hypernetworks": Kind("hypernetwork", "library.hypernetworks", _ADAPTERS),
+    "embeddings": Kind("embedding", "library.embeddings", (*_ADAPTERS, ".png"), accepts=_is_embedding),
     "controlnets": Kind(
         "ControlNet",
-        "controlnet_folder",
+        "library.controlnets",
         _TENSORS,
         is_one=lambda listing: is_controlnet_folder(listing.folder),
         beside=lambda file: (file.parent / "config.json",),
     ),
     "upscalers": Kind(
         "upscaler",
-        "upscaler_folder",
+        "library.upscalers",
         _UPSCALERS,
         is_one=_is_pipeline,
         beside=lambda file: (beside(file, ".param"), beside(file, ".bin")),

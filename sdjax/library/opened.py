@@ -310,7 +310,7 @@ class OpenLibrary:
         """
         file = self.depth_model()
         if file is None:
-            raise JobError("depth is to be estimated: set depth_model, or give a depth_image")
+            raise JobError("depth is to be estimated: set library.depth_model, or give a depth_image")
         if self._estimator is None or self._estimator.digest != file.digest:
             params = jax.device_put(self.depth_params(file))
             self._estimator = DepthModel(file.config, params, file.processor, file.digest)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sdjax.job import EMPHASES, FIELDS, PIXEL_UPSCALERS
 
 from benchmarks.same_pixels.comparison import differences
 from benchmarks.same_pixels.files import RECORDED_LORAS
@@ -21,6 +20,8 @@ from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS
 from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
+from sdjax.jobs.job import EMPHASES, FIELDS
 from sdjax.text.conditioning import SYNTAXES
 
 ROWS = [row for run in RUNS for row in run.rows]

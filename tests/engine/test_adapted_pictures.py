@@ -256,8 +256,10 @@ def test_adapters_that_can_not_be_had_are_errors(engine, fields, message):
 
 def test_without_folders_there_are_no_adapters(tiny):
     engine = engine_of(tiny, sdjax.Library(), devices=1)
-    with pytest.raises(sdjax.AdapterError, match="no lora 'ink': no folder of such files is given; set lora_folder"):
+    with pytest.raises(
+        sdjax.AdapterError, match=r"no lora 'ink': no folder of such files is given; set library\.loras"
+    ):
         engine.prepare(job(1, "a <lora:ink:1>"))
-    with pytest.raises(sdjax.CheckpointError, match="lora_folder = nowhere: there is no such folder"):
+    with pytest.raises(sdjax.CheckpointError, match=r"library\.loras = nowhere: there is no such folder"):
         engine_of(tiny, sdjax.Library(loras="nowhere"), devices=1)
     assert engine.prepare(job(8, "a castle and a cat")).metadata["adapters_applied"] == ""

@@ -248,7 +248,7 @@ def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, librar
         ({**from_cat, "controlnets": "tiny", "control_preprocessor": "depth"}, "depth_model"),
         ({**from_cat, "depth_image": "depth.png"}, "this model sees no depth map"),
         ({**in_mask, "hires_scale": 2.0}, "not with a mask_image"),
-        ({"upscaler": "esrgan"}, "set upscaler_folder"),
+        ({"upscaler": "esrgan"}, "set library.upscalers"),
         ({"hires_scale": 2.0, "hires_upscaler": "laten"}, "laten"),
     ],
 )  # fmt: skip

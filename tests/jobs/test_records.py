@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import sdjax
-from pipelines.config import make as config_of
+from pipelines.config import RunConfig
 from pipelines.sinks.manifest_rows import FileSizes, manifest_row
 from pipelines.sources.prompts import parse
 from pipelines.sources.rows import Row
@@ -52,13 +52,13 @@ def engine(tiny: sdjax.Model, tmp_path_factory: pytest.TempPathFactory) -> sdjax
         batch_size=1,
         devices=jax.local_devices()[:1],
         classifier=sdjax.load_classifier("emoji"),
-        library=sdjax.Library(loras=folder / "loras"),
-        pictures=sdjax.Pictures(
-            read=conditioned.FILES.__getitem__,
-            controlnet_folder=conditioned.write_controls(folder / "controls"),
+        library=sdjax.Library(
+            loras=folder / "loras",
+            controlnets=conditioned.write_controls(folder / "controls"),
+            upscalers=folder / "upscalers",
             depth_model="emoji",
-            upscaler_folder=folder / "upscalers",
         ),
+        read_image=conditioned.FILES.__getitem__,
         vae_tile=8,
     )
 
@@ -76,7 +76,7 @@ def unusual(engine: sdjax.Engine) -> Mapping[str, Any]:
     values |= {"controlnets": "tiny", "control_image": "edges.png", "control_preprocessor": "depth"}
     values |= {"hires_scale": 2, "hires_upscaler": "larger", "upscaler": "larger", "image": "cat.png", "strength": 0.5}
     values |= {"classifier_scale": 1, "classifier_label": 3}
-    [asked] = parse(Row("p.jsonl", 1, values, "", None), config_of({}), "run", NO_WILDCARDS)
+    [asked] = parse(Row("p.jsonl", 1, values, "", None), RunConfig(), "run", NO_WILDCARDS)
     return engine.prepare(asked.job, asked.notes).metadata
 
 

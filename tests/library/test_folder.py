@@ -240,7 +240,7 @@ def test_a_folder_that_can_not_be_listed_is_told(tmp_path, monkeypatch):
         folder = upscalers(Path())
         with pytest.raises(FindingError, match=r"no upscaler 'shut/a' in \.; .* be listed: shut \(Permission denied"):
             folder.find("shut/a")
-        with pytest.raises(FindingError, match=r"upscaler_folder = shut: it can't be listed \(Permission denied\)"):
+        with pytest.raises(FindingError, match=r"library.upscalers = shut: it can't be listed \(Permission denied\)"):
             upscalers(Path("shut"))
 
 

@@ -132,7 +132,7 @@ def test_a_plan_needs_no_parameters_of_an_estimator_of_depth(library):
 
 def test_without_an_estimator_of_depth_none_is_estimated():
     assert opened(Library()).depth_model() is None
-    with pytest.raises(JobError, match="depth is to be estimated: set depth_model"):
+    with pytest.raises(JobError, match=r"depth is to be estimated: set library\.depth_model"):
         opened(Library()).estimate_depth(IMAGE)
 
 
@@ -244,7 +244,7 @@ def test_what_is_not_there_is_told_alike_for_all_kinds(library, tmp_path):
         ),
         (
             lambda: found.hypernetwork("oil"),
-            "there is no hypernetwork 'oil': no folder of such files is given; set hypernetwork_folder",
+            "there is no hypernetwork 'oil': no folder of such files is given; set library.hypernetworks",
         ),
     ):
         with pytest.raises((AdapterError, JobError)) as error:
@@ -263,6 +263,6 @@ def test_a_check_names_what_is_not_there_and_reads_no_weights(library, tmp_path)
         opened(library._replace(depth_model=tmp_path / "dept")).check()
     with pytest.raises(CheckpointError, match=r"there is no classifier 'emojy': .*; did you mean 'emoji'"):
         opened(library._replace(classifier="emojy")).check()
-    for field, setting in (("loras", "lora_folder"), ("controlnets", "controlnet_folder")):
-        with pytest.raises(CheckpointError, match=f"{setting} = nowhere: there is no such folder on this machine"):
+    for field in ("loras", "controlnets"):
+        with pytest.raises(CheckpointError, match=f"library.{field} = nowhere: there is no such folder"):
             opened(Library(**{field: "nowhere"}))
