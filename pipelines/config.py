@@ -10,7 +10,7 @@ from pipelines.fields import field_from_text, field_named, truth_from_text, with
 from pipelines.sweeps import MAX_PER_ROW, ROW_KEYS
 from sdjax.checkpoints.plain_yaml import PlainYamlError, parse_plain_yaml, read_plain_yaml
 from sdjax.diffusion.noise import MAX_SEED
-from sdjax.diffusion.schedule import PREDICTION_TYPES
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
 from sdjax.images.steps import ANIMATIONS
 from sdjax.job import FIELDS, Job, JobError

@@ -27,7 +27,7 @@ from sdjax.device import platform_of, program_for
 from sdjax.diffusion import noise
 from sdjax.diffusion.guidance import classifier_free, denoised, network_input
 from sdjax.diffusion.sample import Denoise, Latents, Level, Rows, sample, stack_tables
-from sdjax.diffusion.schedule import alphas_cumprod
+from sdjax.diffusion.scheduler_config import alphas_cumprod
 from sdjax.diffusion.tableau import Table
 from sdjax.job import JobError
 from sdjax.model import DTYPES

@@ -13,7 +13,9 @@ from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS, Options, names
-from sdjax.diffusion.schedule import SAMPLE_MAX_VALUES, SCHEDULES, SPACINGS
+from sdjax.diffusion.scheduler_config import SAMPLE_MAX_VALUES
+from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
 from sdjax.messages import near_match, shown

@@ -18,8 +18,10 @@ from sdjax.checkpoints.vae_file import find_vae
 from sdjax.checkpoints.variants import extra_channels, variant_name
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import PREDICTION_TYPES, ScheduleError, SchedulerConfig, default_schedule, default_spacing
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
+from sdjax.diffusion.sigmas import default_schedule
 from sdjax.diffusion.tableau import Table
+from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.job import RANDOM_SEED, Job, JobError
 from sdjax.models import VAE, TextEncoder, UNet
 from sdjax.text.tokenizer import Tokenizer

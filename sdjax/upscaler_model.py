@@ -11,8 +11,10 @@ from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError, Params
 from sdjax.diffusion import elementary
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig, default_schedule, default_spacing
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.diffusion.sigmas import default_schedule
 from sdjax.diffusion.tableau import Table
+from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.job import JobError
 from sdjax.model import DTYPES, place_of
 from sdjax.models import VAE, TextEncoder, UNet

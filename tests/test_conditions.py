@@ -6,7 +6,7 @@ import pytest
 
 from sdjax import conditions
 from sdjax.diffusion.samplers import Options, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.text.conditioning import condition
 from tests import toys
 from tests.text import test_conditioning as by_numpy

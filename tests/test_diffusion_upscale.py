@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from sdjax.checkpoints import names, original
 from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
-from sdjax.diffusion.schedule import training_sigmas
+from sdjax.diffusion.scheduler_config import training_sigmas
 from sdjax.diffusion_upscale import upscale_latent_x2, upscale_x4
 from sdjax.job import JobError
 from sdjax.models import ConfigError, UNetConfig

@@ -31,7 +31,7 @@ from sdjax.checkpoints.tensors import (
 )
 from sdjax.checkpoints.variants import DEPTH, INPAINTING, PIPELINES, check_fit, extra_channels
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.messages import shown
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.config import check_class

@@ -38,8 +38,8 @@ from sdjax.checkpoints.tensors import (
     weight_files,
 )
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.diffusion.scheduler_classes import same_class
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.messages import shown
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet

@@ -36,7 +36,7 @@ from sdjax.checkpoints.original_config import OriginalConfig, read_original_conf
 from sdjax.checkpoints.tensors import CheckpointError, Listing, Part, Tensor, list_file, load_parts
 from sdjax.checkpoints.variants import check_fit, extra_channels, family
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import PREDICTION_TYPES, SchedulerConfig
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
 from sdjax.library.finding import beside
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sdjax.checkpoints.names import NameTable
 from sdjax.checkpoints.tensors import write_params
 from sdjax.classifier import CONFIG, LABELS, WEIGHTS
-from sdjax.diffusion.schedule import SchedulerConfig, alphas_cumprod
+from sdjax.diffusion.scheduler_config import SchedulerConfig, alphas_cumprod
 from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig
 from sdjax.training import scenes, state
 from sdjax.training.emoji import SCHEDULER, SIDE, TRAIN_SEED, VAE_CONFIG, load_latents

@@ -15,7 +15,9 @@ from sdjax.diffusion import elementary
 from sdjax.diffusion.brownian import TorchBrownianTree
 from sdjax.diffusion.noise import HostNoise
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import SCHEDULES, ScheduleError, SchedulerConfig, default_spacing
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.images.masks import gaussian
 
 SHAPE = (16, 24, 4)

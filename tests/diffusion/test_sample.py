@@ -9,7 +9,7 @@ from sdjax.diffusion.brownian import increment
 from sdjax.diffusion.noise import seed_words, start_noise, step_noise
 from sdjax.diffusion.sample import sample, stack_tables
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.diffusion.tableau import Table, run_on_host
 
 CONFIG = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

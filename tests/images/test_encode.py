@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from sdjax.diffusion.noise import SOURCES
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.diffusion.samplers.names import A1111_SAMPLERS, A1111_SCHEDULES
-from sdjax.diffusion.schedule import SCHEDULES
+from sdjax.diffusion.sigmas import SCHEDULES
 from sdjax.images import metadata as words
 from sdjax.images.encode import (
     FORMATS,

@@ -11,8 +11,8 @@ import numpy as np
 
 from sdjax.diffusion import elementary
 from sdjax.diffusion.samplers.run import Run, Step, ancestral
-from sdjax.diffusion.schedule import ScheduleError
 from sdjax.diffusion.tableau import Vector
+from sdjax.diffusion.timestep_spacing import ScheduleError
 
 # Below this many steps diffusers ends with steps of lower order (`lower_order_final`).
 _FEW_STEPS = 15

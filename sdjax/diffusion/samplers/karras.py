@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from sdjax.diffusion.samplers.run import Run, ancestral, lagrange_integrals
-from sdjax.diffusion.schedule import karras_sigmas
+from sdjax.diffusion.sigmas import karras_sigmas
 from sdjax.diffusion.tableau import Vector
 
 

@@ -4,8 +4,9 @@ import re
 from typing import Any, NamedTuple
 
 from sdjax.diffusion.samplers.registry import SAMPLERS
-from sdjax.diffusion.schedule import SCHEDULES, SchedulerConfig
 from sdjax.diffusion.scheduler_classes import same_class
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.diffusion.sigmas import SCHEDULES
 
 # A1111's labels. Where it has none the label is made here, for the text that goes into pictures.
 A1111_SAMPLERS = {

@@ -10,16 +10,9 @@ from typing import Any, NamedTuple
 
 from sdjax.diffusion.samplers import exponential, karras, variance_preserving
 from sdjax.diffusion.samplers.run import Options, Run
-from sdjax.diffusion.schedule import (
-    ScheduleError,
-    SchedulerConfig,
-    Spacing,
-    StepRules,
-    lay_steps,
-    steps_of_strength,
-    training_sigmas,
-)
+from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
 from sdjax.diffusion.tableau import Table, Vector, still
+from sdjax.diffusion.timestep_spacing import ScheduleError, Spacing, StepRules, lay_steps, steps_of_strength
 
 
 class Sampler(NamedTuple):

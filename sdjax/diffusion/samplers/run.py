@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from sdjax.diffusion import elementary
-from sdjax.diffusion.schedule import SchedulerConfig, Steps, sigma_of, timestep_of, training_sigmas
+from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
+from sdjax.diffusion.sigmas import sigma_of, timestep_of
 from sdjax.diffusion.tableau import Recorder, Table, Vector
+from sdjax.diffusion.timestep_spacing import Steps
 
 # How multistep samplers begin with a picture, that is in the middle of the schedule: as diffusers' classes, which go on
 # counting from the steps that were left out; or afresh, as k-diffusion and A1111.

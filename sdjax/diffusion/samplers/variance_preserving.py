@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from sdjax.diffusion.samplers.run import Run, Step, alpha
-from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.diffusion.tableau import Vector
+from sdjax.diffusion.timestep_spacing import ScheduleError
 
 
 def _reached(run: Run, step: Step) -> float:
