@@ -31,7 +31,7 @@ def latent_shape(model: Model, bucket: Bucket) -> tuple[int, int, int]:
 
 def words(batch: Sequence[Task]) -> Shaped[np.ndarray, "b 2"]:
     """The seeds."""
-    return np.stack([noise.seed_words(_seed(task.job)) for task in batch])
+    return np.stack([noise.to_seed_words(_seed(task.job)) for task in batch])
 
 
 class Given(NamedTuple):
@@ -173,7 +173,7 @@ def beginning(batch: Sequence[Task], plain: bool = False) -> Beginning:
     jobs = [task.job for task in batch]
     return Beginning(
         words=words(batch),
-        variation_words=np.stack([noise.seed_words(job.variation_seed or 0) for job in jobs]),
+        variation_words=np.stack([noise.to_seed_words(job.variation_seed or 0) for job in jobs]),
         variation_strength=np.array([job.variation_strength for job in jobs], np.float32),
         start=np.array([1.0 if plain else task.table.start for task in batch], np.float32),
         first_noise=np.array([0.0 if plain else task.table.first_noise for task in batch], np.float32),
@@ -202,19 +202,19 @@ class HostNoise:
         later = np.zeros((places, len(batch), *shape), np.float32)
         for number, task in enumerate(batch):
             job, table = task.job, task.table
-            source = noise.HostNoise(
+            source = noise.HostNoiseStream(
                 job.noise_source,
                 _seed(job),
                 shape,
                 variation_seed=job.variation_seed,
                 variation_strength=job.variation_strength,
                 resize_from=resized_from(job, model),
-                with_picture=with_picture,
+                with_image=with_picture,
             )
             self.first[number] = source.first
             self.latents[number] = source.first * np.float32(table.start)
             if self.picture is not None:
-                self.picture[number] = source.picture
+                self.picture[number] = source.image_latents_noise
             if self.masked is not None:  # diffusers draws it also where it is not used
                 self.masked[number] = source.next(shape)
             # diffusers draws white noise for these, A1111 and k-diffusion the increments of a path.

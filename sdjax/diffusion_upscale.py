@@ -9,7 +9,7 @@ level as a class label.
 
 The x2 upscaler is preconditioned as in Karras et al. 2022 (arXiv:2206.00364, table 1) for data of deviation 1: it gives
 F of (latents / sqrt(sigma^2 + 1), ln(sigma) / 4), and latents / (sigma^2 + 1) + F * sigma / sqrt(sigma^2 + 1) are the
-clean latents. It sees the latents to be upscaled as they are, each four times, and is told 64 ones, 64 zeros (cosines
+denoised latents. It sees the latents to be upscaled as they are, each four times, and 64 ones, 64 zeros (the cosines
 and sines of how noisy they are: not at all) and the text encoder's last state at the end of the prompt.
 """
 
@@ -25,8 +25,8 @@ from sdjax import conditions
 from sdjax.checkpoints.sd_upscaler import NOISE_FEATURES
 from sdjax.device import platform_of, program_for
 from sdjax.diffusion import noise
-from sdjax.diffusion.guidance import classifier_free, denoised, network_input
-from sdjax.diffusion.sample import Denoise, Latents, Level, Rows, sample, stack_tables
+from sdjax.diffusion.guidance import classifier_free, network_input, to_denoised
+from sdjax.diffusion.sample import Denoise, Latents, Level, TableArrays, sample, stack_tables
 from sdjax.diffusion.scheduler_config import alphas_cumprod
 from sdjax.diffusion.tableau import Table
 from sdjax.job import JobError
@@ -54,7 +54,7 @@ class X4Inputs(NamedTuple):
     noise: Any  # (images, h, w, c) of the first latents
     start: Any  # (images,) their standard deviation
     guidance: Any  # (images,)
-    tables: Rows
+    tables: TableArrays
 
 
 class X2Inputs(NamedTuple):
@@ -66,7 +66,7 @@ class X2Inputs(NamedTuple):
     noise: Any  # (images, 2h, 2w, c); or (images, 2) seeds of it
     start: Any  # (images,) its standard deviation
     guidance: Any  # (images,)
-    tables: Rows
+    tables: TableArrays
 
 
 def x4_latents(networks: Networks, params: Any, inputs: X4Inputs) -> Latents:
@@ -74,7 +74,7 @@ def x4_latents(networks: Networks, params: Any, inputs: X4Inputs) -> Latents:
     unet, dtype = networks.unet, DTYPES[networks.dtype]
     height, width = inputs.pixels.shape[1:3]
     first = _drawn(inputs.noise, (height, width, networks.vae.config.latent_channels), noise.start_noise)
-    picture_noise = _drawn(inputs.picture_noise, inputs.pixels.shape[1:], noise.picture_noise)
+    picture_noise = _drawn(inputs.picture_noise, inputs.pixels.shape[1:], noise.image_latents_noise)
     clean_share, noise_share = (inputs.signal[:, place, None, None, None] for place in (0, 1))
     picture = (inputs.pixels.astype(jnp.float32) / 127.5 - 1) * clean_share + picture_noise * noise_share
     with _precision(networks):
@@ -92,7 +92,7 @@ def x4_latents(networks: Networks, params: Any, inputs: X4Inputs) -> Latents:
 
         def denoise(latents: Latents, level: Level) -> Latents:
             prediction = _guided(predict(latents, level), inputs.prompts.part_weights, inputs.guidance)
-            return denoised(prediction, latents, level.sigma, level.alpha, networks.prediction_type)
+            return to_denoised(prediction, latents, level.sigma, level.alpha, networks.prediction_type)
 
         return _sampled(denoise, first, inputs.start, inputs.tables)
 
@@ -120,7 +120,7 @@ def x2_latents(networks: Networks, params: Any, inputs: X2Inputs) -> Latents:
             # The last channel is a variance, which is not used.
             prediction = _guided(given[..., :-1], jnp.ones((1, images)), inputs.guidance)
             # The network's F is the v of Salimans and Ho with the other sign.
-            return denoised(-prediction, latents, level.sigma, level.alpha, "v_prediction")
+            return to_denoised(-prediction, latents, level.sigma, level.alpha, "v_prediction")
 
         return _sampled(denoise, first, inputs.start, inputs.tables)
 
@@ -161,7 +161,7 @@ def _guided(predictions: Float[Array, "q h w c"], weights: Float[Array, "p b"], 
     return classifier_free(each[-1], each[:-1], weights, scale)
 
 
-def _sampled(denoise: Denoise, first: Latents, start: Float[Array, " b"], tables: Rows) -> Latents:
+def _sampled(denoise: Denoise, first: Latents, start: Float[Array, " b"], tables: TableArrays) -> Latents:
     latents, _ = sample(denoise, first * start[:, None, None, None], tables, None)
     return latents
 
@@ -394,7 +394,7 @@ def _batches(kinds: Sequence[Any], size: int) -> Iterator[tuple[list[int], int]]
 def _noise(source: str, seeds: Sequence[int], shapes: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
     """For each shape seeds, or what is drawn from them on the host: for one picture all shapes in turn."""
     if source == "threefry":
-        return [np.stack([noise.seed_words(seed) for seed in seeds])] * len(shapes)
+        return [np.stack([noise.to_seed_words(seed) for seed in seeds])] * len(shapes)
     generators = [noise.host_generator(source, seed) for seed in seeds]
     drawn = [[noise.host_randn(generator, shape) for shape in shapes] for generator in generators]
     return [np.stack(each) for each in zip(*drawn, strict=True)]

@@ -38,7 +38,7 @@ from sdjax.checkpoints.tensors import Params
 from sdjax.classifier import Classifier
 from sdjax.device import compiler_options, device_kind
 from sdjax.diffusion.enlarge import LATENT_UPSCALERS, enlarged
-from sdjax.diffusion.sample import Trail
+from sdjax.diffusion.sample import Previews
 from sdjax.images import masks
 from sdjax.images.steps import Preview
 from sdjax.job import Job, JobError
@@ -104,7 +104,7 @@ class _Flying(NamedTuple):
     latents: Array
     images: Array
     finite: Array
-    trail: Trail
+    trail: Previews
     sound: Bool[np.ndarray, " b"]  # whether all was finite that was made of each before
 
 
@@ -306,7 +306,7 @@ class Engine:
         """As many images as a batch has: the last again."""
         return np.concatenate([images, np.repeat(images[-1:], self.images_per_batch - len(images), axis=0)])
 
-    def _sampled(self, batch: list[Task], begins_with: Any = None) -> tuple[Array, Trail]:
+    def _sampled(self, batch: list[Task], begins_with: Any = None) -> tuple[Array, Previews]:
         """Latents of a batch, and those that are kept; `begins_with` is what a second pass begins with."""
         bucket = batch[0].bucket
         given = self._inputs(batch + batch[-1:] * (self.images_per_batch - len(batch)), begins_with)
@@ -475,7 +475,7 @@ class Engine:
 
         def sharded(params: Any, given: Inputs) -> Any:
             trail: Any = PartitionSpec(None, "data")
-            return self._mapped(program, specs(given), (_EACH, Trail(trail, trail)))(params, given)
+            return self._mapped(program, specs(given), (_EACH, Previews(trail, trail)))(params, given)
 
         return sharded
 

@@ -122,7 +122,7 @@ class Job:
       guidance_rescale: 0 to 1, how far the deviation of guided predictions is brought back.
       guidance_start: share of the steps before guidance begins, 0 to 1.
       guidance_end: share of the steps after which it ends; outside, the conditional prediction counts alone.
-      dynamic_thresholding_ratio: quantile beyond which clean latents are cut; None does not.
+      dynamic_thresholding_ratio: quantile beyond which the denoised latents are cut; None does not.
       sample_max_value: largest bound of that.
       loras: of these by name, each with a weight: "name:0.8; other:0.5:1" (of the text encoder, and of the UNet if that
         is another), besides those that the prompt names.

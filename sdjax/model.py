@@ -182,7 +182,7 @@ class Model:
             raise JobError(f"{asked}: has no coefficients ({error}); take another schedule") from error
 
 
-# Samplers of diffusers that threshold clean latents and go on with the noise of those before.
+# Samplers of diffusers that threshold the denoised latents and go on with the noise of those before.
 _KEEP_NOISE = ("ddim", "tcd")
 
 

@@ -23,13 +23,13 @@ from sdjax.diffusion.guidance import (
     LogProbability,
     classifier_free,
     classifier_guided,
-    denoised,
     network_input,
     rescaled,
     thresholded,
+    to_denoised,
 )
 from sdjax.diffusion.inpaint import filled
-from sdjax.diffusion.sample import Latents, Level, NoiseWanted, Rows, Trail, sample
+from sdjax.diffusion.sample import Latents, Level, NoiseRequest, Previews, TableArrays, sample
 from sdjax.model import DTYPES, Model
 from sdjax.models import vae_tiles
 from sdjax.models.controlnet import ControlNet, ControlNetConfig, added, residual_scales
@@ -95,7 +95,7 @@ class Inputs(NamedTuple):
     multipliers: Any  # (images, hypernetworks); () if there are none
     low_rank: Any  # {"unet": ..., "text_encoder": ...} what is added for each image; () if nothing is
     guided: Any  # (2,) evaluations, from and before
-    tables: Rows
+    tables: TableArrays
     controls: tuple[Controlled, ...]
     kept: Any  # (images, h, w, c) clean latents of the pictures that stay; () if none do
     kept_noise: Any  # (images, h, w, c) standard normal, with which they are put back between evaluations; () likewise
@@ -150,7 +150,7 @@ def specs(inputs: Inputs) -> Inputs:
         kept=all_of(inputs.kept, first),
         kept_noise=all_of(inputs.kept_noise, first),
         anew=all_of(inputs.anew, first),
-        tables=Rows(rows=all_of(inputs.tables.rows, second), count=first),
+        tables=TableArrays(evaluations=all_of(inputs.tables.evaluations, second), counts=first),
         frames=all_of(inputs.frames, second),
         noise=all_of(inputs.noise, second),
     )
@@ -163,7 +163,7 @@ def latents_of(
     shape: tuple[int, int, int],
     params: Any,
     inputs: Inputs,
-) -> tuple[Latents, Trail]:
+) -> tuple[Latents, Previews]:
     """Text to latents for one device's share of a batch."""
     with _precision(model):
         with _adding(bucket, inputs, "text_encoder"):
@@ -202,10 +202,10 @@ def latents_of(
 
         def denoise(latents: Latents, level: Level) -> Latents:
             prediction = guide(latents, level)
-            clean = denoised(prediction, latents, level.sigma, level.alpha, model.scheduler.prediction_type)
+            denoised = to_denoised(prediction, latents, level.sigma, level.alpha, model.scheduler.prediction_type)
             if bucket.classifier:
-                clean = classify(clean, latents, level)
-            return thresholded(clean, inputs.threshold[:, 0], inputs.threshold[:, 1])
+                denoised = classify(denoised, latents, level)
+            return thresholded(denoised, inputs.threshold[:, 0], inputs.threshold[:, 1])
 
         frames = inputs.frames if bucket.frames else None
         draw = _draw(bucket, shape, inputs)
@@ -316,12 +316,17 @@ def _guided(
 
 
 def _classified(
-    log_probability: LogProbability | None, params: Any, inputs: Inputs, clean: Latents, latents: Latents, level: Level
+    log_probability: LogProbability | None,
+    params: Any,
+    inputs: Inputs,
+    denoised: Latents,
+    latents: Latents,
+    level: Level,
 ) -> Latents:
     assert log_probability is not None, "prepare lets no such job through"
     scale = inputs.guidance[:, 2]
     return classifier_guided(
-        clean, latents, level.sigma, level.alpha, level.timestep, inputs.labels, scale, log_probability, params
+        denoised, latents, level.sigma, level.alpha, level.timestep, inputs.labels, scale, log_probability, params
     )
 
 
@@ -371,7 +376,7 @@ def latents_of_pictures(
       params: of the model.
       seen: the pictures.
     """
-    draw = noise.masked_noise if for_mask else noise.picture_noise
+    draw = noise.masked_image_latents_noise if for_mask else noise.image_latents_noise
     drawn = draw(seen.drawn, shape) if seen.drawn.ndim == 2 else seen.drawn
     pixels = seen.pixels.astype(jnp.float32) / 127.5 - 1
     if isinstance(seen.hidden, jax.Array):
@@ -416,7 +421,7 @@ def masked_whole(
       params: of the model.
       drawn: noise with which latents are drawn from what the encoder gives; or seeds of it.
     """
-    drawn = noise.masked_noise(drawn, shape) if drawn.ndim == 2 else drawn
+    drawn = noise.masked_image_latents_noise(drawn, shape) if drawn.ndim == 2 else drawn
     nothing = jnp.zeros((1, shape[0] * model.vae.config.factor, shape[1] * model.vae.config.factor, 3))
     posterior = Gaussian(
         *(jnp.broadcast_to(each, drawn.shape) for each in _posterior(model, params["vae"], nothing, tile))
@@ -425,12 +430,12 @@ def masked_whole(
     return jnp.concatenate([jnp.ones((*drawn.shape[:3], 1)), latents], axis=-1)
 
 
-def _draw(bucket: Bucket, shape: tuple[int, int, int], inputs: Inputs) -> Callable[[NoiseWanted], Latents] | None:
+def _draw(bucket: Bucket, shape: tuple[int, int, int], inputs: Inputs) -> Callable[[NoiseRequest], Latents] | None:
     """Where the noise of the steps comes from."""
     if bucket.host_noise is not None:
         return (lambda wanted: inputs.noise[wanted.place]) if bucket.host_noise else None
 
-    def draw(wanted: NoiseWanted) -> Latents:
+    def draw(wanted: NoiseRequest) -> Latents:
         def drawn() -> Latents:
             return step_noise(inputs.words, wanted.place, wanted.brownian, wanted.span, shape)
 

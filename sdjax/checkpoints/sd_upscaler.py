@@ -188,7 +188,9 @@ def _read_scheduler(file: Path) -> tuple[SchedulerConfig, str]:
     data = read_json(file)
     name = str(data.get("_class_name"))
     if same_class(name) in _CLIPPING and data.get("clip_sample", True) is not False:
-        raise CheckpointError(f"{file}: clip_sample is not false: {name} clips clean latents, which is not implemented")
+        raise CheckpointError(
+            f"{file}: clip_sample is not false: {name} clips the denoised latents, which is not implemented"
+        )
     return SchedulerConfig.from_json(data, str(file)), name
 
 

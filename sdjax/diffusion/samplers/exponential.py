@@ -1,6 +1,6 @@
 """Exponential integrators: the DPM-Solvers, DEIS and UniPC.
 
-Time is the negative logarithm of sigma, and `h` the step in it. A solver `of data` integrates the clean latents
+Time is the negative logarithm of sigma, and `h` the step in it. A solver `of data` integrates the denoised latents
 (DPM-Solver++, Lu et al. 2022, arXiv:2211.01095), one of noise what the network found (DPM-Solver, arXiv:2206.00927).
 """
 

@@ -1,6 +1,6 @@
 """Samplers said in sigmas, as in Karras et al. 2022 (arXiv:2206.00364) and k-diffusion.
 
-`slope` is (latents - clean latents) / sigma, the noise that the network found.
+`slope` is (latents - denoised) / sigma, the noise that the network found.
 """
 
 import itertools

@@ -136,7 +136,7 @@ class Run:
         self._recorder.step = index
 
     def denoise(self, latents: Vector, sigma: float, timestep: float | None = None) -> Vector:
-        """The clean latents that the network expects."""
+        """The denoised latents: the network's estimate of `x0`."""
         return self._recorder.denoise(latents, sigma, timestep)
 
     def keep(self, vector: Vector) -> Vector:
@@ -198,5 +198,5 @@ def lagrange_integrals(nodes: Float64[np.ndarray, " n"], start: float, end: floa
 
 
 def alpha(sigma: float) -> float:
-    """The share of the clean picture in latents of unit variance."""
+    """The share of `x0` in latents of unit variance."""
     return 1 / math.sqrt(1 + sigma * sigma)
