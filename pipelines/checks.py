@@ -8,7 +8,7 @@ from pipelines.equipment import equipment, library_of, load_model, pictures_of
 from pipelines.fields import with_partners
 from sdjax.adapters.library import Adapters
 from sdjax.classifier import load_classifier
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.images.encode import FORMATS
 from sdjax.job import PIXEL_UPSCALERS, Job, JobError

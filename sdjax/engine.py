@@ -37,7 +37,7 @@ from sdjax.checkpoints.diffusers_folder import vae_dtype_of
 from sdjax.checkpoints.tensors import Params
 from sdjax.classifier import Classifier
 from sdjax.device import compiler_options, device_kind
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS, enlarged
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS, resize_latents
 from sdjax.diffusion.sample import Previews
 from sdjax.images import masks
 from sdjax.images.steps import Preview
@@ -127,7 +127,7 @@ def _failed(tasks: list[Task], error: Exception) -> list[Result]:
 
 
 def _enlarged(method: str, height: int, width: int, params: Any, latents: Array) -> Array:
-    return enlarged(latents, method, height, width)
+    return resize_latents(latents, method, height, width)
 
 
 def _shapes(tree: Any) -> tuple[Any, ...]:

@@ -9,9 +9,9 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS, Options, names
 from sdjax.diffusion.scheduler_config import SAMPLE_MAX_VALUES
 from sdjax.diffusion.sigmas import SCHEDULES

@@ -13,7 +13,7 @@ from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
 from sdjax.adapters.library import Adapters, Found
 from sdjax.classifier import Classifier
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.tableau import Table
 from sdjax.images import masks
 from sdjax.job import DEPTH_PREPROCESSOR, MAX_SIDE, MAX_STEPS, Job, JobError, image_id, split

@@ -12,7 +12,7 @@ from PIL import Image
 from sdjax.checkpoints.named import find_named
 from sdjax.checkpoints.tensors import CheckpointError, list_file
 from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion_upscale import check, check_latents, upscale_latent_x2, upscale_x4
 from sdjax.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
 from sdjax.library.finding import has_ending, hint

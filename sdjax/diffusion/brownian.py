@@ -1,7 +1,7 @@
 """Brownian paths over sigma, for stochastic samplers whose steps have to fit together.
 
 A path is a function of the seed and of sigma alone, so what is drawn for a step depends neither on the order of the
-steps nor on their number: more steps give more of the same path, and a picture that goes to where they lead. Two
+steps nor on their number: more steps give more of the same path, and an image that goes to where they lead. Two
 kinds: `increment` on the device, and `TorchBrownianTree` with the numbers of k-diffusion's noise sampler.
 """
 

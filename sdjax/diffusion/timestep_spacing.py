@@ -60,7 +60,7 @@ class Steps(NamedTuple):
     start: the standard deviation of the first latents.
     spacing: how the timesteps were laid.
     schedule: how the sigmas were.
-    skipped_timesteps, skipped_sigmas: (k,) of the steps before these, which begin with a picture.
+    skipped_timesteps, skipped_sigmas: (k,) of the steps that img2img leaves out before these.
     """
 
     timesteps: Float64[np.ndarray, " n"]
@@ -83,14 +83,14 @@ class Steps(NamedTuple):
 
 
 def steps_of_strength(steps: Steps, strength: float) -> Steps:
-    """The last steps of a schedule, as diffusers takes them to change a picture: SDEdit (Meng et al. 2022, 2108.01073).
+    """The last steps of a schedule, as diffusers' img2img takes them: SDEdit (Meng et al. 2022, arXiv:2108.01073).
 
     Args:
       steps: the whole.
       strength: from 0 (none of them) to 1 (all); its share of the steps is rounded down.
 
     Returns:
-      those left, whose first latents are the picture's, and `start` times noise.
+      those left, whose first latents are the image latents, and `start` times noise.
     """
     skipped = steps.laid - int(steps.laid * strength)
     if not skipped:

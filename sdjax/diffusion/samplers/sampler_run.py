@@ -1,4 +1,4 @@
-"""What a sampler is given, and the few formulas that several share."""
+"""What a sampler function is called with, its options, and the few formulas that several share."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from sdjax.diffusion.sigmas import sigma_of, timestep_of
 from sdjax.diffusion.tableau import Recorder, Table, Vector
 from sdjax.diffusion.timestep_spacing import Steps
 
-# How multistep samplers begin with a picture, that is in the middle of the schedule: as diffusers' classes, which go on
+# How multistep samplers begin in img2img, that is in the middle of the schedule: as diffusers' classes, which go on
 # counting from the steps that were left out; or afresh, as k-diffusion and A1111.
 MULTISTEP_STARTS = ("diffusers", "k_diffusion")
 
@@ -48,8 +48,8 @@ class Step(NamedTuple):
     last: bool
 
 
-class Run:
-    """The network, the noise and the levels, for a sampler to be written down.
+class SamplerRun:
+    """What a sampler is called with: symbols of the latents, the network and the noise, and a record of what it does.
 
     Attributes:
       steps: the levels.
@@ -97,7 +97,7 @@ class Run:
         return self._recorder.start
 
     def start_at(self, sigma: float) -> Vector:
-        """The first latents of a sampler that begins a picture at another level than the first of the steps."""
+        """The first latents of a sampler that begins img2img at another level than the first of the steps."""
         return self.start * (sigma / self.steps.start if self.steps.skipped else 1.0)
 
     @property
