@@ -17,8 +17,8 @@ from sdjax.job import (
     allowed_types,
     check_type,
     near_match,
+    quoted,
     require,
-    shown,
     split,
 )
 
@@ -137,7 +137,7 @@ def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
         if _is_a1111_clip_skip(name):
             field, value = "clip_skip", _from_a1111_clip_skip(value)
         if field in named:
-            raise JobError(f"{shown(name)} and another column both mean {field}; keep one")
+            raise JobError(f"{quoted(name)} and another column both mean {field}; keep one")
         named[field] = value
     return named
 
@@ -150,7 +150,9 @@ def _from_a1111_clip_skip(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_from_a1111_clip_skip(each) for each in value]
     if isinstance(value, str) and re.search(r",|\.\.", value):
-        raise JobError(f"clip_stop_at_last_layers = {shown(value)}: give several values in clip_skip, each less by one")
+        raise JobError(
+            f"clip_stop_at_last_layers = {quoted(value)}: give several values in clip_skip, each less by one"
+        )
     if value is None or (isinstance(value, str) and not value.strip()):
         return value
     try:
@@ -165,7 +167,7 @@ def unknown_fields(columns: Iterable[str]) -> str | None:
     """Says which names are no fields of a job, with near matches; None if all are."""
     known = (*FIELDS, *ALIASES, *_A1111_CLIP_SKIP)
     strange = (name for name in columns if field_named(name) not in FIELDS and not _is_a1111_clip_skip(name))
-    hints = [f"{shown(name)}{near_match(str(name), known)}" for name in itertools.islice(strange, _MOST_STRANGE)]
+    hints = [f"{quoted(name)}{near_match(str(name), known)}" for name in itertools.islice(strange, _MOST_STRANGE)]
     if not hints:
         return None
     more = sum(1 for _ in strange)
@@ -217,7 +219,7 @@ def field_from_text(name: str, text: str) -> Any:
             fraction = float(text)
         if fraction is not None and fraction.is_integer():
             return _integral(name, fraction)
-        raise JobError(f"{name} = {shown(text)}: expected a value of type {kind.__name__}") from None
+        raise JobError(f"{name} = {quoted(text)}: expected a value of type {kind.__name__}") from None
 
 
 def truth_from_text(name: str, text: str) -> bool:

@@ -16,7 +16,7 @@ from pipelines.equipment import PLACES, Equipment, equipment, moved
 from pipelines.records import SUMMARY
 from sdjax.assets import BUNDLED
 from sdjax.job import JobError
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.pictures import scheme_of
 
 # A summary is a few thousand bytes, and what a file of prompts adds to it is bounded by a command line.
@@ -71,7 +71,7 @@ def allowed(given: Equipment, named: Mapping[str, Any], trust: bool, pickled: bo
         if key not in named and (value := getattr(given, key)) is not None and value not in BUNDLED
     }
     if strange:
-        listed = ", ".join(f"{key} = {shown(value)}" for key, value in strange.items())
+        listed = ", ".join(f"{key} = {quoted(value)}" for key, value in strange.items())
         raise TrustError(
             f"this output names {listed}: verify reads only what you allow: {_HOW}; or say where they are with "
             f"{' '.join('--model PATH' if key == 'model' else f'--set {key}=PATH' for key in strange)}; "

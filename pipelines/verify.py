@@ -12,7 +12,7 @@ from sdjax.engine import Engine
 from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
 from sdjax.images.steps import check_steps
 from sdjax.job import TOLD_AS, job_of, with_seeds_as_text
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import tile_of
 from sdjax.plan import LORA_MODES, Task
@@ -132,9 +132,9 @@ def _check_row(row: dict[str, Any], path: str, steps: Mapping[str, int]) -> Iter
     if {"file_name": name, **with_seeds_as_text(inside)} != without_sizes(row):
         yield Finding(name, f"its own metadata differ from its row in {METADATA}")
     elif not name.endswith(f"/{row.get('id')}.{name.rpartition('.')[2]}"):
-        yield Finding(name, f"it is the picture of another name: its id is {shown(row.get('id'))}")
+        yield Finding(name, f"it is the picture of another name: its id is {quoted(row.get('id'))}")
     elif row.get("file_size", len(data)) != len(data):
-        yield Finding(name, f"it has {len(data)} bytes, and its row states {shown(row['file_size'])}")
+        yield Finding(name, f"it has {len(data)} bytes, and its row states {quoted(row['file_size'])}")
     elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *steps.values()}:
         yield Finding(name, "its kept steps are missing or of another size; run the same generate command again")
     else:
@@ -206,11 +206,11 @@ def unusable(metadata: Mapping[str, Any]) -> str | None:
     for key, kinds in {**_NEEDED, **_MAY_HOLD}.items():
         value = metadata.get(key)
         if key in metadata and (not isinstance(value, kinds) or isinstance(value, bool)):
-            return f"its metadata: {key} = {shown(value)}: expected {' or '.join(kind.__name__ for kind in kinds)}"
+            return f"its metadata: {key} = {quoted(value)}: expected {' or '.join(kind.__name__ for kind in kinds)}"
         if isinstance(value, int) and key != "seed" and value < (key == "batch_size"):
             return f"its metadata: {key} = {value}: expected a number of them"
         if value is not None and key in _CHOICES and value not in _CHOICES[key]:
-            return f"its metadata: {key} = {shown(value)}: expected one of {', '.join(_CHOICES[key])}"
+            return f"its metadata: {key} = {quoted(value)}: expected one of {', '.join(_CHOICES[key])}"
     return None
 
 

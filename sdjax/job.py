@@ -18,7 +18,7 @@ from sdjax.diffusion.sigmas import SCHEDULES
 from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
-from sdjax.messages import near_match, shown
+from sdjax.messages import near_match, quoted
 from sdjax.text import controls, tags
 from sdjax.text.conditioning import SYNTAXES
 
@@ -483,7 +483,7 @@ def split(text: str | None) -> tuple[str, ...]:
 def require(condition: bool, name: str, found: object, expected: str) -> None:
     """Raises the `JobError` of a field unless a condition holds."""
     if not condition:
-        raise JobError(f"{name} = {shown(found)}: expected {expected}")
+        raise JobError(f"{name} = {quoted(found)}: expected {expected}")
 
 
 def allowed_types(name: str) -> tuple[type, ...]:
@@ -518,7 +518,7 @@ def _float(name: str, value: float) -> float:
     try:
         return float(value) + 0.0
     except OverflowError:
-        raise JobError(f"{name} = {shown(value)}: far too large") from None
+        raise JobError(f"{name} = {quoted(value)}: far too large") from None
 
 
 def _within(name: str, value: float | None, least: float, most: float) -> None:
@@ -529,7 +529,7 @@ def _within(name: str, value: float | None, least: float, most: float) -> None:
 def _one_of(name: str, value: str | None, known: Iterable[str], spellings: Iterable[str] = (), hint: str = "") -> None:
     if value is not None and value not in known:
         hint = hint or near_match(value, (*spellings, *known), 0.4)
-        raise JobError(f"{name} = {shown(value)}: expected one of {', '.join(known)}{hint}")
+        raise JobError(f"{name} = {quoted(value)}: expected one of {', '.join(known)}{hint}")
 
 
 # What version 0.2 did where later versions ask.

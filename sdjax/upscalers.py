@@ -16,7 +16,7 @@ from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion_upscale import check, check_latents, upscale_latent_x2, upscale_x4
 from sdjax.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
 from sdjax.library.finding import has_ending, hint
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.models import ConfigError, VAEConfig
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text import tags
@@ -113,7 +113,7 @@ class Upscalers:
             found = self._diffusion(path) if is_diffusion else self._networks(path)
         except (CheckpointError, ConfigError) as error:
             known = (*PIXEL_UPSCALERS, *LATENT_UPSCALERS)
-            raise JobError(f"upscaler = {shown(name)}: {error}{hint(name, known)}") from error
+            raise JobError(f"upscaler = {quoted(name)}: {error}{hint(name, known)}") from error
         if self._digests.setdefault(name, found.digest) != found.digest:
             del self._digests[name]  # for what comes after this run
             raise JobError(f"upscaler = {name!r}: its file has changed since the run began")

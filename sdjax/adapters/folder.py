@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sdjax.adapters.files import AdapterError
 from sdjax.library.finding import files_under, has_ending, hint, plain, with_plain_ending
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # What files of adapters end in.
 _ENDINGS = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
@@ -101,20 +101,20 @@ class Folder:
           AdapterError: if there is none, or there are two.
         """
         if self.folder is None:
-            raise AdapterError(f"{self._kind} {shown(name)}: there is no folder of such files; set {self._setting}")
+            raise AdapterError(f"{self._kind} {quoted(name)}: there is no folder of such files; set {self._setting}")
         for spelling in (plain(name), plain(name.replace("\\", "/"))):
             whole = with_plain_ending(spelling, _ENDINGS)
             if found := self._names.get(spelling) or self._with_endings.get(whole):
                 return self._one(found, name, f"have this name; say the path from {self.folder}")
             if found := self._inside.get(spelling, []):
                 return self._one(found, name, "have this name inside; say that of the file")
-        raise AdapterError(f"{self._kind} {shown(name)}: there is no such file in {self.folder}{hint(name, self)}")
+        raise AdapterError(f"{self._kind} {quoted(name)}: there is no such file in {self.folder}{hint(name, self)}")
 
     def _one(self, found: list[Path], name: str, why: str) -> Path:
         """The one file of several of a name: what is called so letter by letter, and links to one file are one."""
         exact = [file for file in found if name.rpartition("/")[2] in _spellings(file)] or found
         if len({file.resolve() for file in exact}) > 1:
-            raise AdapterError(f"{self._kind} {shown(name)}: {' and '.join(map(str, exact[:_LISTED]))} {why}")
+            raise AdapterError(f"{self._kind} {quoted(name)}: {' and '.join(map(str, exact[:_LISTED]))} {why}")
         return exact[0]
 
 

@@ -25,7 +25,7 @@ from sdjax.adapters.lora_changes import Values
 from sdjax.checkpoints.pickled import read_pickle
 from sdjax.checkpoints.stored import CheckpointError, Tensor, read_tensor
 from sdjax.checkpoints.tensors import Params
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # Widths of text encoders, which tell what a file was trained for.
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
@@ -181,7 +181,7 @@ def _structure(file: Path, content: Mapping[Any, Any], widths: tuple[int, ...]) 
         or not all(math.isfinite(value) and 0 < value <= _WIDEST for value in layers)
     ):
         raise AdapterError(
-            f"{file}: layer_structure = {shown(layers)}: expected multiples of the width from 1 to 1, such as 1, 2, 1"
+            f"{file}: layer_structure = {quoted(layers)}: expected multiples of the width from 1 to 1, such as 1, 2, 1"
         )
     activation = content.get("activation_func")
     if activation in (None, "linear"):
@@ -189,7 +189,7 @@ def _structure(file: Path, content: Mapping[Any, Any], widths: tuple[int, ...]) 
     elif not isinstance(activation, str) or activation not in ACTIVATIONS:
         known = isinstance(activation, str) and activation in _REFUSED
         reason = _REFUSED[activation] if known else f"is not one of linear, {', '.join(ACTIVATIONS)}"
-        raise AdapterError(f"{file}: the activation function {shown(activation)} {reason}")
+        raise AdapterError(f"{file}: the activation function {quoted(activation)} {reason}")
     return Structure(
         widths=widths,
         layers=tuple(float(value) for value in layers),
@@ -202,7 +202,7 @@ def _structure(file: Path, content: Mapping[Any, Any], widths: tuple[int, ...]) 
 def _switch(file: Path, content: Mapping[Any, Any], name: str, default: bool) -> bool:
     value = content.get(name, default)
     if value not in (None, False, True):
-        raise AdapterError(f"{file}: {name} = {shown(value)}: expected true or false")
+        raise AdapterError(f"{file}: {name} = {quoted(value)}: expected true or false")
     return bool(value)
 
 
@@ -217,7 +217,7 @@ def _layers(where: str, structure: Structure, width: int, tensors: Mapping[str, 
         module, _, kind = name.rpartition(".")
         first, _, number = _OLD_NAMES.get(module, module).partition(".")
         if first != "linear" or not (number.isascii() and number.isdigit() and len(number) < 4):
-            raise AdapterError(f"{where} has an unknown tensor {shown(name)}: expected linear.0.weight and so on")
+            raise AdapterError(f"{where} has an unknown tensor {quoted(name)}: expected linear.0.weight and so on")
         places.setdefault(int(number), {})[kind] = tensor
     widths = [int(width * multiple) for multiple in structure.layers]
     wanted: list[dict[str, tuple[int, ...]]] = []

@@ -31,7 +31,7 @@ from sdjax.checkpoints.tensors import (
     weight_files,
     write_params,
 )
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.models.bit import BitConfig
 from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, require_positive
 from sdjax.models.depth import MAPS, DepthConfig, DepthEstimator
@@ -115,7 +115,7 @@ class DepthProcessor:
         size = data.get("size", (384, 384))
         if isinstance(size, Mapping):
             if size.keys() != {"height", "width"}:
-                raise ConfigError(f"{where}: size = {shown(dict(size))} is not supported; supported: height and width")
+                raise ConfigError(f"{where}: size = {quoted(dict(size))} is not supported; supported: height and width")
             data["size"] = (size["height"], size["width"])
         elif isinstance(size, int) and not isinstance(size, bool):
             data["size"] = (size, size)

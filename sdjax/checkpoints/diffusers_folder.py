@@ -32,7 +32,7 @@ from sdjax.checkpoints.tensors import (
 from sdjax.checkpoints.variants import DEPTH, INPAINTING, PIPELINES, check_fit, extra_channels
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.scheduler_config import SchedulerConfig
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.config import check_class
 
@@ -238,7 +238,7 @@ def check_parts(
     used = {name: value for name, value in index.items() if isinstance(value, list) and value and value[0]}
     strange = used.keys() - unused - more - _PART_CLASSES.keys()
     if strange:
-        told = [name if name.isidentifier() else shown(name) for name in sorted(strange)]
+        told = [name if name.isidentifier() else quoted(name) for name in sorted(strange)]
         raise CheckpointError(f"{where}: unknown parts {', '.join(told[:_MOST_PARTS])}")
     for name, classes in _PART_CLASSES.items():
         if classes and name in used:
@@ -289,7 +289,7 @@ def read_folder(
     kind = index.get("_class_name")
     if kind not in _PIPELINES:
         raise CheckpointError(
-            f"{root / 'model_index.json'}: {shown(kind)} is not supported; expected one of {', '.join(_PIPELINES)}"
+            f"{root / 'model_index.json'}: {quoted(kind)} is not supported; expected one of {', '.join(_PIPELINES)}"
         )
     check_parts(index, str(root / "model_index.json"), _UNUSED_PARTS)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sdjax.checkpoints.stored import CheckpointError
 from sdjax.library.finding import entry_named, has_ending, hint
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # Letters of the system's error that are shown.
 _SHOWN = 200
@@ -32,15 +32,15 @@ def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kin
       CheckpointError: if there is none.
     """
     if folder is None:
-        raise CheckpointError(f"{kind} {shown(name)}: there is no folder of such files; set {setting}")
+        raise CheckpointError(f"{kind} {quoted(name)}: there is no folder of such files; set {setting}")
     root = check_folder(folder, setting)
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise CheckpointError(f"{kind} {shown(name)}: expected a name of what is in {root}")
+        raise CheckpointError(f"{kind} {quoted(name)}: expected a name of what is in {root}")
     try:
         found = entry_named(root, name, endings)
         if found is not None:
             return found
         there = [path.stem if has_ending(path, endings) else path.name for path in sorted(root.iterdir())]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{kind} {shown(name)} of {root}: {str(error)[:_SHOWN]}") from error
-    raise CheckpointError(f"{kind} {shown(name)}: there is no such file in {root}{hint(name, there)}")
+        raise CheckpointError(f"{kind} {quoted(name)} of {root}: {str(error)[:_SHOWN]}") from error
+    raise CheckpointError(f"{kind} {quoted(name)}: there is no such file in {root}{hint(name, there)}")

@@ -40,7 +40,7 @@ from sdjax.checkpoints.tensors import (
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.scheduler_classes import same_class
 from sdjax.diffusion.scheduler_config import SchedulerConfig
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 
@@ -139,7 +139,7 @@ def _read_folder(
     index = read_json(index_file)
     kind = index.get("_class_name")
     if kind not in (X4, X2):
-        raise CheckpointError(f"{index_file}: {shown(kind)} is no upscaler; expected {X4} or {X2}")
+        raise CheckpointError(f"{index_file}: {quoted(kind)} is no upscaler; expected {X4} or {X2}")
     low_res_files = [root / "low_res_scheduler" / "scheduler_config.json"] if kind == X4 else []
     check_parts(index, str(index_file), _UNUSED_PARTS, frozenset(file.parent.name for file in low_res_files))
     files = {name: root / part.folder / "config.json" for name, part in PARTS.items()}
@@ -198,7 +198,7 @@ def _max_noise_level(file: Path, index: Mapping[str, Any], low_res: SchedulerCon
     level = index.get("max_noise_level", _MAX_NOISE_LEVEL)
     if type(level) is not int or not 0 <= level < low_res.num_train_timesteps:
         raise CheckpointError(
-            f"{file}: max_noise_level = {shown(level)}: expected a number from 0 to {low_res.num_train_timesteps - 1}"
+            f"{file}: max_noise_level = {quoted(level)}: expected a number from 0 to {low_res.num_train_timesteps - 1}"
         )
     return level
 

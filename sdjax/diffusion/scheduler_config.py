@@ -15,7 +15,7 @@ from jaxtyping import Float64
 
 from sdjax.diffusion import elementary
 from sdjax.diffusion.scheduler_classes import filled_in
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.models.config import ConfigError, read_config, require, require_positive
 
 # What a zero terminal signal-to-noise ratio is lifted to: the least positive float16 (as in diffusers).
@@ -116,7 +116,7 @@ VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 
 def _check_choices(config: SchedulerConfig) -> None:
     known_betas = config.trained_betas is not None or config.beta_schedule in _BETAS
-    require(known_betas, f"beta_schedule = {shown(config.beta_schedule)} is not one of {', '.join(_BETAS)}")
+    require(known_betas, f"beta_schedule = {quoted(config.beta_schedule)} is not one of {', '.join(_BETAS)}")
     for name, known in (
         ("prediction_type", PREDICTION_TYPES),
         ("timestep_spacing", (None, *TIMESTEP_SPACINGS)),
@@ -129,14 +129,14 @@ def _check_choices(config: SchedulerConfig) -> None:
     ):
         value = getattr(config, name)
         choices = ", ".join(str(choice) for choice in known if choice is not None)
-        require(value in known, f"{name} = {shown(value)} is not one of {choices}")
+        require(value in known, f"{name} = {quoted(value)} is not one of {choices}")
 
 
 def _check_training_noise(config: SchedulerConfig) -> None:
     require_positive(config, "num_train_timesteps")
     require(
         LEAST_TIMESTEPS <= config.num_train_timesteps <= MOST_TIMESTEPS,
-        f"num_train_timesteps = {shown(config.num_train_timesteps)}: expected {LEAST_TIMESTEPS} to {MOST_TIMESTEPS}",
+        f"num_train_timesteps = {quoted(config.num_train_timesteps)}: expected {LEAST_TIMESTEPS} to {MOST_TIMESTEPS}",
     )
     require(
         0 < config.beta_start <= config.beta_end < 1,
@@ -148,7 +148,7 @@ def _check_training_noise(config: SchedulerConfig) -> None:
     )
     require(
         0 <= config.steps_offset < config.num_train_timesteps,
-        f"steps_offset = {shown(config.steps_offset)} is not within 0 to {config.num_train_timesteps - 1}",
+        f"steps_offset = {quoted(config.steps_offset)} is not within 0 to {config.num_train_timesteps - 1}",
     )
     require(
         config.trained_betas is None or len(config.trained_betas) == config.num_train_timesteps,

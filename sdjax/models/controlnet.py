@@ -16,11 +16,11 @@ from sdjax.models.config import (
     MOST_CHANNELS,
     ConfigError,
     check_class,
+    quoted,
     read_config,
     require,
     require_levels,
     require_positive,
-    shown,
 )
 from sdjax.models.convolution import Conv
 from sdjax.models.unet import Context, Residuals, UNetConfig, descend, embedded_time
@@ -92,7 +92,7 @@ class ControlNetConfig:
         own = {field.name for field in dataclasses.fields(cls)} - {"unet"}
         kinds = data.get("down_block_types", UNetConfig.down_block_types)
         if not isinstance(kinds, list | tuple):
-            raise ConfigError(f"{where}: down_block_types = {shown(kinds)} is no list")
+            raise ConfigError(f"{where}: down_block_types = {quoted(kinds)} is no list")
         ups = [str(kind).replace("Down", "Up") for kind in reversed(kinds)]
         rest = {key: value for key, value in data.items() if key not in own and key not in _OF_THE_WAY_UP}
         rest.pop("_class_name", None)
