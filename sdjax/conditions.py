@@ -1,4 +1,4 @@
-"""Prompts to arrays: what of a `Conditioning` the program of a batch is given, and what it makes of it."""
+"""Prompts to arrays: what of a `TokenizedPrompt` the program of a batch is given, and what it makes of it."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.diffusion.tableau import Table
 from sdjax.models import TextEncoder
-from sdjax.text.conditioning import Conditioning
-from sdjax.text.words import FIRST_VECTOR
+from sdjax.text.prompt_tokenizer import FIRST_VECTOR
+from sdjax.text.tokenized_prompt import TokenizedPrompt
 
 # Numbers of readings, texts and chunks are rounded up to these, so that few programs serve many prompts.
 _SIZES = tuple(itertools.chain.from_iterable((2**n, 3 * 2 ** (n - 1)) for n in range(1, 20)))
@@ -45,7 +45,7 @@ class Used(NamedTuple):
     embeddings: names of those that are read.
     """
 
-    conditioning: Conditioning
+    conditioning: TokenizedPrompt
     branches: tuple[int, ...]
     readings: tuple[int, ...]
     texts: tuple[int, ...]
@@ -53,7 +53,7 @@ class Used(NamedTuple):
     shape: Shape
 
 
-def used(conditioning: Conditioning, branches: tuple[int, ...], guided: bool) -> Used:
+def used(conditioning: TokenizedPrompt, branches: tuple[int, ...], guided: bool) -> Used:
     """Leaves out what an image does not need.
 
     Args:
@@ -190,7 +190,7 @@ def _placed(image: Used, vectors: Sequence[Float[np.ndarray, "_ e"]]) -> Float[n
     return placed
 
 
-def _rows(conditioning: Conditioning) -> dict[str, range]:
+def _rows(conditioning: TokenizedPrompt) -> dict[str, range]:
     """In which rows the vectors of each embedding are."""
     starts = itertools.accumulate(conditioning.vectors, initial=0)
     named = zip(conditioning.embeddings, starts, conditioning.vectors, strict=False)

@@ -34,7 +34,7 @@ from sdjax.model import DTYPES
 from sdjax.models import vae_tiles
 from sdjax.models.latent_upscaler import LatentUpscalerUNet
 from sdjax.models.resnet import nearest
-from sdjax.text.conditioning import condition
+from sdjax.text.tokenized_prompt import tokenize_prompt
 from sdjax.upscaler_model import Networks, Upscaler
 
 # --- The programs ---
@@ -208,7 +208,7 @@ def upscale_x4(
       guidance_scale: up to 1 there is no guidance.
       noise_level: of the noise that is put on the small pictures, from 0 to the checkpoint's `max_noise_level`.
       noise_source: "threefry", or "torch" or "philox" in diffusers' order with a generator for each picture.
-      prompt_syntax: how prompts are read; see `sdjax.text.conditioning.condition`.
+      prompt_syntax: how prompts are read; see `sdjax.text.tokenized_prompt.tokenize_prompt`.
       prompt_problems: "reject" or "accept" prompts that can't be read as they stand, as of jobs.
       batch_size: pictures that are made at once.
       vae_tile: side, in pixels, of the tiles in which the VAE decodes; 0 is at once.
@@ -354,7 +354,7 @@ def read_prompt(
 ) -> conditions.Used:
     """What of prompts the x4 upscaler is asked; raises `JobError` if they can't be read as they were meant."""
     steps = int(table.step[-1]) + 1
-    read = condition(upscaler.tokenizer, prompt, negative, syntax=syntax, emphasis="original", steps=steps)
+    read = tokenize_prompt(upscaler.tokenizer, prompt, negative, syntax=syntax, emphasis="original", steps=steps)
     guided = guidance_scale > 1
     parts = len(read.part_weights)
     found = [

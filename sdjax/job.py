@@ -20,7 +20,7 @@ from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
 from sdjax.messages import near_match, quoted
 from sdjax.text import controls, tags
-from sdjax.text.conditioning import SYNTAXES
+from sdjax.text.tokenized_prompt import SYNTAXES
 
 MAX_STEPS = 1000
 MAX_SIDE = 8192

@@ -22,7 +22,7 @@ from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
 from sdjax.picture_library import KnownControl, PictureLibrary
 from sdjax.program import Bucket
-from sdjax.text.conditioning import Conditioning, condition
+from sdjax.text.tokenized_prompt import TokenizedPrompt, tokenize_prompt
 
 # Lengths of compiled tables: a job's evaluations are rounded up to the next.
 _TABLE_ROWS = (64, 128, 256, 512, 1024, 2048)
@@ -108,7 +108,7 @@ class Task(NamedTuple):
     shown: pictures.Shown
     controls: tuple[KnownControl, ...]
     second: "Task | None"
-    read: Conditioning
+    read: TokenizedPrompt
     metadata: Mapping[str, Any]
 
     @property
@@ -305,11 +305,11 @@ def _digests_of_pictures(setup: Setup, task: Task) -> dict[str, str]:
     return found | library.upscalers.digests(job)
 
 
-def _read(setup: Setup, job: Job, steps: int, steps_before: int | None) -> Conditioning:
+def _read(setup: Setup, job: Job, steps: int, steps_before: int | None) -> TokenizedPrompt:
     """The prompts, with the words of embeddings, also of those that come with the LoRAs named there."""
 
-    def read(bundled: Mapping[str, Embedding]) -> Conditioning:
-        return condition(
+    def read(bundled: Mapping[str, Embedding]) -> TokenizedPrompt:
+        return tokenize_prompt(
             setup.model.tokenizer,
             job.prompt,
             job.negative_prompt,
@@ -340,7 +340,7 @@ def _check_label(job: Job, model: Model) -> None:
         raise JobError(f"class_label = {job.class_label}: expected a number from 0 to {config.num_class_embeds - 1}")
 
 
-def _branches(job: Job, read: Conditioning, table: Table) -> tuple[conditions.Used, tuple[int, int] | None]:
+def _branches(job: Job, read: TokenizedPrompt, table: Table) -> tuple[conditions.Used, tuple[int, int] | None]:
     """What the network is asked: of the prompt's parts and the negative prompt those that count."""
     parts = len(read.part_weights)
     steps = int(table.step[-1]) + 1
