@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 
 from pipelines.compiled import cache_folder
-from sdjax.checkpoints.carried import carried, is_carried
 from sdjax.checkpoints.contents import content_digest, of_file, of_folder
 from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.folder_metadata import folder_texts, is_folder_key
 from sdjax.checkpoints.hashes import hash_file
 from sdjax.checkpoints.identify import identify, listed, millions, precision, shortened
 from sdjax.checkpoints.json_file import read_json
@@ -126,10 +126,10 @@ def _metadata(path: Path, listing: Listing) -> Iterator[tuple[str, str]]:
     told = [key for key in sorted(metadata) if re.fullmatch(_TOLD, key)]
     for key in told:
         yield "metadata", f"{key}: {shortened(metadata[key])}"
-    texts = carried(metadata, path)
+    texts = folder_texts(metadata, path)
     if texts:
         yield "carries", f"of the folder that it was made of: {listed(texts)}"
-    others = [key for key in metadata if key not in told and not is_carried(key)]
+    others = [key for key in metadata if key not in told and not is_folder_key(key)]
     if others:
         yield "other metadata", listed(others)
 

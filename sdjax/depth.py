@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdjax.assets import bundled
 from sdjax.checkpoints.depth_file import DepthProcessor, depth_shapes, find_depth
-from sdjax.checkpoints.tensors import CheckpointError, Params, Part, load_parts
+from sdjax.checkpoints.tensors import CheckpointError, NetworkTensors, Params, load_networks
 from sdjax.device import platform_of, program_for
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.models.interpolation import bicubic
@@ -53,7 +53,7 @@ def load_depth(path: str | Path, dtype: DTypeLike = jnp.float32, pickled: bool =
       ConfigError: if its config or its settings ask for what is not implemented.
     """
     found = find_depth(depth_place(path), pickled)
-    params, hashed = load_parts({"depth": Part(found.chosen, depth_shapes(found.config), dtype)})
+    params, hashed = load_networks({"depth": NetworkTensors(found.chosen, depth_shapes(found.config), dtype)})
     return DepthModel(found.config, jax.device_put(params["depth"]), found.processor, found.digest(hashed))
 
 

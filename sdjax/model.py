@@ -11,7 +11,7 @@ from jaxtyping import DTypeLike
 from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints import hub
 from sdjax.checkpoints.diffusers_folder import Checkpoint, VAEFile, read_folder, vae_dtype_of
-from sdjax.checkpoints.original import is_open_clip
+from sdjax.checkpoints.original_names import is_open_clip
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Params
 from sdjax.checkpoints.vae_file import find_vae

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 from sdjax.assets import bundled
 from sdjax.checkpoints.controlnet_file import ControlConfig, find_controlnet, load_control
 from sdjax.checkpoints.depth_file import find_depth
-from sdjax.checkpoints.named import check_folder, find_named
+from sdjax.checkpoints.find_file import check_folder, find_file
 from sdjax.checkpoints.tensors import CheckpointError, Params
 from sdjax.depth import DepthModel, depth_of, depth_place, load_depth
 from sdjax.job import MAX_CONTROLS, JobError
@@ -66,9 +66,9 @@ def check_files(pictures: Pictures, controls: Sequence[str] = (), upscalers: Seq
     if pictures.depth_model is not None:
         find_depth(depth_place(pictures.depth_model), pictures.pickled)
     for name in controls:
-        find_named(_controls_of(pictures.controlnet_folder), name, _TENSORS, "ControlNet", "controlnet_folder")
+        find_file(_controls_of(pictures.controlnet_folder), name, _TENSORS, "ControlNet", "controlnet_folder")
     for name in upscalers:
-        find_named(pictures.upscaler_folder, name, ENDINGS, "upscaler", "upscaler_folder")
+        find_file(pictures.upscaler_folder, name, ENDINGS, "upscaler", "upscaler_folder")
 
 
 def _controls_of(folder: str | Path | None) -> str | Path | None:
@@ -178,7 +178,7 @@ class PictureLibrary:
     def _load_control(self, name: str) -> _Loaded:
         try:
             folder = _controls_of(self._pictures.controlnet_folder)
-            path = find_named(folder, name, _TENSORS, "ControlNet", "controlnet_folder")
+            path = find_file(folder, name, _TENSORS, "ControlNet", "controlnet_folder")
             found = find_controlnet(path, pickled=self._pictures.pickled)
             found.config.check_fits(self._unet)
             channels, factor = _sees(found.config)

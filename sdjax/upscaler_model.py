@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-from sdjax.checkpoints.original import is_open_clip
+from sdjax.checkpoints.original_names import is_open_clip
 from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError, Params
 from sdjax.diffusion import elementary

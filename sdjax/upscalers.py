@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from PIL import Image
 
-from sdjax.checkpoints.named import find_named
+from sdjax.checkpoints.find_file import find_file
 from sdjax.checkpoints.tensors import CheckpointError, list_file
 from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
@@ -121,7 +121,7 @@ class Upscalers:
 
     def _find(self, name: str) -> tuple[Path, bool]:
         """Where it is, and whether it is a diffusion model."""
-        path = find_named(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
+        path = find_file(self._folder, name, ENDINGS, "upscaler", "upscaler_folder")
         return path, path.is_dir() or (not has_ending(path, (".param",)) and _is_diffusion(path, self._pickled))
 
     def digests(self, job: Job) -> dict[str, str]:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sdjax
-from sdjax.checkpoints.names import NameTable
+from sdjax.checkpoints.name_table import NameTable
 from sdjax.checkpoints.tensors import write_params
 from sdjax.classifier import CONFIG, LABELS, WEIGHTS
 from sdjax.diffusion.guidance import classifier_guided

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from sdjax.adapters.files import AdapterError
 from sdjax.adapters.lora_changes import Values
 from sdjax.checkpoints.pickled import read_pickle
-from sdjax.checkpoints.stored import CheckpointError, Tensor, read_tensor
+from sdjax.checkpoints.stored_tensor import CheckpointError, Tensor, read_tensor
 from sdjax.checkpoints.tensors import Params
 from sdjax.messages import quoted
 

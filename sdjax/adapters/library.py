@@ -15,7 +15,7 @@ from sdjax.adapters.files import AdapterError
 from sdjax.adapters.folder import Folder
 from sdjax.adapters.hypernetwork import Hypernetwork, check_fit, read_hypernetwork
 from sdjax.adapters.lora import Lora, read_lora
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.tensors import CheckpointError, Params, list_file
 from sdjax.models import TextEncoderConfig, UNetConfig
 from sdjax.text.tags import Tag
@@ -131,7 +131,7 @@ class Adapters:
         self._loras = Folder(library.loras, "lora", "lora_folder", self._trainers_name)
         self._hypernetworks = Folder(library.hypernetworks, "hypernetwork", "hypernetwork_folder")
         self._embeddings = Folder(library.embeddings, "embedding", "embedding_folder", self._name_inside)
-        self._as_factors: dict[str, dict[names.Path, per_image.Factors] | None] = {}
+        self._as_factors: dict[str, dict[name_table.Path, per_image.Factors] | None] = {}
         self.lora = _Kept(self._lora)
         self.hypernetwork = _Kept(self._hypernetwork)
         self.embedding = _Kept(self._embedding)
@@ -180,7 +180,7 @@ class Adapters:
             found.append(per_image.Weighted(factors, each.weight, each.text_encoder_weight))
         return tuple(found)
 
-    def _factors(self, lora: Lora) -> dict[names.Path, per_image.Factors] | None:
+    def _factors(self, lora: Lora) -> dict[name_table.Path, per_image.Factors] | None:
         if lora.digest not in self._as_factors:
             if len(self._as_factors) >= _MOST_FACTORS:
                 self._as_factors.clear()

@@ -20,7 +20,7 @@ from sdjax.adapters import lora_kinds, lora_names
 from sdjax.adapters.files import AdapterError, AdapterFile, open_adapter
 from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, read_tensor
 from sdjax.models import TextEncoderConfig, UNetConfig
 

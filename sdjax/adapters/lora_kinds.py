@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from sdjax.adapters.files import AdapterError
 from sdjax.adapters.lora_changes import Change, Difference, Hadamard, Kronecker, LowRank, Product
-from sdjax.checkpoints import names
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints import name_table
+from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import Tensor, read_tensor
 
 # The kinds of number that values may be stored in, and besides them single numbers.
@@ -126,7 +126,7 @@ class Stored(NamedTuple):
 
 def _ours(kernel: Values) -> Values:
     """(out, in) or (out, in, height, width), brought to our layout."""
-    return np.ascontiguousarray(names.to_ours(("kernel",), kernel))
+    return np.ascontiguousarray(name_table.to_ours(("kernel",), kernel))
 
 
 def _product(
@@ -199,7 +199,7 @@ def _magnitude(stored: Stored) -> Values | None:
 def _difference(stored: Stored, role: str, leaf: str) -> Difference:
     shape = stored.shape_of(leaf, role)
     values = stored.widened(role, *shape) if len(shape) > 1 else stored.shaped(role, *shape)
-    return Difference(np.ascontiguousarray(names.to_ours((leaf,), values)))
+    return Difference(np.ascontiguousarray(name_table.to_ours((leaf,), values)))
 
 
 class _Kind(NamedTuple):

@@ -14,7 +14,7 @@ import regex
 
 from sdjax.adapters.files import AdapterError, AdapterFile
 from sdjax.checkpoints.json_file import parse_json
-from sdjax.checkpoints.stored import CheckpointError
+from sdjax.checkpoints.stored_tensor import CheckpointError
 from sdjax.messages import quoted
 
 _FILE = "adapter_config.json"

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from sdjax.adapters.lora_changes import Change, LowRank, Values, factors
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import Params
 
 # The least compiled rank; others are this times a power of 2.

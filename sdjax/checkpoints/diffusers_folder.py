@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.tensors import (
     CheckpointError,
-    Chosen,
+    NetworkTensors,
     Params,
-    Part,
+    ParamTensor,
     check_layers,
     check_tensors,
     list_tensors,
-    load_parts,
+    load_networks,
     weight_files,
     write_params,
 )
@@ -89,7 +89,7 @@ class VAEFile(NamedTuple):
     where: Path
     config: VAEConfig
     knows_scale: bool
-    chosen: list[Chosen]
+    chosen: list[ParamTensor]
     root: Path
     decisive: tuple[Path, ...]
 
@@ -118,14 +118,14 @@ class _Part(NamedTuple):
 
     folder: str
     stem: str
-    table: names.NameTable
+    table: name_table.NameTable
     read_config: Callable[[Mapping[str, Any], str], NetworkConfig]
 
 
 PARTS = {
-    "text_encoder": _Part("text_encoder", "model", names.TEXT_ENCODER, TextEncoderConfig.from_json),
-    "unet": _Part("unet", "diffusion_pytorch_model", names.UNET, UNetConfig.from_json),
-    "vae": _Part("vae", "diffusion_pytorch_model", names.VAE, VAEConfig.from_json),
+    "text_encoder": _Part("text_encoder", "model", name_table.TEXT_ENCODER, TextEncoderConfig.from_json),
+    "unet": _Part("unet", "diffusion_pytorch_model", name_table.UNET, UNetConfig.from_json),
+    "vae": _Part("vae", "diffusion_pytorch_model", name_table.VAE, VAEConfig.from_json),
 }
 
 
@@ -325,7 +325,9 @@ def read_folder(
         if vae is not None:
             chosen["vae"] = vae.chosen
         dtypes = dict.fromkeys(PARTS, dtype) | {"vae": vae_dtype_of(configs["vae"], dtype, vae_dtype)}
-        params, hashed = load_parts({name: Part(chosen[name], shapes[name], dtypes[name]) for name in PARTS})
+        params, hashed = load_networks(
+            {name: NetworkTensors(chosen[name], shapes[name], dtypes[name]) for name in PARTS}
+        )
         changes = {"prediction_type": prediction_type, "vae": vae and vae.digest(hashed)}
         said = {key: value for key, value in changes.items() if value}
         digest = digest_with(digest_files(root, decisive, hashed), said)

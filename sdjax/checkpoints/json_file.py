@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdjax.checkpoints.stored import CheckpointError
+from sdjax.checkpoints.stored_tensor import CheckpointError
 from sdjax.messages import quoted
 
 # Far above any published file, which are said behind.

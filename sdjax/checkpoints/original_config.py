@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.checkpoints.original import Heads
+from sdjax.checkpoints.infer_config import Heads
 from sdjax.checkpoints.plain_yaml import PlainYamlError, read_plain_yaml
-from sdjax.checkpoints.stored import CheckpointError
+from sdjax.checkpoints.stored_tensor import CheckpointError
 from sdjax.messages import quoted
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 

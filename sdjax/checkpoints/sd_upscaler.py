@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import original
+from sdjax.checkpoints import infer_config, original_names
 from sdjax.checkpoints.diffusers_folder import (
     PARTS,
     NetworkConfig,
@@ -28,13 +28,13 @@ from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import Configs, choose_tensors
 from sdjax.checkpoints.tensors import (
     CheckpointError,
+    NetworkTensors,
     Params,
-    Part,
     check_layers,
     check_tensors,
     list_file,
     list_tensors,
-    load_parts,
+    load_networks,
     weight_files,
 )
 from sdjax.diffusion.samplers import own_sampler
@@ -237,20 +237,20 @@ def _load(
     configs: Mapping[str, Any], chosen: Mapping[str, Any], dtype: DTypeLike, vae_dtype: DTypeLike | None
 ) -> tuple[Params, dict[Path, str]]:
     dtypes = {**dict.fromkeys(PARTS, dtype), "vae": vae_dtype_of(configs["vae"], dtype, vae_dtype)}
-    return load_parts({name: Part(chosen[name], shapes_of(configs[name]), dtypes[name]) for name in PARTS})
+    return load_networks({name: NetworkTensors(chosen[name], shapes_of(configs[name]), dtypes[name]) for name in PARTS})
 
 
 # --- An original single file ---
 
 
 def _read_file(file: Path, dtype: DTypeLike, vae_dtype: DTypeLike | None, pickled: bool) -> UpscalerCheckpoint:
-    tensors = original.standard_names(list_file(file, pickled).tensors)
+    tensors = original_names.standard_names(list_file(file, pickled).tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LOW_SCALE)}
-    with original.naming(file):
+    with original_names.naming(file):
         configs = Configs(
-            text_encoder=original.infer_open_clip(original.under(tensors, original.OPEN_CLIP)),
-            unet=_infer_unet(original.under(tensors, original.UNET)),
-            vae=_infer_vae(original.under(tensors, original.VAE)),
+            text_encoder=infer_config.infer_open_clip(infer_config.under(tensors, original_names.OPEN_CLIP)),
+            unet=_infer_unet(infer_config.under(tensors, original_names.UNET)),
+            vae=_infer_vae(infer_config.under(tensors, original_names.VAE)),
         )
     _check_fit(str(file), *configs)
     chosen = choose_tensors(file, tensors, configs, own_vae=True, ema=False)
@@ -274,9 +274,9 @@ def _read_file(file: Path, dtype: DTypeLike, vae_dtype: DTypeLike | None, pickle
     )
 
 
-def _infer_unet(stored: original.Shapes) -> UNetConfig:
+def _infer_unet(stored: infer_config.Shapes) -> UNetConfig:
     """The UNet's config. Where the text is as wide as the pixels' features, attention is to these, as published."""
-    unet = original.infer_unet(stored, original.Heads(number=_HEADS))
+    unet = infer_config.infer_unet(stored, infer_config.Heads(number=_HEADS))
     width, layers, block = unet.per_level("cross_attention_dim")[0], unet.per_level("layers_per_block"), 1
     only_cross = []
     for channels, count in zip(unet.block_out_channels, layers, strict=True):
@@ -286,6 +286,6 @@ def _infer_unet(stored: original.Shapes) -> UNetConfig:
     return dataclasses.replace(unet, only_cross_attention=tuple(only_cross), sample_size=_SIDE)
 
 
-def _infer_vae(stored: original.Shapes) -> VAEConfig:
-    vae = original.infer_vae(stored)
+def _infer_vae(stored: infer_config.Shapes) -> VAEConfig:
+    vae = infer_config.infer_vae(stored)
     return dataclasses.replace(vae, scaling_factor=SCALING_FACTOR, sample_size=_SIDE * vae.factor)

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import digest_files
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.ncnn_file import Layer, Value, read_network
-from sdjax.checkpoints.original import Source, choose, naming
-from sdjax.checkpoints.tensors import CheckpointError, Params, Part, Tensor, list_file, load_parts
+from sdjax.checkpoints.original_names import Source, choose, naming
+from sdjax.checkpoints.tensors import CheckpointError, NetworkTensors, Params, Tensor, list_file, load_networks
 from sdjax.library.finding import beside
 from sdjax.models import ConfigError
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
@@ -36,7 +36,7 @@ _COMPACT_PATTERN = r"body\.\d+\.weight"
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Modules of ours, in the order in which they run -> theirs. Blocks have numbers here (`body_0`).
-Modules = dict[names.Path, str]
+Modules = dict[name_table.Path, str]
 
 
 class Upscaler(NamedTuple):
@@ -86,7 +86,7 @@ def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = Fa
         chosen = choose(
             str(path), found.tensors, wanted, lambda name: averaged and not is_ncnn and name.startswith(_WEIGHTS)
         )
-    params, hashed = load_parts({"upscaler": Part(chosen["upscaler"], shapes, dtype)})
+    params, hashed = load_networks({"upscaler": NetworkTensors(chosen["upscaler"], shapes, dtype)})
     digest = digest_files(path.parent, [text, numbers], hashed) if is_ncnn else hashed[path]
     return Upscaler(found.config, jax.device_put(_stacked(params["upscaler"])), digest)
 
@@ -118,8 +118,8 @@ def _sources(shapes: Params, modules: Modules) -> list[Source]:
     sources = []
     for keys, leaf in jax.tree.leaves_with_path(shapes):
         path = tuple(key.key for key in keys)
-        name = f"{modules[path[:-1]]}.{names.LEAVES[path[-1]]}"
-        sources.append(Source(path, name, None, names.shape_in_file(path, leaf.shape)))
+        name = f"{modules[path[:-1]]}.{name_table.LEAVES[path[-1]]}"
+        sources.append(Source(path, name, None, name_table.shape_in_file(path, leaf.shape)))
     return sources
 
 
@@ -327,8 +327,8 @@ def _in_layers(text: Path, numbers: Path) -> _Found:
     for layer, expected in itertools.zip_longest(layers, graph):
         if layer is None or expected is None or not _is(layer, expected):
             raise CheckpointError(
-                f"{text}, line {layer.line if layer else 'after the last'}: found {_told(layer)}; expected "
-                f"{_told(expected)}, as in {config}"
+                f"{text}, line {layer.line if layer else 'after the last'}: found {_described(layer)}; expected "
+                f"{_described(expected)}, as in {config}"
             )
     weighted = [layer for layer in layers if layer.tensors]
     called = {module: layer.name for module, layer in zip(modules, weighted, strict=True)}
@@ -363,7 +363,7 @@ def _agree(said: Value, expected: Value) -> bool:
     return np.shape(said) == np.shape(expected) and np.allclose(said, expected, rtol=1e-6)
 
 
-def _told(layer: Layer | _Expected | None) -> str:
+def _described(layer: Layer | _Expected | None) -> str:
     if layer is None:
         return "no layer"
     options = ", ".join(f"{name} {value}" for name, value in layer.options.items())

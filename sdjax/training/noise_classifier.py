@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from sdjax.checkpoints.names import NameTable
+from sdjax.checkpoints.name_table import NameTable
 from sdjax.checkpoints.tensors import write_params
 from sdjax.classifier import CONFIG, LABELS, WEIGHTS
 from sdjax.diffusion.scheduler_config import SchedulerConfig, alphas_cumprod

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sdjax.checkpoints.named import find_named
-from sdjax.checkpoints.stored import CheckpointError
+from sdjax.checkpoints.find_file import find_file
+from sdjax.checkpoints.stored_tensor import CheckpointError
 from sdjax.library.finding import beside, files_under, hint, near, plain
 from tests.rights import without_rights
 
@@ -80,27 +80,27 @@ def test_names_are_compared_without_form_of_accents_and_blanks_at_ends():
 )
 def test_one_name_finds_a_file_however_it_is_written(tmp_path, file, name):
     touch(tmp_path / file)
-    assert find_named(tmp_path, name, ENDINGS, "upscaler", "upscaler_folder") == tmp_path / file
+    assert find_file(tmp_path, name, ENDINGS, "upscaler", "upscaler_folder") == tmp_path / file
 
 
 def test_what_is_called_so_letter_by_letter_goes_first_and_then_the_ending_that_is_preferred(tmp_path):
     touch(*(tmp_path / name for name in ("a.pth", "a .safetensors", "b.pth", "b.SAFETENSORS", "c.pth.param", "c.pth")))
-    found = [find_named(tmp_path, name, ENDINGS, "upscaler", "x").name for name in ("a", "b", "c", "c.pth")]
+    found = [find_file(tmp_path, name, ENDINGS, "upscaler", "x").name for name in ("a", "b", "c", "c.pth")]
     assert found == ["a.pth", "b.SAFETENSORS", "c.pth", "c.pth"]
 
 
 def test_a_companion_file_is_never_meant(tmp_path):
     touch(tmp_path / "._net.pth")
     with pytest.raises(CheckpointError, match="there is no such file"):
-        find_named(tmp_path, "._net", ENDINGS, "upscaler", "upscaler_folder")
+        find_file(tmp_path, "._net", ENDINGS, "upscaler", "upscaler_folder")
 
 
 def test_near_names_are_found_in_capitals_or_not_and_long_ones_are_cut(tmp_path):
     touch(tmp_path / "Watercolour.PTH")
     with pytest.raises(CheckpointError, match=r"upscaler 'watercolor': .* \(did you mean 'Watercolour'\?\)"):
-        find_named(tmp_path, "watercolor", ENDINGS, "upscaler", "upscaler_folder")
+        find_file(tmp_path, "watercolor", ENDINGS, "upscaler", "upscaler_folder")
     with pytest.raises(CheckpointError) as error:
-        find_named(tmp_path, "x" * 100_000, ENDINGS, "upscaler", "upscaler_folder")
+        find_file(tmp_path, "x" * 100_000, ENDINGS, "upscaler", "upscaler_folder")
     assert len(str(error.value)) < 500 + len(str(tmp_path))
     assert near("INK", ["ink", "chalk"]) == ["ink"] and hint("zzz", ["ink"]) == ""
 
@@ -110,7 +110,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(tmp_path, monkeyp
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)  # what is above it is for root alone
     with without_rights(), pytest.raises(CheckpointError, match="Permission denied"):
-        find_named(Path(), "shut/a", ENDINGS, "upscaler", "upscaler_folder")
+        find_file(Path(), "shut/a", ENDINGS, "upscaler", "upscaler_folder")
 
 
 def test_what_lies_beside_a_file_is_found_in_capitals_or_not(tmp_path):

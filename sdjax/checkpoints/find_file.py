@@ -1,14 +1,14 @@
-"""Files and folders by name, in a folder of such."""
+"""Finds a file (an adapter, ControlNet, upscaler, ...) by its name in the folder that a setting names."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdjax.checkpoints.stored import CheckpointError
+from sdjax.checkpoints.stored_tensor import CheckpointError
 from sdjax.library.finding import entry_named, has_ending, hint
 from sdjax.messages import quoted
 
-# Letters of the system's error that are shown.
-_SHOWN = 200
+# Characters of the system's error that are quoted.
+_MOST_QUOTED = 200
 
 
 def check_folder(folder: str | Path, setting: str) -> Path:
@@ -18,8 +18,8 @@ def check_folder(folder: str | Path, setting: str) -> Path:
     return Path(folder)
 
 
-def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kind: str, setting: str) -> Path:
-    """The folder of that name, or the file of that name with one of some endings, the first that is there.
+def find_file(folder: str | Path | None, name: str, endings: Sequence[str], kind: str, setting: str) -> Path:
+    """The folder of a name, or the file of that name with one of some endings, whichever is there first.
 
     Args:
       folder: in which it is; None has none.
@@ -42,5 +42,5 @@ def find_named(folder: str | Path | None, name: str, endings: Sequence[str], kin
             return found
         there = [path.stem if has_ending(path, endings) else path.name for path in sorted(root.iterdir())]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{kind} {quoted(name)} of {root}: {str(error)[:_SHOWN]}") from error
+        raise CheckpointError(f"{kind} {quoted(name)} of {root}: {str(error)[:_MOST_QUOTED]}") from error
     raise CheckpointError(f"{kind} {quoted(name)}: there is no such file in {root}{hint(name, there)}")
