@@ -12,7 +12,7 @@ from sdjax.checkpoints.plain_yaml import PlainYamlError, parse_plain_yaml, read_
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.scheduler_config import PREDICTION_TYPES
 from sdjax.images.encode import FORMATS
-from sdjax.images.steps import ANIMATIONS
+from sdjax.images.previews import ANIMATIONS
 from sdjax.job import FIELDS, Job, JobError
 from sdjax.messages import near_match, printable, quoted
 from sdjax.model import DTYPES
@@ -53,7 +53,7 @@ class RunConfig:
         as many as there are workers on this machine, or 64 on a cluster.
       host_batch: images handed to the engine at once; has no say in any image.
       format: of the picture files: "png", "webp" (lossless) or "jpeg".
-      animation: of kept steps: "webp" or "gif".
+      animation: of previews: "webp" or "gif".
       wildcards: folder of the files that `__name__` in prompts stands for; None has none.
       combinations: of templates, for rows that don't say: "random", "all" or "none" (they are plain text).
       classifier: a bundled name or a folder, for rows with a `classifier_scale`; None has none.

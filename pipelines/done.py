@@ -9,9 +9,10 @@ from typing import Any
 
 from pipelines import storage
 from pipelines.records import Sizes, file_name, manifest_row
-from sdjax.images.encode import PictureError, read_metadata
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import read_metadata
 
-# The ending of the strip of kept steps, beside which there is an animation.
+# The ending of the strip of previews, beside which there is an animation.
 _STRIP = "png"
 
 
@@ -27,7 +28,7 @@ def whole_row(
     Args:
       image_id: of it.
       files: path and size of what lies under its name.
-      steps: sizes of its kept steps, by the endings of their files.
+      steps: sizes of its previews, by the endings of their files.
       rows: of the manifest as it was left.
       animation: the ending of animations in this run.
     """
@@ -45,7 +46,7 @@ def whole_row(
 
 
 def has_steps(row: Mapping[str, Any], steps: Mapping[str, int], animation: str) -> bool:
-    """Whether the kept steps of an image are there as its row states them; arguments are those of `whole_row`."""
+    """Whether the previews of an image are there as its row states them; arguments are those of `whole_row`."""
     stated = {_STRIP: row.get("steps_size"), animation: row.get("animation_size")}
     return all(size and steps.get(ending) == size for ending, size in stated.items())
 
@@ -54,6 +55,6 @@ def _metadata_of(image_id: str, path: str) -> dict[str, Any] | None:
     """What an image's file says, if all of it can be read and it is of this image."""
     try:
         metadata = read_metadata(storage.read_limited(path), path)
-    except (PictureError, storage.StorageError):
+    except (ImageError, storage.StorageError):
         return None
     return metadata if metadata.get("id") == image_id else None

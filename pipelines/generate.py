@@ -39,7 +39,7 @@ from pipelines.run import Record, Run, reporter_of, reporting_failure, said
 from sdjax.assets import BUNDLED
 from sdjax.engine import Engine, Result
 from sdjax.images.encode import FORMATS, EncodeError, encode
-from sdjax.images.steps import animation, strip
+from sdjax.images.previews import animation, strip
 from sdjax.job import Job
 from sdjax.plan import Task, Together
 from sdjax.program import Bucket
@@ -201,9 +201,9 @@ def _write(result: Result, run: Run) -> Sizes | str:
 
 
 def _write_previews(result: Result, run: Run) -> tuple[int, int]:
-    """Writes the kept steps of a picture, as a strip and as an animation; gives the sizes of both."""
+    """Writes the previews of a picture, as a strip and as an animation; gives the sizes of both."""
     told, image = result.metadata, result.image
-    last = result.previews[-1].clean
+    last = result.previews[-1].denoised
     if image.shape != last.shape:  # it was made larger, or put back into its picture
         image = last if told["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
     title = f"{told['prompt']} ({told['sampler']}, {told['steps_taken']} steps, seed {told['seed']})"

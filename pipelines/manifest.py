@@ -55,7 +55,7 @@ def files_there(out: str, run: Run) -> Iterator[tuple[str, tuple[str, int]]]:
 
 
 def steps_there(out: str, run: Run) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Id, and ending and size of each file of kept steps."""
+    """Id, and ending and size of each file of previews."""
     with reporting_failure(run):
         for done in storage.list_steps(out):
             yield done.id, (done.path.rpartition(".")[2], done.size)

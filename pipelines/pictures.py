@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from pipelines import storage
-from sdjax.images.encode import MAX_BYTES
+from sdjax.images.decode import MAX_BYTES
 from sdjax.job import PICTURES, Job, JobError
 from sdjax.pictures import check_path, read_file, scheme_of
 

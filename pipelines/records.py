@@ -21,7 +21,7 @@ _SCALARS = str | int | float | None
 class Sizes(NamedTuple):
     """Bytes of the files of an image, as columns of its row: a file of another size is not the one that was written.
 
-    steps_size, animation_size: of its kept steps, 0 if none were kept.
+    steps_size, animation_size: of its previews, 0 if there are none.
     """
 
     file_size: int

@@ -80,7 +80,7 @@ class StorageError(OSError):
 
 
 class Done(NamedTuple):
-    """A picture that is there, or its kept steps: its id, its path and its size in bytes."""
+    """A picture that is there, or its previews: its id, its path and its size in bytes."""
 
     id: str
     path: str
@@ -107,7 +107,7 @@ def image_path(out: str, image_id: str, extension: str) -> str:
 
 
 def steps_path(out: str, image_id: str, extension: str) -> str:
-    """Where the kept steps of a picture belong: `steps/ab/<id>.png`."""
+    """Where the previews of a picture belong: `steps/ab/<id>.png`."""
     return join(out, STEPS, image_id[:2], f"{image_id}.{extension}")
 
 
@@ -210,7 +210,7 @@ def list_done(out: str) -> Iterator[Done]:
 
 
 def list_steps(out: str) -> Iterator[Done]:
-    """The kept steps of pictures below an output, strips and animations, likewise."""
+    """The previews of pictures below an output, strips and animations, likewise."""
     return _files_of_images(join(out, STEPS), _STEPS_NAME)
 
 

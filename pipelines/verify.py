@@ -9,8 +9,9 @@ import numpy as np
 from pipelines import storage, trust
 from pipelines.records import METADATA, file_name, problem_of, without_sizes
 from sdjax.engine import Engine
-from sdjax.images.encode import FORMATS, PictureError, decode, encode, read_metadata
-from sdjax.images.steps import check_steps
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import FORMATS, decode, encode, read_metadata
+from sdjax.images.previews import check_previews
 from sdjax.job import TOLD_AS, job_of, with_seeds_as_text
 from sdjax.messages import quoted
 from sdjax.model import DTYPES
@@ -126,7 +127,7 @@ def _check_row(row: dict[str, Any], path: str, steps: Mapping[str, int]) -> Iter
     try:
         data = storage.read_limited(path)
         inside = read_metadata(data, path)
-    except (PictureError, storage.StorageError) as error:
+    except (ImageError, storage.StorageError) as error:
         yield Finding(name, f"{error}; delete it and run the same generate command again")
         return
     if {"file_name": name, **with_seeds_as_text(inside)} != without_sizes(row):
@@ -136,16 +137,16 @@ def _check_row(row: dict[str, Any], path: str, steps: Mapping[str, int]) -> Iter
     elif row.get("file_size", len(data)) != len(data):
         yield Finding(name, f"it has {len(data)} bytes, and its row states {quoted(row['file_size'])}")
     elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *steps.values()}:
-        yield Finding(name, "its kept steps are missing or of another size; run the same generate command again")
+        yield Finding(name, "its previews are missing or of another size; run the same generate command again")
     else:
-        yield from _check_steps(steps)
+        yield from _check_previews(steps)
 
 
-def _check_steps(steps: Mapping[str, int]) -> Iterator[Finding]:
+def _check_previews(steps: Mapping[str, int]) -> Iterator[Finding]:
     for path in sorted(steps):
         try:
-            check_steps(storage.read_limited(path), path)
-        except (PictureError, storage.StorageError) as error:
+            check_previews(storage.read_limited(path), path)
+        except (ImageError, storage.StorageError) as error:
             yield Finding(path, f"{error}; delete it and run the same generate command again")
 
 

@@ -40,7 +40,7 @@ from sdjax.device import compiler_options, device_kind
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS, resize_latents
 from sdjax.diffusion.sample import Previews
 from sdjax.images import masks
-from sdjax.images.steps import Preview
+from sdjax.images.previews import Preview
 from sdjax.job import Job, JobError
 from sdjax.model import DTYPES, Model
 from sdjax.models.vae_tiles import VAE_TILE, tile_of

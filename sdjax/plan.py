@@ -26,7 +26,7 @@ from sdjax.text.tokenized_prompt import TokenizedPrompt, tokenize_prompt
 
 # Lengths of compiled tables: a job's evaluations are rounded up to the next.
 _TABLE_ROWS = (64, 128, 256, 512, 1024, 2048)
-# Lengths of compiled trails of kept steps, likewise.
+# Numbers of compiled previews, likewise.
 _FRAMES = (0, 8, 16, 32, 64)
 # Weights of a prompt's parts that add up to less have no mean.
 _LEAST_SUM = 1e-3

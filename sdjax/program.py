@@ -49,7 +49,7 @@ class Bucket(NamedTuple):
     interval: whether there are steps without guidance.
     host_noise: how many times noise drawn on the host is put in besides the first; None if it is drawn on the device.
     rows: evaluations.
-    frames: kept steps.
+    frames: how many previews.
     classifier: whether the engine's classifier guides.
     hypernetworks: how those are built that act.
     low_rank: ranks of what is added to layers for each image; None if nothing is.

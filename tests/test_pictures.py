@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax import upscalers
-from sdjax.images.read import Picture
+from sdjax.images.read import DecodedImage
 from sdjax.job import PIXEL_UPSCALERS
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.pictures import Opened, read_file, show
@@ -305,7 +305,7 @@ def test_of_depth_maps_and_control_pictures_the_part_around_the_mask_is_shown():
     whole = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
     mask = np.zeros((64, 96), np.float32)
     mask[20:36, 40:56] = 1
-    picture = Picture(whole, ())
+    picture = DecodedImage(whole, ())
     # Of half the size, which shows the same.
     depth = columns[::2, ::2].astype(np.float32)
     opened = Opened(picture, mask, depth, (picture,), {}, ())

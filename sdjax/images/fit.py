@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from sdjax.images.encode import MAX_PIXELS, PictureError
+from sdjax.images.decode import MAX_PIXELS, ImageError
 
 RESIZE_MODES = ("stretch", "crop", "pad")
 
@@ -61,7 +61,7 @@ def _resized(picture: Image.Image, height: int, width: int, mode: str, filter_: 
         size = width, picture.height * width // picture.width
     # Of a picture that is long and narrow the one that covers the image may be as large as no other.
     if size[0] * size[1] > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"{picture.width}x{picture.height} pixels are too narrow for resize_mode = crop to {width}x{height}"
         )
     resized = picture.resize((max(1, size[0]), max(1, size[1])), filter_)

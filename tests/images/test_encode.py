@@ -16,16 +16,9 @@ from sdjax.diffusion.noise import SOURCES
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.diffusion.samplers.names import A1111_SAMPLERS, A1111_SCHEDULES
 from sdjax.diffusion.sigmas import SCHEDULES
-from sdjax.images import metadata as words
-from sdjax.images.encode import (
-    FORMATS,
-    EncodeError,
-    PictureError,
-    decode,
-    encode,
-    read_metadata,
-    read_parameters,
-)
+from sdjax.images import metadata as metadata_text
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import FORMATS, EncodeError, decode, encode, read_metadata, read_parameters
 from sdjax.job import Job
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
@@ -73,7 +66,7 @@ def a1111_reads(text):
 
 
 def test_the_a1111_text_is_the_one_that_its_users_know():
-    assert words.a1111_text(METADATA) == (
+    assert metadata_text.a1111_text(METADATA) == (
         "a red apple, on a table\n"
         "Negative prompt: blurry\n"
         "Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7, Seed: 965400086, Size: 16x8, "
@@ -82,21 +75,21 @@ def test_the_a1111_text_is_the_one_that_its_users_know():
 
 
 def test_the_line_of_the_negative_prompt_is_left_out_where_there_is_none():
-    assert "Negative" not in words.a1111_text(METADATA | {"negative_prompt": ""})
+    assert "Negative" not in metadata_text.a1111_text(METADATA | {"negative_prompt": ""})
 
 
 def test_threefry_is_named_as_the_source_of_noise_so_that_no_reader_takes_it_for_another():
-    assert a1111_reads(words.a1111_text(METADATA | {"noise_source": "threefry"}))["RNG"] == "threefry"
+    assert a1111_reads(metadata_text.a1111_text(METADATA | {"noise_source": "threefry"}))["RNG"] == "threefry"
 
 
 @pytest.mark.parametrize("scale, shown", [(7.0, "7"), (7.5, "7.5"), (0.0, "0")])
 def test_a_whole_guidance_scale_is_shown_without_a_point(scale, shown):
-    assert a1111_reads(words.a1111_text(METADATA | {"guidance_scale": scale}))["CFG scale"] == shown
+    assert a1111_reads(metadata_text.a1111_text(METADATA | {"guidance_scale": scale}))["CFG scale"] == shown
 
 
 @pytest.mark.parametrize("model", ["a, b", "C:\\models\\x", "two\nlines", 'say "hi", twice', "plain"])
 def test_a1111_reads_a_model_name_with_marks_of_its_own_grammar(model):
-    assert a1111_reads(words.a1111_text(METADATA | {"model": model}))["Model"] == model
+    assert a1111_reads(metadata_text.a1111_text(METADATA | {"model": model}))["Model"] == model
 
 
 @pytest.mark.parametrize(
@@ -141,7 +134,7 @@ def test_what_is_not_as_usual_is_in_the_a1111_text():
         "emphasis": "no_norm",
         "prompt_template": "a {red|green} apple",
     }
-    read = a1111_reads(words.a1111_text(unusual))
+    read = a1111_reads(metadata_text.a1111_text(unusual))
     expected = {
         "Clip skip": "2",
         "Variation seed": "5",
@@ -154,7 +147,7 @@ def test_what_is_not_as_usual_is_in_the_a1111_text():
         "Template": "a {red|green} apple",
     }
     assert {key: read[key] for key in expected} == expected
-    assert not expected.keys() - {"RNG"} & a1111_reads(words.a1111_text(METADATA)).keys()
+    assert not expected.keys() - {"RNG"} & a1111_reads(metadata_text.a1111_text(METADATA)).keys()
 
 
 def test_a1111_is_told_the_adapters_in_its_own_words():
@@ -170,7 +163,7 @@ def test_a1111_is_told_the_adapters_in_its_own_words():
         "hypernetworks": "oil:1",
         "adapters_applied": json.dumps(applied),
     }
-    read = a1111_reads(words.a1111_text(named))
+    read = a1111_reads(metadata_text.a1111_text(named))
     assert read["Prompt"] == "a red apple <lora:ink:0.8><lora:chalk:0.5:1><hypernet:oil:1>"
     assert read["Lora hashes"] == "ink: 0123456789ab, chalk: ba9876543210"
     assert read["TI hashes"] == "blurred: aaaabbbbcccc"
@@ -187,7 +180,7 @@ def test_nul_and_half_surrogate_pairs_are_replaced_for_a1111_and_kept_in_our_own
 def test_every_sampler_schedule_and_source_of_noise_has_a_name_for_a1111():
     assert set(A1111_SAMPLERS) == set(SAMPLERS)
     assert set(A1111_SCHEDULES) == set(SCHEDULES)
-    assert set(words.A1111_RNGS) == set(SOURCES)
+    assert set(metadata_text.A1111_RNGS) == set(SOURCES)
 
 
 # --- The files ---
@@ -259,7 +252,7 @@ def test_the_parameters_of_a_png_are_latin_1_if_they_can_be_and_else_utf_8(promp
 @pytest.mark.parametrize("format_name", ["webp", "jpeg"])
 def test_exif_holds_the_parameters_as_a1111_writes_them(format_name):
     data = encode(PIXELS, METADATA, format_name)
-    assert b"UNICODE\0" + words.a1111_text(METADATA).encode("utf-16-be") in data
+    assert b"UNICODE\0" + metadata_text.a1111_text(METADATA).encode("utf-16-be") in data
 
 
 @pytest.mark.parametrize(
@@ -273,7 +266,7 @@ def test_exif_holds_the_parameters_as_a1111_writes_them(format_name):
     ],
 )
 def test_comments_are_read_in_every_coding_that_tools_write(comment):
-    assert words.text_of_user_comment(comment) == "Steps: 20, 漢"
+    assert metadata_text.text_of_user_comment(comment) == "Steps: 20, 漢"
 
 
 def test_the_parameters_of_another_tools_picture_can_be_read():
@@ -293,7 +286,7 @@ def saved(kind, picture=None):
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 def test_a_picture_without_metadata_has_no_parameters_and_says_so_clearly(kind):
     assert read_parameters(saved(kind), "x") is None
-    with pytest.raises(PictureError, match=r"cat\.png: no metadata of sdjax"):
+    with pytest.raises(ImageError, match=r"cat\.png: no metadata of sdjax"):
         read_metadata(saved(kind), "cat.png")
 
 
@@ -302,14 +295,14 @@ def test_a_truncated_picture_is_an_error_wherever_it_ends(format_name):
     data = encode(PIXELS, METADATA, format_name)
     for read in (read_metadata, decode):
         for end in range(len(data)):
-            with pytest.raises(PictureError, match=r"^cut: "):
+            with pytest.raises(ImageError, match=r"^cut: "):
                 read(data[:end], "cut")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"])
 def test_what_is_no_picture_is_a_clear_error(data):
     for read in (read_metadata, read_parameters, decode):
-        with pytest.raises(PictureError, match=r"^notes\.txt: "):
+        with pytest.raises(ImageError, match=r"^notes\.txt: "):
             read(data, "notes.txt")
 
 
@@ -323,17 +316,17 @@ def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
     for read in (read_metadata, read_parameters, decode):
         try:
             read(bytes(damaged), "x")
-        except PictureError as error:
+        except ImageError as error:
             assert str(error).startswith("x: ")
 
 
 def test_other_kinds_of_pictures_are_not_even_tried():
-    with pytest.raises(PictureError, match="not a picture of png, webp, jpeg"):
+    with pytest.raises(ImageError, match="no whole picture; expected one of png, webp, jpeg"):
         decode(saved("GIF"), "x.gif")
 
 
 def test_a_picture_that_is_not_8_bit_rgb_is_refused_rather_than_changed():
-    with pytest.raises(PictureError, match="of mode RGBA; expected 8-bit RGB"):
+    with pytest.raises(ImageError, match="of mode RGBA; expected 8-bit RGB"):
         decode(saved("PNG", Image.new("RGBA", (2, 2))), "x.png")
 
 
@@ -344,7 +337,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(side):
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
-    with pytest.raises(PictureError, match=r"bomb\.png: .*more than 67108864"):
+    with pytest.raises(ImageError, match=r"bomb\.png: .*more than 67108864"):
         decode(bomb, "bomb.png")
 
 
@@ -354,7 +347,7 @@ def test_broken_metadata_are_a_clear_error(text):
     chunks.add_text("sdjax", text)
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "PNG", pnginfo=chunks)
-    with pytest.raises(PictureError, match=r"x\.png: its metadata of sdjax can't be read"):
+    with pytest.raises(ImageError, match=r"x\.png: its metadata of sdjax can't be read"):
         read_metadata(file.getvalue(), "x.png")
 
 
@@ -376,5 +369,5 @@ def test_a_path_is_read_like_its_bytes(tmp_path):
     path.write_bytes(encode(PIXELS, METADATA, "png"))
     assert read_metadata(path, path.name) == METADATA
     assert np.array_equal(decode(path, path.name), PIXELS)
-    with pytest.raises(PictureError, match=r"gone\.png: there is no such file"):
+    with pytest.raises(ImageError, match=r"gone\.png: there is no such file"):
         decode(tmp_path / "gone.png", "gone.png")
