@@ -11,7 +11,7 @@ import PIL
 from sdjax import conditions, pictures
 from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
-from sdjax.adapters.library import Adapters, Found
+from sdjax.adapters.library import Adapters, AdapterSet
 from sdjax.classifier import Classifier
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.tableau import Table
@@ -103,7 +103,7 @@ class Task(NamedTuple):
     together: Together
     prompts: conditions.Used
     table: Table
-    adapters: Found
+    adapters: AdapterSet
     low_rank: tuple[per_image.Weighted, ...]
     shown: pictures.Shown
     controls: tuple[KnownControl, ...]
@@ -279,7 +279,7 @@ def _told(setup: Setup, task: Task, opened: pictures.Opened) -> _Told:
         "vae_revision": model.vae_revision or "",
         "vae_dtype": model.vae_dtype,
         **fingerprint,
-        "adapters_applied": adapters.told(),
+        "adapters_applied": adapters.to_metadata(),
         "steps_taken": task.table.steps,
         "evaluations": sum(each.table.evaluations for each in (task, task.second) if each and each.table.steps),
         "prompt_tokens": read.tokens,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, UInt8
 
-from sdjax.checkpoints.upscaler_file import Upscaler
+from sdjax.checkpoints.upscaler_file import UpscalerNetwork
 from sdjax.device import platform_of, program_for
 from sdjax.models.upscaler import UpscalerConfig, network_of
 
@@ -43,7 +43,7 @@ class _Tile(NamedTuple):
 
 
 def upscaled(
-    upscaler: Upscaler, pixels: UInt8[np.ndarray, "b h w 3"], tile: int = 256, overlap: int = 64, batch: int = 1
+    upscaler: UpscalerNetwork, pixels: UInt8[np.ndarray, "b h w 3"], tile: int = 256, overlap: int = 64, batch: int = 1
 ) -> UInt8[np.ndarray, "b i j 3"]:
     """Pictures, as many times larger as the upscaler makes them.
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdjax.checkpoints.find_file import find_file
 from sdjax.checkpoints.tensors import CheckpointError, list_file
-from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
+from sdjax.checkpoints.upscaler_file import UpscalerNetwork, read_upscaler
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion_upscale import check, check_latents, upscale_latent_x2, upscale_x4
 from sdjax.job import MAX_SIDE, PIXEL_UPSCALERS, Job, JobError, check_upscaler_options
@@ -67,12 +67,12 @@ def _goes_on(scale: int, shape: tuple[int, ...], height: int, width: int) -> boo
     return scale > 1 and (shape[0] < height or shape[1] < width) and _fits(scale, *shape[:2])
 
 
-def _check_room(upscaler: Upscaler | None, named: str, height: int, width: int) -> None:
+def _check_room(upscaler: UpscalerNetwork | None, named: str, height: int, width: int) -> None:
     if upscaler is not None and not _fits(upscaler.scale, height, width):
         raise JobError(f"{named}: {width}x{height} pixels are too large for it, which enlarges {upscaler.scale} times")
 
 
-def _factor(upscaler: Upscaler | DiffusionUpscaler | None) -> float:
+def _factor(upscaler: UpscalerNetwork | DiffusionUpscaler | None) -> float:
     if isinstance(upscaler, DiffusionUpscaler):
         return float(upscaler.factor)
     return float(upscaler.scale) if upscaler else 1.0
@@ -100,7 +100,7 @@ class Upscalers:
         )
         self._digests: dict[str, str] = {}
 
-    def named(self, name: str) -> Upscaler | DiffusionUpscaler | None:
+    def named(self, name: str) -> UpscalerNetwork | DiffusionUpscaler | None:
         """The upscaler of that name; None for one without weights.
 
         Raises:
@@ -167,7 +167,7 @@ class Upscalers:
             if max(height, width) > MAX_SIDE:
                 raise JobError(f"{job.upscaler}: gives {width}x{height} pixels; expected up to {MAX_SIDE}")
 
-    def _finishing(self, job: Job) -> Upscaler | DiffusionUpscaler | None:
+    def _finishing(self, job: Job) -> UpscalerNetwork | DiffusionUpscaler | None:
         return None if job.upscaler is None else self.named(job.upscaler)
 
     def _check_diffusion(self, upscaler: DiffusionUpscaler, job: Job, height: int, width: int) -> None:
@@ -259,7 +259,7 @@ class Upscalers:
         finite = np.ones(len(images), bool)
         made = []
         for index, image in enumerate(images):
-            if isinstance(upscaler, Upscaler):
+            if isinstance(upscaler, UpscalerNetwork):
                 try:
                     image = upscaled(upscaler, image[None])[0]
                     while _goes_on(upscaler.scale, image.shape, height, width):

@@ -1,4 +1,4 @@
-"""Hypernetworks: small networks through which what the UNet's attention takes keys and values from goes first.
+"""Hypernetworks: small networks that change the input from which the UNet's attention makes keys and values.
 
 The files and the arithmetic are AUTOMATIC1111's (`modules/hypernetworks/hypernetwork.py`): for each width a network of
 its own for keys and one for values, `x + multiplier * network(x)`, in self- and cross-attention alike, wherever the
@@ -82,7 +82,7 @@ _REFUSED = {
 
 
 class Structure(NamedTuple):
-    """What of a hypernetwork is part of a compiled program.
+    """The static structure of a hypernetwork, which is part of a compiled program.
 
     widths: of what it changes.
     layers: widths of layers as multiples of these, the first and the last 1.
@@ -256,7 +256,7 @@ def _values(where: str, tensor: Tensor) -> np.ndarray:
 
 
 def check_fit(hypernetwork: Hypernetwork, unet: Params) -> None:
-    """Sees whether a hypernetwork is for a model.
+    """Checks that a hypernetwork fits a model.
 
     Args:
       hypernetwork: to be applied.
@@ -292,7 +292,7 @@ _SOURCES = {"to_k": "k", "to_v": "v"}
 def attending(
     structures: Sequence[Structure], params: Sequence[Any], multipliers: Float[Array, "n b"]
 ) -> AbstractContextManager[None]:
-    """Where the UNet is applied in it, its attention takes keys and values through hypernetworks.
+    """A context in which the UNet's attention makes keys and values through hypernetworks.
 
     Args:
       structures, params: of the hypernetworks, in the order in which they are applied.

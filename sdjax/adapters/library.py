@@ -28,7 +28,7 @@ _SHORT = 12
 
 
 class WeightedLora(NamedTuple):
-    """A LoRA of a picture, and how strongly it acts in the UNet and in the text encoder."""
+    """A LoRA of an image, and its weights in the UNet and in the text encoder."""
 
     adapter: Lora
     weight: float
@@ -36,29 +36,29 @@ class WeightedLora(NamedTuple):
 
 
 class WeightedHypernetwork(NamedTuple):
-    """A hypernetwork of a picture, and how strongly it acts."""
+    """A hypernetwork of an image, and its weight."""
 
     adapter: Hypernetwork
     weight: float
 
 
-class Found(NamedTuple):
-    """The adapters of a picture, in the order in which they act."""
+class AdapterSet(NamedTuple):
+    """The adapters of an image, in the order in which they are applied."""
 
     loras: tuple[WeightedLora, ...] = ()
     hypernetworks: tuple[WeightedHypernetwork, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
 
     def identity(self) -> list[Any]:
-        """What of them decides the bits of a picture: no names."""
+        """What decides the bits of an image: digests and weights, no names."""
         return [
             [[each.adapter.digest, each.weight, each.text_encoder_weight] for each in self.loras],
             [[each.adapter.digest, each.weight] for each in self.hypernetworks],
             [each.digest for each in self.embeddings],
         ]
 
-    def told(self) -> str:
-        """What was applied, for metadata: JSON, or nothing if nothing was."""
+    def to_metadata(self) -> str:
+        """The adapters as metadata have them: JSON, or an empty text if there are none."""
         listed: list[dict[str, Any]] = []
         for each in self.loras:
             weights = {"weight": each.weight, "text_encoder_weight": each.text_encoder_weight}
@@ -191,8 +191,8 @@ class Adapters:
         """Names of embeddings, also of bundled ones -> how many vectors each has; read where asked for."""
         return _Counts(self._embeddings, self.embedding, bundled)
 
-    def find(self, named: Sequence[Tag], embeddings: Iterable[str]) -> Found:
-        """The adapters that a picture names, but those without weight.
+    def find(self, named: Sequence[Tag], embeddings: Iterable[str]) -> AdapterSet:
+        """The adapters that an image names, but those without weight.
 
         Raises:
           AdapterError: if one is not there, can't be read, or is for another model.
@@ -207,7 +207,7 @@ class Adapters:
         ]
         bundled = self.bundled(named)
         words = tuple(bundled[name] if name in bundled else self.embedding(name) for name in embeddings)
-        return Found(
+        return AdapterSet(
             tuple(each for each in loras if each.weight or each.text_encoder_weight),
             tuple(each for each in hypernetworks if each.weight),
             words,

@@ -86,7 +86,7 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     for path, (module, tensors) in stored.items():
         try:
             scale = scales.of(path[0], lora_names.without_prefix(module)[1]) if scales else None
-            changes |= lora_kinds.changes(lora_kinds.Stored(module, path, modules.shapes[path], tensors, scale))
+            changes |= lora_kinds.changes(lora_kinds.ModuleTensors(module, path, modules.shapes[path], tensors, scale))
         except (AdapterError, CheckpointError) as error:
             problems.append(str(error))
     if problems:

@@ -1,4 +1,4 @@
-"""What peft multiplies an adapter with: alpha over rank, which it writes not beside the matrices but into a config.
+"""peft's `adapter_config.json`: the scale (alpha / rank) of an adapter, which is not written beside its matrices.
 
 That is `adapter_config.json` in the same folder or, in files that diffusers writes, a text in the metadata.
 """

@@ -29,7 +29,7 @@ EMA = "model_ema."
 
 @contextlib.contextmanager
 def naming(file: File) -> Iterator[None]:
-    """What is raised in it of tensors and configs names the file."""
+    """A context whose errors about tensors and configs name the file."""
     try:
         yield
     except (CheckpointError, ConfigError) as error:

@@ -39,8 +39,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 Modules = dict[name_table.Path, str]
 
 
-class Upscaler(NamedTuple):
-    """A network that enlarges pictures.
+class UpscalerNetwork(NamedTuple):
+    """A network that upscales images.
 
     params: as `sdjax.models.upscaler` has them, on the default device.
     digest: sha256 of the file; of ncnn's two, of their names and contents.
@@ -64,7 +64,7 @@ class _Found(NamedTuple):
     tensors: Mapping[str, Tensor]
 
 
-def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = False) -> Upscaler:
+def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = False) -> UpscalerNetwork:
     """Reads an upscaler.
 
     Args:
@@ -88,7 +88,7 @@ def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = Fa
         )
     params, hashed = load_networks({"upscaler": NetworkTensors(chosen["upscaler"], shapes, dtype)})
     digest = digest_files(path.parent, [text, numbers], hashed) if is_ncnn else hashed[path]
-    return Upscaler(found.config, jax.device_put(_stacked(params["upscaler"])), digest)
+    return UpscalerNetwork(found.config, jax.device_put(_stacked(params["upscaler"])), digest)
 
 
 # --- Parameters ---

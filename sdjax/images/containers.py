@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageChops, JpegImagePlugin, TiffImagePlugin
 
 from sdjax.images import segments
-from sdjax.images.exif import asked
+from sdjax.images.exif import directory_extent
 
 
 class ContainerError(ValueError):
@@ -44,7 +44,7 @@ def checked(data: bytes, formats: Sequence[str], texts: bool, most_pixels: int) 
     if data.startswith(segments.PNG):
         return _plain_png(data, texts, most_pixels)
     if data.startswith(segments.JPEG):
-        return Plain(*segments.parted(data))
+        return Plain(*segments.split_jpeg(data))
     if "GIF" in formats and data.startswith(b"GIF8"):
         check_size(*_gif_size(data), most_pixels)
     if "TIFF" in formats and data[:4] in _TIFF_STARTS:
@@ -165,7 +165,7 @@ def _check_tags(data: bytes) -> None:
     places = [struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)[0]]
     for place in places:
         try:
-            found = asked(data, place, order, big)
+            found = directory_extent(data, place, order, big)
         except ValueError:  # Pillow's error of the first says more, and the others are left aside
             continue
         if found.size > len(data) + _SHARED:

@@ -1,7 +1,7 @@
-"""Pixels and metadata <-> the bytes of a picture file.
+"""Pixels and metadata <-> the bytes of an image file.
 
 The same pixels and metadata give the same bytes. Every format carries the metadata (see `metadata.py`) and
-the label that the picture was made by a model.
+the label that the image was made by a model.
 """
 
 import io
@@ -29,7 +29,7 @@ class EncodeError(ValueError):
 
 
 class Format(NamedTuple):
-    """A kind of picture file.
+    """A format of image files.
 
     extension: of the file's name, without the dot.
     lossless: whether the pixels come back exactly.
@@ -113,7 +113,7 @@ _PILLOW_FORMATS = tuple(known.upper() for known in FORMATS)
 
 
 def encode(pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, Any], format_name: str) -> bytes:
-    """The bytes of a picture file.
+    """Encodes an image file.
 
     Args:
       pixels: sRGB.
@@ -135,7 +135,7 @@ def encode(pixels: UInt8[np.ndarray, "h w 3"], metadata: Mapping[str, Any], form
 
 
 def decode(data: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a picture file.
+    """The pixels of an image file.
 
     Args:
       data: the file's bytes, or its path.
@@ -157,7 +157,7 @@ def describe_image(data: bytes | Path, name: str) -> str:
 
 
 def read_metadata(data: bytes | Path, name: str) -> dict[str, Any]:
-    """The metadata which `encode` put into a picture; arguments and errors as in `decode`.
+    """The metadata which `encode` put into an image; arguments and errors as in `decode`.
 
     Raises:
       ImageError: also if the picture holds no metadata of sdjax.

@@ -1,4 +1,4 @@
-"""ControlNet (diffusers' `ControlNetModel`): the way down of a UNet once more, which looks at a control picture too.
+"""ControlNet (diffusers' `ControlNetModel`): a copy of a UNet's encoder that sees a control image too.
 
 Zhang, Rao and Agrawala 2023, arXiv:2302.05543.
 """
@@ -140,7 +140,7 @@ def added(first: Residuals, second: Residuals) -> Residuals:
 
 
 class ConditionEmbedding(nn.Module):
-    """A control picture to features of the latents' size: convolutions, of which every second halves the sides."""
+    """A control image to features of the latents' size: convolutions, of which every second halves the sides."""
 
     config: ControlNetConfig
 
@@ -157,7 +157,7 @@ class ConditionEmbedding(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """What a UNet's features are to be moved by, so that its picture follows a control picture.
+    """The residuals that are added to a UNet's features so that the image follows a control image.
 
     The control picture is the same at each step, so it is embedded once (`embed`), outside of the loop.
     """
@@ -168,7 +168,7 @@ class ControlNet(nn.Module):
         self.controlnet_cond_embedding = ConditionEmbedding(self.config)
 
     def embed(self, condition: Float[Array, "b h w k"]) -> Float[Array, "b i j c"]:
-        """A control picture, red, green and blue in [0, 1], `config.factor` times as high and wide as the latents."""
+        """Embeds a control image (RGB in [0, 1]), `config.factor` times as high and wide as the latents."""
         if self.config.controlnet_conditioning_channel_order == "bgr":
             condition = condition[..., ::-1]
         return self.controlnet_cond_embedding(condition)

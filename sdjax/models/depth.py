@@ -1,4 +1,4 @@
-"""Depth from one picture: MiDaS' dense prediction transformers, DPT-Large and DPT-Hybrid.
+"""Depth from one image: MiDaS' dense prediction transformers, DPT-Large and DPT-Hybrid.
 
 Ranftl et al. 2021, arXiv:2103.13413. Numbers match transformers' `DPTForDepthEstimation`. What is predicted is relative
 and inverse: larger is nearer, and neither scale nor offset means anything.

@@ -1,4 +1,4 @@
-"""What is told of a prompt that can't be read as it was probably meant."""
+"""Problems of prompts: what can't be read as it was probably meant, and where it stands."""
 
 from typing import NamedTuple
 

@@ -134,24 +134,24 @@ _SCHEDULES = {
 }
 
 
-class Named(NamedTuple):
+class SamplerName(NamedTuple):
     """A sampler, and the schedule if the name tells one too ("DPM++ 2M Karras")."""
 
     sampler: str
     schedule: str | None
 
 
-def sampler_named(name: str) -> Named | None:
+def sampler_named(name: str) -> SamplerName | None:
     """Which sampler a name of any of the vocabularies means; None if none.
 
     A class of diffusers that is several is the usual one of Stable Diffusion's checkpoints; see `own_sampler`.
     """
     plain = _plain(name)
     if plain in _SAMPLERS:
-        return Named(_SAMPLERS[plain], None)
+        return SamplerName(_SAMPLERS[plain], None)
     for ending, schedule in (("karras", "karras"), ("exponential", "exponential"), ("ka", "karras")):
         if plain.endswith(ending) and plain.removesuffix(ending) in _SAMPLERS:
-            return Named(_SAMPLERS[plain.removesuffix(ending)], schedule)
+            return SamplerName(_SAMPLERS[plain.removesuffix(ending)], schedule)
     return None
 
 
