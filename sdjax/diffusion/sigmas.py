@@ -63,10 +63,11 @@ def _kl_optimal_sigmas(low: float, high: float, count: int) -> Float64[np.ndarra
 
 
 def beta_quantiles(probabilities: Float64[np.ndarray, " n"], alpha: float, beta: float) -> Float64[np.ndarray, " n"]:
-    """The quantiles of the beta distribution, to about 1e-12: its distribution function, inverted by bisection.
+    """The quantiles of the beta distribution, to about 1e-14: its distribution function, inverted by bisection.
 
     The function is the regularised incomplete beta integral by its continued fraction (Abramowitz and Stegun,
-    26.5.8, with Lentz' method).
+    26.5.8, with Lentz' method). It is `scipy.special.betaincinv` but for the last bits, which there depend on the
+    processor and the version, and here do not.
     """
     front = elementary.log_gamma(alpha + beta) - elementary.log_gamma(alpha) - elementary.log_gamma(beta)
 

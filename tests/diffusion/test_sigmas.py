@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,12 @@ def test_a_schedule_has_the_sigmas_that_a1111_gave(schedule, count):
 def test_every_schedule_but_diffusers_own_is_compared_with_a1111():
     # Lu's lambdas are diffusers', and compared with its DPM-Solver.
     assert set(SCHEDULES) - set(golden.WEBUI_SCHEDULES) == {"lu"}
+
+
+def test_beta_quantiles_are_scipys_to_the_last_digits():
+    # Not scipy's own: its last bits depend on the processor, and pixels on those of the quantiles.
+    shares = 1 - np.linspace(0, 1, 101)
+    np.testing.assert_allclose(beta_quantiles(shares, 0.6, 0.6), scipy.special.betaincinv(0.6, 0.6, shares), atol=5e-14)
 
 
 def test_beta_quantiles_are_those_of_the_distribution():
