@@ -9,13 +9,13 @@ from typing import Any
 from pipelines.sources.sweeps import MAX_PER_ROW, ROW_KEYS
 from sdjax.checkpoints.plain_yaml import PlainYamlError, parse_plain_yaml, read_plain_yaml
 from sdjax.diffusion.noise import MAX_SEED
-from sdjax.diffusion.schedule import PREDICTION_TYPES
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES
 from sdjax.engine.planner import LORA_MODES
 from sdjax.images.encode import FORMATS
-from sdjax.images.steps import ANIMATIONS
+from sdjax.images.previews import ANIMATIONS
 from sdjax.jobs.job import FIELDS, JobError, check_fields
 from sdjax.jobs.text_values import field_from_text, field_named, truth_from_text, with_fields_named
-from sdjax.messages import near_match, printable, shown
+from sdjax.messages import near_match, printable, quoted
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import VAE_TILE
 
@@ -53,7 +53,7 @@ class RunConfig:
         as many as there are workers on this machine, or 64 on a cluster.
       host_batch: images handed to the engine at once; has no say in any image.
       format: of the picture files: "png", "webp" (lossless) or "jpeg".
-      animation: of kept steps: "webp" or "gif".
+      animation: of previews: "webp" or "gif".
       wildcards: folder of the files that `__name__` in prompts stands for; None has none.
       combinations: of templates, for rows that don't say: "random", "all" or "none" (they are plain text).
       classifier: a bundled name or a folder, for rows with a `classifier_scale`; None has none.
@@ -103,7 +103,7 @@ class RunConfig:
             if name == "shards" and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                raise RunConfigError(f"{name} = {shown(value)}: expected a whole number from {least} to {most}")
+                raise RunConfigError(f"{name} = {quoted(value)}: expected a whole number from {least} to {most}")
         for name, known in (
             ("format", FORMATS),
             ("animation", ANIMATIONS),
@@ -114,16 +114,16 @@ class RunConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
-                raise RunConfigError(f"{name} = {shown(value)}: expected one of {', '.join(known)}")
+                raise RunConfigError(f"{name} = {quoted(value)}: expected one of {', '.join(known)}")
         if self.vae_dtype is not None and (not isinstance(self.vae_dtype, str) or self.vae_dtype not in DTYPES):
-            raise RunConfigError(f"vae_dtype = {shown(self.vae_dtype)}: expected one of {', '.join(DTYPES)}")
+            raise RunConfigError(f"vae_dtype = {quoted(self.vae_dtype)}: expected one of {', '.join(DTYPES)}")
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             raise RunConfigError(
-                f"prediction_type = {shown(self.prediction_type)}: expected one of {', '.join(PREDICTION_TYPES)}"
+                f"prediction_type = {quoted(self.prediction_type)}: expected one of {', '.join(PREDICTION_TYPES)}"
             )
         for name, (kind, expected) in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
-                raise RunConfigError(f"{name} = {shown(getattr(self, name))}: expected {expected}")
+                raise RunConfigError(f"{name} = {quoted(getattr(self, name))}: expected {expected}")
         try:  # rows may give what these need beside them
             check_fields(dict(self.job))
         except ValueError as error:
@@ -215,7 +215,7 @@ def make(keys: Mapping[str, Any], sweeps: Mapping[str, Sequence[Any]] | None = N
         raise RunConfigError(str(error)) from error
     for key in keys:
         if key not in known:
-            raise RunConfigError(f"unknown key {shown(key)}{near_match(str(key), known)}; known: {', '.join(known)}")
+            raise RunConfigError(f"unknown key {quoted(key)}{near_match(str(key), known)}; known: {', '.join(known)}")
     try:
         read = {key: _from_text(key, value) if isinstance(value, str) else value for key, value in keys.items()}
     except JobError as error:

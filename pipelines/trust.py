@@ -16,7 +16,7 @@ from pipelines.sources import input_images
 from sdjax.assets import BUNDLED
 from sdjax.jobs.input_images import scheme_of
 from sdjax.jobs.job import JobError
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.storage import open_store
 
 # Pixels of a batch that is made again because a stranger's metadata say so: 16 images of 2048x2048.
@@ -67,7 +67,7 @@ def allowed(given: Equipment, named: Mapping[str, Any], trust: bool, pickled: bo
         if key not in named and (value := getattr(given, key)) is not None and value not in BUNDLED
     }
     if strange:
-        listed = ", ".join(f"{key} = {shown(value)}" for key, value in strange.items())
+        listed = ", ".join(f"{key} = {quoted(value)}" for key, value in strange.items())
         raise TrustError(
             f"this output names {listed}: verify reads only what you allow: {_HOW}; or say where they are with "
             f"{' '.join('--model PATH' if key == 'model' else f'--set {key}=PATH' for key in strange)}; "

@@ -10,14 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from sdjax.job import EMPHASES, PIXEL_UPSCALERS
-
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS
-from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
+from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS
+from sdjax.jobs.canonical import PIXEL_UPSCALERS
+from sdjax.jobs.job import EMPHASES
 
 # Each row has a seed of its own, by which its images are known, and this many for its repeats and sweeps.
 FIRST_SEED, SEEDS_OF_A_ROW = 10_000, 10

@@ -31,7 +31,7 @@ from sdjax.text.tokenizer import TokenizerError
 from tests import toys
 from tests.checkpoints.test_depth_file import write_folder as write_depth
 from tests.golden import controlnet, sd_upscalers
-from tests.test_classifier import write_classifier
+from tests.library.test_classifier import write_classifier
 
 ERRORS = (CheckpointError, ConfigError, TokenizerError, AdapterError)
 LONGEST_MESSAGE = 1500
