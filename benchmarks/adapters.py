@@ -34,7 +34,7 @@ from sdjax.adapters.lora import changed
 from sdjax.adapters.lora_changes import LowRank, Product
 from sdjax.adapters.per_image import Weighted, adding, arrays, low_rank, shape_of
 from sdjax.checkpoints.diffusers_folder import param_shapes
-from sdjax.checkpoints.names import TEXT_ENCODER, UNET, file_names
+from sdjax.checkpoints.name_table import TEXT_ENCODER, UNET, file_names
 from sdjax.engine.device import compiler_options
 from sdjax.models import UNet, UNetConfig
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.sources import input_images
 from sdjax import storage
-from sdjax.images.read import read_picture
+from sdjax.images.read import read_image
 from sdjax.library.depth import DepthModel, depth_of, grey_png16, sized
 from sdjax.library.finding import files_under, has_companion
 
@@ -80,7 +80,7 @@ def map_folder(
 
 def _map_of(model: DepthModel, path: str) -> bytes:
     """The file of a picture's map; raises `ValueError` that names the picture if there can't be one."""
-    pixels = read_picture(input_images.read(path), path).pixels
+    pixels = read_image(input_images.read(path), path).pixels
     try:
         near = sized(depth_of(model, pixels), *pixels.shape[:2])
     except ValueError as error:

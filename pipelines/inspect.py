@@ -9,16 +9,17 @@ from pathlib import Path
 import jax
 
 from pipelines.compilation_cache import cache_folder
-from sdjax.checkpoints.carried import carried, is_carried
 from sdjax.checkpoints.contents import content_digest, of_file, of_folder
 from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.folder_metadata import folder_texts, is_folder_key
 from sdjax.checkpoints.hashes import hash_file
 from sdjax.checkpoints.identify import identify, listed, millions, precision, shortened
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, Listing, list_file, list_tensors
 from sdjax.checkpoints.variants import variant_name
-from sdjax.images.encode import PictureError, describe_picture, read_metadata, read_parameters
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import describe_image, read_metadata, read_parameters
 from sdjax.library.finding import beside, has_ending
 from sdjax.model import place_of
 from sdjax.models.config import ConfigError
@@ -59,7 +60,7 @@ def describe(name: str, pickled: bool = False) -> Iterator[tuple[str, str]]:
     Raises:
       CheckpointError: if there is nothing of that name, or it is damaged.
       ConfigError: if a folder's config asks for what is not implemented.
-      PictureError: for a damaged picture.
+      ImageError: for a damaged picture.
     """
     place = place_of(name, None, None, pickled)
     if place.commit:
@@ -126,10 +127,10 @@ def _metadata(path: Path, listing: Listing) -> Iterator[tuple[str, str]]:
     told = [key for key in sorted(metadata) if re.fullmatch(_TOLD, key)]
     for key in told:
         yield "metadata", f"{key}: {shortened(metadata[key])}"
-    texts = carried(metadata, path)
+    texts = folder_texts(metadata, path)
     if texts:
         yield "carries", f"of the folder that it was made of: {listed(texts)}"
-    others = [key for key in metadata if key not in told and not is_carried(key)]
+    others = [key for key in metadata if key not in told and not is_folder_key(key)]
     if others:
         yield "other metadata", listed(others)
 
@@ -178,10 +179,10 @@ def _network(root: Path) -> Iterator[tuple[str, str]]:
 def _picture(path: Path) -> Iterator[tuple[str, str]]:
     if has_ending(path, (".json",)):
         raise CheckpointError(f"{path} is no picture; a model is a diffusers folder, give the folder")
-    yield "picture", describe_picture(path, str(path))
+    yield "picture", describe_image(path, str(path))
     try:
         metadata = read_metadata(path, str(path))
-    except PictureError as error:
+    except ImageError as error:
         yield "sdjax", str(error).removeprefix(f"{path}: ")
         yield from _parameters(path)
         return
@@ -193,7 +194,7 @@ def _parameters(path: Path) -> Iterator[tuple[str, str]]:
     """What another generator says of its picture."""
     try:
         text = read_parameters(path, str(path))
-    except PictureError as error:
+    except ImageError as error:
         yield "parameters", str(error).removeprefix(f"{path}: ")
         return
     for line in (text or "").splitlines():

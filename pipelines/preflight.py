@@ -9,7 +9,7 @@ from pipelines.config.sections import paths, replaced
 from pipelines.loading import library_of, load_model
 from pipelines.sinks.sink import Sink, format_of
 from sdjax import storage
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS, Options
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.job import Job, JobError, check_fields

@@ -16,7 +16,7 @@ from pipelines.sinks.output import read_config, summary_error
 from pipelines.sources import input_images
 from sdjax.jobs.input_images import scheme_of
 from sdjax.jobs.job import JobError
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.storage import open_store
 
 # Pixels of a batch that is made again because a stranger's metadata say so: 16 images of 2048x2048.
@@ -73,7 +73,7 @@ def allowed(given: RunConfig, named: Mapping[str, Any], trust: bool, pickled: bo
         return moved(given, named)
     strange = {key: path for key, path in paths(given).items() if key not in named}
     if strange:
-        listed = ", ".join(f"{key} = {shown(value)}" for key, value in strange.items())
+        listed = ", ".join(f"{key} = {quoted(value)}" for key, value in strange.items())
         raise TrustError(
             f"this output names {listed}: verify reads only what you allow: {_HOW}; or say where they are with "
             f"{' '.join('--model PATH' if key == 'model.name' else f'--set {key}=PATH' for key in strange)}; "

@@ -16,7 +16,7 @@ from sdjax.images.encode import FORMATS, decode, encode, read_metadata
 from sdjax.jobs.a1111_text import a1111_text
 from sdjax.jobs.job import FIELDS
 from sdjax.jobs.records import job_of
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import tile_of
 
@@ -153,11 +153,11 @@ def unusable(metadata: Mapping[str, Any]) -> str | None:
     for key, kinds in {**_NEEDED, **_MAY_HOLD}.items():
         value = metadata.get(key)
         if key in metadata and (not isinstance(value, kinds) or isinstance(value, bool)):
-            return f"its metadata: {key} = {shown(value)}: expected {' or '.join(kind.__name__ for kind in kinds)}"
+            return f"its metadata: {key} = {quoted(value)}: expected {' or '.join(kind.__name__ for kind in kinds)}"
         if isinstance(value, int) and key != "seed" and value < (key == "batch_size"):
             return f"its metadata: {key} = {value}: expected a number of them"
         if value is not None and key in _CHOICES and value not in _CHOICES[key]:
-            return f"its metadata: {key} = {shown(value)}: expected one of {', '.join(_CHOICES[key])}"
+            return f"its metadata: {key} = {quoted(value)}: expected one of {', '.join(_CHOICES[key])}"
     return None
 
 

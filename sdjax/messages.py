@@ -1,14 +1,14 @@
-"""What errors show of values and names that strangers wrote."""
+"""How errors quote values and names that users wrote: bounded, printable, and with a near match."""
 
 import difflib
 from collections.abc import Iterable
 
-# Letters of a value, and of a name for which near ones are looked for.
+# The most characters of a value that are quoted, and of a name for which near matches are looked for.
 _MOST_LETTERS, _LONGEST_NAME = 300, 100
 
 
-def shown(value: object) -> str:
-    """A value as errors have it: of at most a few hundred letters."""
+def quoted(value: object) -> str:
+    """A value for an error's text: its repr, of at most a few hundred characters."""
     if isinstance(value, str | bytes):  # so that no long text is written twice
         value = value[: _MOST_LETTERS + 1]
     try:

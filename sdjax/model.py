@@ -13,15 +13,17 @@ from jaxtyping import DTypeLike
 from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints import hub
 from sdjax.checkpoints.diffusers_folder import VAEFile, read_folder, vae_dtype_of
-from sdjax.checkpoints.original import is_open_clip
+from sdjax.checkpoints.original_names import is_open_clip
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Params
 from sdjax.checkpoints.vae_file import find_vae
 from sdjax.checkpoints.variants import DEPTH, INPAINTING, extra_channels, family, variant_name
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import PREDICTION_TYPES, ScheduleError, SchedulerConfig, default_schedule, default_spacing
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
+from sdjax.diffusion.sigmas import default_schedule
 from sdjax.diffusion.tableau import Table
+from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.families.family import Family
 from sdjax.families.stable_diffusion import SD1, SD2
 from sdjax.jobs.job import RANDOM_SEED, Job, JobError
@@ -207,7 +209,7 @@ class Model:
             raise JobError(f"{asked}: has no coefficients ({error}); take another schedule") from error
 
 
-# Samplers of diffusers that threshold clean latents and go on with the noise of those before.
+# Samplers of diffusers that threshold the denoised latents and go on with the noise of those before.
 _KEEP_NOISE = ("ddim", "tcd")
 
 

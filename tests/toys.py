@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sdjax.checkpoints.diffusers_folder import param_shapes, write_folder
-from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.text.vocabulary import END, START, clip_vocabulary, cut_down, write_tokenizer
 

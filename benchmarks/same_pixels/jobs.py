@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS
-from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
+from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS
 from sdjax.jobs.canonical import PIXEL_UPSCALERS

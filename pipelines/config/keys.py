@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
 from sdjax.assets import BUNDLED
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 
 class RunConfigError(ValueError):
@@ -90,7 +90,7 @@ class Section:
         for name, (kind, default, _) in self.keys().items():
             value = getattr(self, name)
             if not kind.holds(value) and not (value is None and default is None):
-                raise RunConfigError(f"{self.section}.{name} = {shown(value)}: expected {kind.expected}")
+                raise RunConfigError(f"{self.section}.{name} = {quoted(value)}: expected {kind.expected}")
 
     @classmethod
     def keys(cls) -> dict[str, Key]:

@@ -19,7 +19,7 @@ from sdjax.jobs.text_values import (
     unknown_fields,
     with_fields_named,
 )
-from sdjax.messages import near_match, printable, shown
+from sdjax.messages import near_match, printable, quoted
 
 JOB = "job"
 # What a section is about: `model: emoji` in a file, `--set model=emoji`.
@@ -180,13 +180,13 @@ def _moved(name: str) -> str | None:
 
 def _unknown(name: str) -> str:
     if found := _moved(name):
-        return f"unknown key {shown(name)}: it is {found}"
-    return f"unknown key {shown(name)}{near_match(name, (*KEYS, *_FIELDS))}; known: {', '.join(KEYS)}, fields of a job"
+        return f"unknown key {quoted(name)}: it is {found}"
+    return f"unknown key {quoted(name)}{near_match(name, (*KEYS, *_FIELDS))}; known: {', '.join(KEYS)}, fields of a job"
 
 
 def _unknown_section(name: str) -> str:
     if found := _meant(name):
         section, _, key = found.partition(".")
-        return f"unknown section {shown(name)}: it is {found}, so write {section}: and below it {key}:"
+        return f"unknown section {quoted(name)}: it is {found}, so write {section}: and below it {key}:"
     known = (*SECTIONS, JOB)
-    return f"unknown section {shown(name)}{near_match(name, known)}; known: {', '.join(known)}"
+    return f"unknown section {quoted(name)}{near_match(name, known)}; known: {', '.join(known)}"

@@ -19,10 +19,10 @@ from pipelines.config.keys import (
 )
 from pipelines.sources.sweeps import MAX_PER_ROW, ROW_KEYS
 from sdjax.diffusion.noise import MAX_SEED
-from sdjax.diffusion.schedule import PREDICTION_TYPES
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES
 from sdjax.engine.planner import LORA_MODES
 from sdjax.images.encode import FORMATS
-from sdjax.images.steps import ANIMATIONS
+from sdjax.images.previews import ANIMATIONS
 from sdjax.jobs.job import check_fields
 from sdjax.model import DTYPES
 from sdjax.models.vae_tiles import VAE_TILE
@@ -91,7 +91,7 @@ class OutputSection(Section, section="output"):
     """What files are written."""
 
     format: str = key("png", one_of(FORMATS), "of the image files; `webp` is lossless")
-    animation: str = key("webp", one_of(ANIMATIONS), "format of the kept steps (`preview_every`)")
+    animation: str = key("webp", one_of(ANIMATIONS), "format of the previews (`preview_every`)")
 
 
 @dataclasses.dataclass(frozen=True)

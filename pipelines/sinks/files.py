@@ -25,7 +25,8 @@ from pipelines.sinks.manifest_rows import (
 from pipelines.sinks.output import temporary_name
 from pipelines.sinks.sink import Finding, StoredItem, WriteResult
 from sdjax.engine.engine import Result
-from sdjax.images.encode import FORMATS, MAX_BYTES, EncodeError, PictureError, encode, read_metadata
+from sdjax.images.decode import MAX_BYTES, ImageError
+from sdjax.images.encode import FORMATS, EncodeError, encode, read_metadata
 from sdjax.jobs.a1111_text import a1111_text
 from sdjax.jobs.records import with_seeds_as_numbers, with_seeds_as_text
 from sdjax.storage import NO_FOLDERS, StorageError, Store, open_store
@@ -99,7 +100,7 @@ class FilesSink:
             return dict(row) if row["file_size"] == image.size else None
         try:
             metadata = read_metadata(self.read(image.name), self.path(image.name))
-        except (PictureError, StorageError):
+        except (ImageError, StorageError):
             return None
         if metadata.get("id") != image.id:
             return None

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.sinks.manifest_rows import METADATA, problem_of, without_sizes
 from pipelines.sinks.sink import Finding, StoredItem
-from sdjax.images.encode import PictureError, read_metadata
-from sdjax.images.steps import check_steps
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import read_metadata
+from sdjax.images.previews import check_previews
 from sdjax.jobs.records import with_seeds_as_text
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.storage import StorageError
 
 if TYPE_CHECKING:
@@ -48,15 +49,15 @@ def _check_image(sink: "FilesSink", row: Mapping[str, Any], steps: Sequence[Stor
     try:
         data = sink.read(name)
         inside = read_metadata(data, sink.path(name))
-    except (PictureError, StorageError) as error:
+    except (ImageError, StorageError) as error:
         yield Finding(name, f"{error}; delete it and {_AGAIN}")
         return
     if {"file_name": name, **with_seeds_as_text(inside)} != without_sizes(row):
         yield Finding(name, f"its own metadata differ from its row in {METADATA}")
     elif not name.endswith(f"/{row['id']}.{name.rpartition('.')[2]}"):
-        yield Finding(name, f"it is the picture of another name: its id is {shown(row['id'])}")
+        yield Finding(name, f"it is the picture of another name: its id is {quoted(row['id'])}")
     elif row.get("file_size", len(data)) != len(data):
-        yield Finding(name, f"it has {len(data)} bytes, and its row states {shown(row['file_size'])}")
+        yield Finding(name, f"it has {len(data)} bytes, and its row states {quoted(row['file_size'])}")
     elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *(each.size for each in steps)}:
         yield Finding(name, f"its kept steps are missing or of another size; {_AGAIN}")
     else:
@@ -66,6 +67,6 @@ def _check_image(sink: "FilesSink", row: Mapping[str, Any], steps: Sequence[Stor
 def _check_steps(sink: "FilesSink", steps: Sequence[StoredItem]) -> Iterator[Finding]:
     for path, name in sorted((sink.path(each.name), each.name) for each in steps):
         try:
-            check_steps(sink.read(name), path)
-        except (PictureError, StorageError) as error:
+            check_previews(sink.read(name), path)
+        except (ImageError, StorageError) as error:
             yield Finding(path, f"{error}; delete it and {_AGAIN}")

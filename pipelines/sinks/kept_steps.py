@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from sdjax.engine.engine import Result
-from sdjax.images.steps import animation, strip
+from sdjax.images.previews import animation, strip
 
 
 class KeptSteps(NamedTuple):
@@ -24,7 +24,7 @@ def draw_steps(result: Result, animation_kind: str) -> KeptSteps:
       animation_kind: one of `ANIMATIONS`.
     """
     metadata, image = result.metadata, result.image
-    last = result.previews[-1].clean
+    last = result.previews[-1].denoised
     if image.shape != last.shape:  # it was made larger, or put back into its picture
         image = last if metadata["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
     title = f"{metadata['prompt']} ({metadata['sampler']}, {metadata['steps_taken']} steps, seed {metadata['seed']})"

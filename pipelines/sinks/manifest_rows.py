@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sdjax.images.encode import FORMATS
 from sdjax.jobs.records import with_seeds_as_text
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 METADATA, IMAGES = "metadata.jsonl", "images"
 # Endings of images, for patterns.
@@ -23,7 +23,7 @@ _SCALARS = str | int | float | None
 class FileSizes(NamedTuple):
     """Bytes of the files of an image, as columns of its row: a file of another size is not the one that was written.
 
-    steps_size, animation_size: of its kept steps, 0 if none were kept.
+    steps_size, animation_size: of its previews, 0 if there are none.
     """
 
     file_size: int
@@ -55,18 +55,18 @@ def problem_of(row: Mapping[str, Any]) -> str | None:
     for name, kind in _TYPES.items():
         value = row.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
-            return f"{name} = {shown(value)}: expected {'text' if kind is str else 'a whole number'}"
+            return f"{name} = {quoted(value)}: expected {'text' if kind is str else 'a whole number'}"
     for name, value in row.items():
         if not isinstance(value, _SCALARS):
             return f"{name} is a {type(value).__name__}: expected text, a number, true, false or null"
     for name in FileSizes._fields:
         if not isinstance(row.get(name, 0), int) or isinstance(row.get(name), bool):
-            return f"{name} = {shown(row[name])}: expected a number of bytes"
+            return f"{name} = {quoted(row[name])}: expected a number of bytes"
     if not _FILE_NAME.fullmatch(row["file_name"]):
-        return f"file_name = {shown(row['file_name'])}: expected images/ab/<id>.png, as generate names images"
+        return f"file_name = {quoted(row['file_name'])}: expected images/ab/<id>.png, as generate names images"
     if not re.fullmatch("[0-9]{1,20}", str(row.get("seed"))):
-        return f"seed = {shown(row.get('seed'))}: expected a whole number"
+        return f"seed = {quoted(row.get('seed'))}: expected a whole number"
     for name in ("width", "height"):
         if not 1 <= row[name] <= _MAX_SIDE:
-            return f"{name} = {shown(row[name])}: expected 1 to {_MAX_SIDE} pixels"
+            return f"{name} = {quoted(row[name])}: expected 1 to {_MAX_SIDE} pixels"
     return None

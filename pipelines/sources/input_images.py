@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sdjax import storage
-from sdjax.images.encode import MAX_BYTES
+from sdjax.images.decode import MAX_BYTES
 from sdjax.jobs.input_images import check_path, read_file, scheme_of
 from sdjax.jobs.job import IMAGE_FIELDS, Job, JobError
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.sources.rows import MARK, MAX_LINE_BYTES, PromptFileError, Row, typed_row
 from pipelines.sources.sweeps import MAX_PER_ROW
 from pipelines.sources.tables import check_columns
-from sdjax.messages import printable, shown
+from sdjax.messages import printable, quoted
 
 # Rows that are read at once, and bytes that these may unfold to.
 _BATCH = 256
@@ -76,7 +76,7 @@ def _check_types(schema: Any, name: str) -> None:
         if not _is_plain(field.type) and not (_is_list(field.type) and _is_plain(field.type.value_type)):
             kind = printable(str(field.type)[:200])
             raise PromptFileError(
-                f"{name}: the column {shown(field.name)} holds {kind}; expected text, numbers, "
+                f"{name}: the column {quoted(field.name)} holds {kind}; expected text, numbers, "
                 "true and false, or lists of these. Write it again as one of them."
             )
 
@@ -111,12 +111,12 @@ def _rows_at_once(group: Any, name: str, before: int) -> int:
         mean, ratio = unfolded / max(column.num_values, 1), unfolded / max(column.total_compressed_size, 1)
         if unfolded > _BATCH_BYTES and (mean > _MOST_MEAN or ratio > _MOST_RATIO):
             raise PromptFileError(
-                f"{name}: from row {before + 1} on the column {shown(column.path_in_schema)} unfolds from "
+                f"{name}: from row {before + 1} on the column {quoted(column.path_in_schema)} unfolds from "
                 f"{column.total_compressed_size} bytes to {unfolded}, which no prompts do; write it again"
             )
         if column.num_values > _MOST_IN_ONE_ROW + _MOST_IN_A_ROW * group.num_rows:
             raise PromptFileError(
-                f"{name}: from row {before + 1} on the column {shown(column.path_in_schema)} has {column.num_values} "
+                f"{name}: from row {before + 1} on the column {quoted(column.path_in_schema)} has {column.num_values} "
                 f"values for {group.num_rows} rows; expected up to {MAX_PER_ROW} for a row"
             )
     return min(_BATCH, max(1, _BATCH_BYTES // max(size, 1)))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pipelines.sources.sweeps import MAX_PER_ROW
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # The longest line, and the longest record of several lines. Two prompts of the greatest length
 # (`job.MAX_PROMPT`), with each letter as JSON's 12-byte escape, take 2.4 MB.
@@ -67,9 +67,9 @@ def _problem_of(name: str, value: Any) -> str | None:
     if strange is not None:
         kind = _KINDS.get(type(strange), type(strange).__name__)
         where = " within a list" if several else ""
-        return f"{shown(name)} holds {kind}{where}; expected a text, a number, true, false, or a list of such"
+        return f"{quoted(name)} holds {kind}{where}; expected a text, a number, true, false, or a list of such"
     if several and len(value) > MAX_PER_ROW:
-        return f"{shown(name)} holds {len(value)} values; expected up to {MAX_PER_ROW}"
+        return f"{quoted(name)} holds {len(value)} values; expected up to {MAX_PER_ROW}"
     return None
 
 
@@ -194,7 +194,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     twice = [name for name, count in collections.Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"the key {shown(twice[0])} is there twice; keep one")
+        raise ValueError(f"the key {quoted(twice[0])} is there twice; keep one")
     return dict(pairs)
 
 

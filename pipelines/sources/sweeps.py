@@ -18,7 +18,7 @@ from sdjax.jobs.text_values import (
     value_from_text,
     with_fields_named,
 )
-from sdjax.messages import near_match, printable, shown
+from sdjax.messages import near_match, printable, quoted
 
 # Pictures of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
@@ -90,7 +90,7 @@ def _from_text(name: str, text: str) -> Sequence[Any]:
     for piece in text.split(","):
         if not piece.strip():
             raise SweepError(
-                f"{name} = {shown(text)}: nothing between two commas; expected {_EXAMPLES[is_number(name)]}"
+                f"{name} = {quoted(text)}: nothing between two commas; expected {_EXAMPLES[is_number(name)]}"
             )
         if not is_number(name):
             found.append(piece.strip())
@@ -151,7 +151,7 @@ def row_key(values: Mapping[str, Any], key: str, default: str | None = None) -> 
         return default or known[0]
     if not isinstance(value, str) or value.strip() not in known:
         hint = near_match(value, known, 0.4) if isinstance(value, str) else ""
-        raise SweepError(f"{key} = {shown(value)}: expected one of {', '.join(known)}{hint}")
+        raise SweepError(f"{key} = {quoted(value)}: expected one of {', '.join(known)}{hint}")
     return value.strip()
 
 

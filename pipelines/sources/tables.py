@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pipelines.sources.rows import MAX_LINE_BYTES, Line, PromptFileError, Row, lines_of, not_utf8, shortened
 from pipelines.sources.sweeps import ROW_KEYS
 from sdjax.jobs.text_values import is_number, unknown_fields
-from sdjax.messages import printable, shown
+from sdjax.messages import printable, quoted
 
 # Of one record; prompts have few. Where a quote is open, each line is read again after the one before is given up.
 _MOST_LINES = 1000
@@ -135,7 +135,7 @@ def _doubtful(values: dict[str, str]) -> str | None:
     for column, value in values.items():
         if "," in value and is_number(column):
             return (
-                f"{column} = {shown(value)}: a comma in a number, in a table parted by ';'; write a decimal point "
+                f"{column} = {quoted(value)}: a comma in a number, in a table parted by ';'; write a decimal point "
                 "(7.5), and several values in a table parted by commas"
             )
     return None

@@ -1,4 +1,4 @@
-"""Hypernetworks: small networks through which what the UNet's attention takes keys and values from goes first.
+"""Hypernetworks: small networks that change the input from which the UNet's attention makes keys and values.
 
 The files and the arithmetic are AUTOMATIC1111's (`modules/hypernetworks/hypernetwork.py`): for each width a network of
 its own for keys and one for values, `x + multiplier * network(x)`, in self- and cross-attention alike, wherever the
@@ -23,9 +23,9 @@ from jaxtyping import Array, Float
 from sdjax.adapters.files import AdapterError
 from sdjax.adapters.lora_changes import Values
 from sdjax.checkpoints.pickled import read_pickle
-from sdjax.checkpoints.stored import CheckpointError, Tensor, read_tensor
+from sdjax.checkpoints.stored_tensor import CheckpointError, Tensor, read_tensor
 from sdjax.checkpoints.tensors import Params
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # Widths of text encoders, which tell what a file was trained for.
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
@@ -82,7 +82,7 @@ _REFUSED = {
 
 
 class Structure(NamedTuple):
-    """What of a hypernetwork is part of a compiled program.
+    """The static structure of a hypernetwork, which is part of a compiled program.
 
     widths: of what it changes.
     layers: widths of layers as multiples of these, the first and the last 1.
@@ -181,7 +181,7 @@ def _structure(file: Path, content: Mapping[Any, Any], widths: tuple[int, ...]) 
         or not all(math.isfinite(value) and 0 < value <= _WIDEST for value in layers)
     ):
         raise AdapterError(
-            f"{file}: layer_structure = {shown(layers)}: expected multiples of the width from 1 to 1, such as 1, 2, 1"
+            f"{file}: layer_structure = {quoted(layers)}: expected multiples of the width from 1 to 1, such as 1, 2, 1"
         )
     activation = content.get("activation_func")
     if activation in (None, "linear"):
@@ -189,7 +189,7 @@ def _structure(file: Path, content: Mapping[Any, Any], widths: tuple[int, ...]) 
     elif not isinstance(activation, str) or activation not in ACTIVATIONS:
         known = isinstance(activation, str) and activation in _REFUSED
         reason = _REFUSED[activation] if known else f"is not one of linear, {', '.join(ACTIVATIONS)}"
-        raise AdapterError(f"{file}: the activation function {shown(activation)} {reason}")
+        raise AdapterError(f"{file}: the activation function {quoted(activation)} {reason}")
     return Structure(
         widths=widths,
         layers=tuple(float(value) for value in layers),
@@ -202,7 +202,7 @@ def _structure(file: Path, content: Mapping[Any, Any], widths: tuple[int, ...]) 
 def _switch(file: Path, content: Mapping[Any, Any], name: str, default: bool) -> bool:
     value = content.get(name, default)
     if value not in (None, False, True):
-        raise AdapterError(f"{file}: {name} = {shown(value)}: expected true or false")
+        raise AdapterError(f"{file}: {name} = {quoted(value)}: expected true or false")
     return bool(value)
 
 
@@ -217,7 +217,7 @@ def _layers(where: str, structure: Structure, width: int, tensors: Mapping[str, 
         module, _, kind = name.rpartition(".")
         first, _, number = _OLD_NAMES.get(module, module).partition(".")
         if first != "linear" or not (number.isascii() and number.isdigit() and len(number) < 4):
-            raise AdapterError(f"{where} has an unknown tensor {shown(name)}: expected linear.0.weight and so on")
+            raise AdapterError(f"{where} has an unknown tensor {quoted(name)}: expected linear.0.weight and so on")
         places.setdefault(int(number), {})[kind] = tensor
     widths = [int(width * multiple) for multiple in structure.layers]
     wanted: list[dict[str, tuple[int, ...]]] = []
@@ -256,7 +256,7 @@ def _values(where: str, tensor: Tensor) -> np.ndarray:
 
 
 def check_fit(hypernetwork: Hypernetwork, unet: Params) -> None:
-    """Sees whether a hypernetwork is for a model.
+    """Checks that a hypernetwork fits a model.
 
     Args:
       hypernetwork: to be applied.
@@ -292,7 +292,7 @@ _SOURCES = {"to_k": "k", "to_v": "v"}
 def attending(
     structures: Sequence[Structure], params: Sequence[Any], multipliers: Float[Array, "n b"]
 ) -> AbstractContextManager[None]:
-    """Where the UNet is applied in it, its attention takes keys and values through hypernetworks.
+    """A context in which the UNet's attention makes keys and values through hypernetworks.
 
     Args:
       structures, params: of the hypernetworks, in the order in which they are applied.

@@ -20,7 +20,7 @@ from sdjax.adapters import lora_kinds, lora_names
 from sdjax.adapters.files import AdapterError, AdapterFile, open_adapter
 from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, list_file, read_tensor
 from sdjax.models import TextEncoderConfig, UNetConfig
 
@@ -87,7 +87,7 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     for path, (module, tensors) in stored.items():
         try:
             scale = scales.of(path[0], lora_names.without_prefix(module)[1]) if scales else None
-            changes |= lora_kinds.changes(lora_kinds.Stored(module, path, modules.shapes[path], tensors, scale))
+            changes |= lora_kinds.changes(lora_kinds.ModuleTensors(module, path, modules.shapes[path], tensors, scale))
         except (AdapterError, CheckpointError) as error:
             problems.append(str(error))
     if problems:

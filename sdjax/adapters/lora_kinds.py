@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from sdjax.adapters.files import AdapterError
 from sdjax.adapters.lora_changes import Change, Difference, Hadamard, Kronecker, LowRank, Product
-from sdjax.checkpoints import names
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints import name_table
+from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import Tensor, read_tensor
 
 # The kinds of number that values may be stored in, and besides them single numbers.
@@ -24,8 +24,8 @@ _INTEGERS = ("I8", "I16", "I32", "I64", "U8")
 Values = Float[np.ndarray, "..."]
 
 
-class Stored(NamedTuple):
-    """What a file has for one module.
+class ModuleTensors(NamedTuple):
+    """The tensors that a file has for one module.
 
     name: the module's in the file.
     path: the module's in the model, its network first.
@@ -126,11 +126,11 @@ class Stored(NamedTuple):
 
 def _ours(kernel: Values) -> Values:
     """(out, in) or (out, in, height, width), brought to our layout."""
-    return np.ascontiguousarray(names.to_ours(("kernel",), kernel))
+    return np.ascontiguousarray(name_table.to_ours(("kernel",), kernel))
 
 
 def _product(
-    stored: Stored, up: str, down: str, middle: str | None, kernel: tuple[int, ...], scale: float = 1.0
+    stored: ModuleTensors, up: str, down: str, middle: str | None, kernel: tuple[int, ...], scale: float = 1.0
 ) -> Product:
     """`up` (out, r) and `down` (r, in, height, width); or with a middle (s, r, height, width) `down` (r, in).
 
@@ -152,16 +152,16 @@ def _scaled(matrix: Values, scale: float) -> Values:
     return np.ascontiguousarray(matrix) * np.float32(scale)
 
 
-def _low_rank(stored: Stored, scale: float) -> Change:
+def _low_rank(stored: ModuleTensors, scale: float) -> Change:
     return LowRank(_product(stored, "up", "down", "middle", stored.kernel, scale), _magnitude(stored))
 
 
-def _hadamard(stored: Stored, scale: float) -> Change:
+def _hadamard(stored: ModuleTensors, scale: float) -> Change:
     first = _product(stored, "hada_w1_a", "hada_w1_b", "hada_t1", stored.kernel, scale)
     return Hadamard(first, _product(stored, "hada_w2_a", "hada_w2_b", "hada_t2", stored.kernel), _magnitude(stored))
 
 
-def _kronecker(stored: Stored, scale: float) -> Change:
+def _kronecker(stored: ModuleTensors, scale: float) -> Change:
     out, inputs, *window = stored.kernel
     whole = "lokr_w1" in stored.tensors
     left, right = ("lokr_w1", "lokr_w1") if whole else ("lokr_w1_a", "lokr_w1_b")
@@ -182,7 +182,7 @@ def _kronecker(stored: Stored, scale: float) -> Change:
     return Kronecker(first, second, _magnitude(stored))
 
 
-def _magnitude(stored: Stored) -> Values | None:
+def _magnitude(stored: ModuleTensors) -> Values | None:
     """DoRA's lengths, with the axes of our kernel: of each output, or in some of lycoris' files of each input."""
     role = next((each for each in _MAGNITUDES if each in stored.tensors), None)
     if role is None:
@@ -196,10 +196,10 @@ def _magnitude(stored: Stored) -> Values | None:
     return stored.shaped_freely(role, inputs).reshape(*ones, inputs, 1)
 
 
-def _difference(stored: Stored, role: str, leaf: str) -> Difference:
+def _difference(stored: ModuleTensors, role: str, leaf: str) -> Difference:
     shape = stored.shape_of(leaf, role)
     values = stored.widened(role, *shape) if len(shape) > 1 else stored.shaped(role, *shape)
-    return Difference(np.ascontiguousarray(names.to_ours((leaf,), values)))
+    return Difference(np.ascontiguousarray(name_table.to_ours((leaf,), values)))
 
 
 class _Kind(NamedTuple):
@@ -214,7 +214,7 @@ class _Kind(NamedTuple):
     needed: tuple[tuple[frozenset[str], ...], ...]
     optional: frozenset[str]
     rank: tuple[str, ...]
-    change: Callable[[Stored, float], Change]
+    change: Callable[[ModuleTensors, float], Change]
 
     @property
     def roles(self) -> frozenset[str]:
@@ -259,7 +259,7 @@ _DIFFERENCES = {
 }
 
 
-def changes(stored: Stored) -> dict[Path, Change]:
+def changes(stored: ModuleTensors) -> dict[Path, Change]:
     """What a module's tensors do to its parameters, by their paths.
 
     Raises:
@@ -291,7 +291,7 @@ def changes(stored: Stored) -> dict[Path, Change]:
     return {(*stored.path, leaf): change for leaf, change in found.items()}
 
 
-def _check_whole(stored: Stored, kind: _Kind) -> None:
+def _check_whole(stored: ModuleTensors, kind: _Kind) -> None:
     present = stored.tensors.keys()
     for alternatives in kind.needed:
         begun = [roles for roles in alternatives if roles & present]
@@ -304,7 +304,7 @@ def _check_whole(stored: Stored, kind: _Kind) -> None:
         raise AdapterError(f"{stored.name} has both of {' and '.join(_MAGNITUDES)}")
 
 
-def _scale(stored: Stored, kind: _Kind) -> float:
+def _scale(stored: ModuleTensors, kind: _Kind) -> float:
     """What the matrices are multiplied with: alpha / rank, or 1 if one of the two is not known."""
     scalar = stored.number("scalar")
     factor = 1.0 if scalar is None else scalar

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import jax
 
-from sdjax.checkpoints import names, original
+from sdjax.checkpoints import name_table, original_names
 from sdjax.checkpoints.diffusers_folder import param_shapes
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints.name_table import Path
 from sdjax.models import TextEncoderConfig, UNetConfig
 
 # Before a module's name, until none is left; the network it says, or None where the name itself must tell.
@@ -168,7 +168,7 @@ def modules_of(text_encoder: TextEncoderConfig, unet: UNetConfig) -> Modules:
     for part, tree in (("unet", param_shapes(unet)), ("text_encoder", param_shapes(text_encoder))):
         for keys, leaf in jax.tree.leaves_with_path(tree):
             path = tuple(key.key for key in keys)
-            shapes.setdefault((part, *path[:-1]), {})[path[-1]] = names.shape_in_file(path, leaf.shape)
+            shapes.setdefault((part, *path[:-1]), {})[path[-1]] = name_table.shape_in_file(path, leaf.shape)
     named = {"unet": _unet_names(unet), "text_encoder": _text_encoder_names(text_encoder)}
     paths = {part: {_underscored(name): (part, *path) for path, name in modules} for part, modules in named.items()}
     return Modules(paths, shapes)
@@ -180,23 +180,23 @@ def _module(name: str) -> str:
 
 def _unet_names(config: UNetConfig) -> Iterator[tuple[Path, str]]:
     """Each module with each of its names."""
-    for source in original.unet_sources(config):
-        name = _module(names.file_names(source.path, names.UNET)[0])
+    for source in original_names.unet_sources(config):
+        name = _module(name_table.file_names(source.path, name_table.UNET)[0])
         yield source.path[:-1], name
-        yield source.path[:-1], _module(source.name.removeprefix(original.UNET))
+        yield source.path[:-1], _module(source.name.removeprefix(original_names.UNET))
         if name.endswith(".to_out.0"):
             yield source.path[:-1], name.removesuffix(".0")
 
 
 def _text_encoder_names(config: TextEncoderConfig) -> Iterator[tuple[Path, str]]:
     """Each module with each of its names."""
-    for source in original.open_clip_sources(config):
-        for name in names.file_names(source.path, names.TEXT_ENCODER):
+    for source in original_names.open_clip_sources(config):
+        for name in name_table.file_names(source.path, name_table.TEXT_ENCODER):
             yield source.path[:-1], _module(name)
             for theirs, former in _FORMER_PROJECTIONS:
                 if name.endswith(f".{theirs}.weight"):
                     yield source.path[:-1], _module(name).removesuffix(theirs) + former
         if source.rows is None:
-            name = _module(source.name.removeprefix(original.OPEN_CLIP))
+            name = _module(source.name.removeprefix(original_names.OPEN_CLIP))
             # Positions are a parameter of no module there.
             yield from ((source.path[:-1], each) for each in (name, f"model.{name}") if name)

@@ -1,4 +1,4 @@
-"""What peft multiplies an adapter with: alpha over rank, which it writes not beside the matrices but into a config.
+"""peft's `adapter_config.json`: the scale (alpha / rank) of an adapter, which is not written beside its matrices.
 
 That is `adapter_config.json` in the same folder or, in files that diffusers writes, a text in the metadata.
 """
@@ -14,8 +14,8 @@ import regex
 
 from sdjax.adapters.files import AdapterError, AdapterFile
 from sdjax.checkpoints.json_file import parse_json
-from sdjax.checkpoints.stored import CheckpointError
-from sdjax.messages import shown
+from sdjax.checkpoints.stored_tensor import CheckpointError
+from sdjax.messages import quoted
 
 _FILE = "adapter_config.json"
 _METADATA = "lora_adapter_metadata"
@@ -77,10 +77,10 @@ class Scales(NamedTuple):
         try:
             return _expression(pattern).match(module, timeout=_MOST_SECONDS) is not None
         except TimeoutError:
-            raise AdapterError(f"{self.where}: {shown(pattern)} takes too long for {module}") from None
+            raise AdapterError(f"{self.where}: {quoted(pattern)} takes too long for {module}") from None
         except ValueError as error:
             raise AdapterError(
-                f"{self.where}: {shown(pattern)} is no name and no pattern of names ({error})"
+                f"{self.where}: {quoted(pattern)} is no name and no pattern of names ({error})"
             ) from error
 
 
@@ -124,10 +124,12 @@ def read_scales(opened: AdapterFile) -> Scales | None:
         return None
     for config in configs.values():
         if str(config.get("peft_type", "LORA")) not in _ALPHAS:
-            raise AdapterError(f"{where}: {shown(config['peft_type'])} is not supported; expected {', '.join(_ALPHAS)}")
+            raise AdapterError(
+                f"{where}: {quoted(config['peft_type'])} is not supported; expected {', '.join(_ALPHAS)}"
+            )
         used = [name for name in _UNKNOWN_OPTIONS if config.get(name)]
         if str(config.get("init_lora_weights")).startswith(_OTHER_BEGINNINGS):
-            used.append(f"init_lora_weights = {shown(config['init_lora_weights'])}")
+            used.append(f"init_lora_weights = {quoted(config['init_lora_weights'])}")
         if used:
             raise AdapterError(f"{where}: {', '.join(used)} is not supported")
     return Scales(configs, where, text)

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from sdjax.adapters.lora_changes import Change, LowRank, Values, factors
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import Params
 
 # The least compiled rank; others are this times a power of 2.
@@ -34,7 +34,7 @@ def _group(path: Path) -> Group:
 
 
 class Shape(NamedTuple):
-    """What of low-rank changes is part of a compiled program: the rank in each group of layers, 0 if none changes.
+    """The static part of low-rank changes, which is compiled: the rank in each group of layers, 0 if none changes.
 
     attention: of the UNet: to_q, to_k, to_v, to_out.
     feed_forward: the other linear layers of its transformers.
@@ -166,7 +166,7 @@ def _layer(
 
 
 def adding(changes: Mapping[Path, Layer], images_first: bool) -> AbstractContextManager[None]:
-    """Where a network is applied in it, its layers are changed for each image.
+    """A context in which a network's layers are changed for each image.
 
     Args:
       changes: by path within the network.

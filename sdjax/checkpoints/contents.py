@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import jax
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import PARTS, Checkpoint, NetworkConfig, param_shapes, read_folder
-from sdjax.checkpoints.original import standard_names
+from sdjax.checkpoints.original_names import standard_names
 from sdjax.checkpoints.single_file import Configs, choose_tensors
 from sdjax.checkpoints.streamed import Piece
-from sdjax.checkpoints.tensors import Chosen, Listing, check_tensors, list_tensors, weight_files
+from sdjax.checkpoints.tensors import Listing, ParamTensor, check_tensors, list_tensors, weight_files
 
 
 class Parameter(NamedTuple):
@@ -23,7 +23,7 @@ class Parameter(NamedTuple):
     """
 
     part: str
-    path: names.Path
+    path: name_table.Path
     dtype: str
     shape: tuple[int, ...]
     piece: Piece
@@ -31,10 +31,10 @@ class Parameter(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """What it is called in a diffusers folder; the first is what is written."""
-        return names.file_names(self.path, PARTS[self.part].table)
+        return name_table.file_names(self.path, PARTS[self.part].table)
 
 
-def parameters(part: str, config: NetworkConfig, chosen: Sequence[Chosen]) -> list[Parameter]:
+def parameters(part: str, config: NetworkConfig, chosen: Sequence[ParamTensor]) -> list[Parameter]:
     """The parameters of one network."""
     shapes = {
         tuple(key.key for key in keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(param_shapes(config))
@@ -44,7 +44,7 @@ def parameters(part: str, config: NetworkConfig, chosen: Sequence[Chosen]) -> li
             part,
             each.path,
             each.tensor.dtype,
-            names.shape_in_file(each.path, shapes[each.path]),
+            name_table.shape_in_file(each.path, shapes[each.path]),
             Piece(each.tensor, each.rows),
         )
         for each in chosen

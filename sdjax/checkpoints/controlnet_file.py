@@ -13,23 +13,24 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import names, original
+from sdjax.checkpoints import infer_config, name_table, original_names
 from sdjax.checkpoints.diffusers_folder import digest_files, digest_with, floats, param_shapes, sha256_of
 from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.infer_config import Shapes, under
 from sdjax.checkpoints.json_file import read_json
-from sdjax.checkpoints.original import Shapes, Source, naming, under
+from sdjax.checkpoints.original_names import Source, naming
 from sdjax.checkpoints.tensors import (
     CheckpointError,
-    Chosen,
     MissingWeightsError,
+    NetworkTensors,
     Params,
-    Part,
+    ParamTensor,
     Tensor,
     check_layers,
     check_tensors,
     list_file,
     list_tensors,
-    load_parts,
+    load_networks,
     weight_files,
     write_params,
 )
@@ -89,7 +90,7 @@ class ControlFile(NamedTuple):
 
     where: Path
     config: ControlConfig
-    chosen: list[Chosen]
+    chosen: list[ParamTensor]
     root: Path
     decisive: tuple[Path, ...]
     assumed: Mapping[str, str] = types.MappingProxyType({})
@@ -147,7 +148,7 @@ def load_control(found: ControlFile, dtype: DTypeLike) -> tuple[Params, str]:
     Raises:
       CheckpointError: if a file is gone or ends early.
     """
-    params, hashed = load_parts({"control": Part(found.chosen, control_shapes(found.config), dtype)})
+    params, hashed = load_networks({"control": NetworkTensors(found.chosen, control_shapes(found.config), dtype)})
     return params["control"], found.digest(hashed)
 
 
@@ -159,7 +160,7 @@ def write_controlnet(folder: Path, config: ControlNetConfig, params: Params, dty
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"_class_name": "ControlNetModel", **said}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", "utf-8")
-    write_params(params, names.CONTROLNET, folder / f"{_STEM}.safetensors", dtype)
+    write_params(params, name_table.CONTROLNET, folder / f"{_STEM}.safetensors", dtype)
 
 
 @functools.lru_cache(maxsize=32)
@@ -195,8 +196,8 @@ def _read_config(file: Path) -> ControlConfig:
     return _READERS[kind](data, str(file))
 
 
-def _table(config: ControlConfig) -> names.NameTable:
-    return names.CONTROLNET if isinstance(config, ControlNetConfig) else names.T2I_ADAPTER
+def _table(config: ControlConfig) -> name_table.NameTable:
+    return name_table.CONTROLNET if isinstance(config, ControlNetConfig) else name_table.T2I_ADAPTER
 
 
 def _in_folder(folder: Path, variant: str | None, pickled: bool) -> ControlFile:
@@ -247,16 +248,21 @@ def _under_original_names(path: Path, tensors: Tensors, start: str) -> ControlFi
     beside = bool(start) and any(name.startswith(_MODEL) for name in tensors)
 
     def is_known(name: str) -> bool:
-        return original.is_extra(name) or (beside and name.startswith(_MODEL))
+        return original_names.is_extra(name) or (beside and name.startswith(_MODEL))
 
-    chosen = original.choose(str(path), tensors, {"control": controlnet_sources(config, start)}, is_known)["control"]
+    chosen = original_names.choose(str(path), tensors, {"control": controlnet_sources(config, start)}, is_known)[
+        "control"
+    ]
     notes = (f"{path.name} holds a whole model: only its ControlNet is taken",) if beside else ()
     return _pooled_by_name(ControlFile(path, config, chosen, path.parent, (path,), notes=notes))
 
 
 def controlnet_sources(config: ControlNetConfig, start: str = _START) -> list[Source]:
     """Where the parameters lie in an original file, in the order of the tree."""
-    shared = {source.path: source.name.removeprefix(original.UNET) for source in original.unet_sources(config.unet)}
+    shared = {
+        source.path: source.name.removeprefix(original_names.UNET)
+        for source in original_names.unet_sources(config.unet)
+    }
     blocks = 2 * (len(config.conditioning_embedding_out_channels) - 1)
     # An activation stands between any two of them.
     hints = {"conv_in": 0, "conv_out": 2 * (blocks + 1)} | {f"blocks_{i}": 2 * (i + 1) for i in range(blocks)}
@@ -266,12 +272,12 @@ def controlnet_sources(config: ControlNetConfig, start: str = _START) -> list[So
         if path in shared:
             name = shared[path]
         elif path[0] == "controlnet_cond_embedding":
-            name = f"{_HINT}{hints[path[1]]}.{names.LEAVES[path[2]]}"
+            name = f"{_HINT}{hints[path[1]]}.{name_table.LEAVES[path[2]]}"
         elif path[0] == "controlnet_mid_block":
-            name = f"middle_block_out.0.{names.LEAVES[path[1]]}"
+            name = f"middle_block_out.0.{name_table.LEAVES[path[1]]}"
         else:
-            name = f"zero_convs.{path[0].rpartition('_')[2]}.0.{names.LEAVES[path[1]]}"
-        found.append(Source(path, start + name, None, names.shape_in_file(path, shape.shape)))
+            name = f"zero_convs.{path[0].rpartition('_')[2]}.0.{name_table.LEAVES[path[1]]}"
+        found.append(Source(path, start + name, None, name_table.shape_in_file(path, shape.shape)))
     return found
 
 
@@ -286,7 +292,7 @@ def infer_controlnet(stored: Shapes) -> ControlNetConfig:
       ConfigError: if there can be no such network.
     """
     # There is no way up to tell of.
-    unet = original.infer_unet(Shapes(stored.where, {**stored.shapes, "out.2.weight": (UNetConfig.out_channels,)}))
+    unet = infer_config.infer_unet(Shapes(stored.where, {**stored.shapes, "out.2.weight": (UNetConfig.out_channels,)}))
     if unet.cross_attention_dim == _XL_TEXT:
         raise CheckpointError("a ControlNet for Stable Diffusion XL: not supported")
     last = next(index for index in itertools.count(0, 2) if f"{_HINT}{index + 2}.weight" not in stored)
@@ -337,7 +343,7 @@ def _renamed_adapter(tensors: Tensors) -> dict[str, Tensor]:
     In the original code, the residual blocks of a full adapter are numbered through all levels, of which the second is
     the first that has other channels than the one before it.
     """
-    bare = [name.removeprefix(names.T2I_ADAPTER.prefix) for name in tensors]
+    bare = [name.removeprefix(name_table.T2I_ADAPTER.prefix) for name in tensors]
     changes = [int(match[1]) for name in bare if (match := re.fullmatch(r"body\.(\d+)\.in_conv\.weight", name))]
     layers = max(1, min(changes, default=1))
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sdjax.checkpoints import original
-from sdjax.checkpoints.carried import WEIGHTS, as_metadata, carried, may_be_carried
+from sdjax.checkpoints import original_names
 from sdjax.checkpoints.contents import Folder, Parameter, of_file, of_folder
 from sdjax.checkpoints.diffusers_folder import PARTS, Checkpoint, write_configs
+from sdjax.checkpoints.folder_metadata import WEIGHTS, folder_texts, is_folder_path, to_metadata
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.json_file import MOST_INDEX_BYTES, read_json
 from sdjax.checkpoints.pickled import is_pickled
 from sdjax.checkpoints.single_file import read_file
-from sdjax.checkpoints.stored import CheckpointError, Tensor
+from sdjax.checkpoints.stored_tensor import CheckpointError, Tensor
 from sdjax.checkpoints.streamed import Piece, Target, header_of, in_order, read_header, write_tensors, written_whole
 from sdjax.checkpoints.tensors import Listing, list_file, list_tensors
 
@@ -116,14 +116,14 @@ def _as_original(
             ]
     targets = in_order(targets)
     predicts = {_PREDICTS: folder.prediction_type.removesuffix("_prediction")}
-    return targets, header_of(targets, {**_METADATA, **predicts, **as_metadata(texts)})
+    return targets, header_of(targets, {**_METADATA, **predicts, **to_metadata(texts)})
 
 
 def _under_original_names(part: str, folder: Folder) -> Iterator[Target]:
     """The tensors of one network as the original code calls them, fused where it fuses them."""
     found = {each.path: each for each in folder.parameters if each.part == part}
-    by_name: dict[str, list[original.Source]] = {}
-    for source in original.sources(part, folder.configs[part]):
+    by_name: dict[str, list[original_names.Source]] = {}
+    for source in original_names.sources(part, folder.configs[part]):
         by_name.setdefault(source.name, []).append(source)
     for name, sources in by_name.items():
         sources.sort(key=lambda source: source.rows or (0, 0))
@@ -153,7 +153,7 @@ def _texts(root: Path, folder: Folder, tokenizer: ClipTokenizer) -> Iterator[tup
     is_clips = tokenizer.is_in(root / _TOKENIZER)
     for file in sorted([*root.glob("*.*"), *root.glob("*/*.*")]):
         path = file.relative_to(root).as_posix()
-        if file.suffix not in (".json", ".txt") or file.parent.name == _ORIGINAL or not may_be_carried(path):
+        if file.suffix not in (".json", ".txt") or file.parent.name == _ORIGINAL or not is_folder_path(path):
             continue
         if (is_clips and path in _VOCABULARY_FILES) or (".index." in file.name and not _is_used(file, folder)):
             continue
@@ -265,7 +265,7 @@ def file_to_folder(
       CheckpointError, ConfigError: if the file is no whole checkpoint, or is one of a kind that is not supported.
     """
     listing = list_file(file, pickled)
-    texts = carried(listing.metadata, file)
+    texts = folder_texts(listing.metadata, file)
     outline = read_file(file, None, config=config, prediction_type=prediction_type, ema=ema, pickled=pickled)
     found = of_file(file, listing, outline, ema)
     with written_whole(root) as partial:
@@ -295,7 +295,7 @@ def _write_configs(root: Path, outline: Checkpoint) -> None:
         vae=outline.vae,
         scheduler=outline.scheduler,
         scheduler_class=outline.scheduler_class,
-        special_tokens=_OPEN_CLIP_TOKENS if original.is_open_clip(outline.text_encoder) else _CLIP_TOKENS,
+        special_tokens=_OPEN_CLIP_TOKENS if original_names.is_open_clip(outline.text_encoder) else _CLIP_TOKENS,
     )
 
 
@@ -309,7 +309,7 @@ def _write_tokenizer(root: Path, texts: Mapping[str, str], outline: Checkpoint, 
         for file in [file for file in given.iterdir() if file.suffix in (".json", ".txt")]:
             shutil.copyfile(file, root / _TOKENIZER / file.name)
     else:
-        tokenizer.write(root / _TOKENIZER, original.is_open_clip(outline.text_encoder))
+        tokenizer.write(root / _TOKENIZER, original_names.is_open_clip(outline.text_encoder))
         _write_texts(root, texts)
 
 
@@ -342,7 +342,7 @@ def _write_original(
 ) -> None:
     """Writes what makes the single file again of the folder, unless the folder alone does."""
     header = _header(file, listing)
-    if carried(listing.metadata, file):
+    if folder_texts(listing.metadata, file):
         again = _as_original(root, of_folder(root), _other_weights(root, None), tokenizer, prune=False)
         if again[1] == header:
             return
@@ -410,7 +410,7 @@ def file_to_file(
         tensors = {name: tensor for name, tensor in tensors.items() if name in used}
     metadata = {**listing.metadata, **_METADATA}
     if prediction_type:
-        metadata |= _saying(prediction_type, carried(metadata, file))
+        metadata |= _saying(prediction_type, folder_texts(metadata, file))
         if prediction_type != "v_prediction":
             tensors = {name: tensor for name, tensor in tensors.items() if name != _MARKERS[0]}
     targets = in_order([_copied(tensor) for tensor in tensors.values()])
@@ -427,7 +427,7 @@ def _saying(prediction_type: str, texts: Mapping[str, str]) -> dict[str, str]:
         config = {**json.loads(texts[_SCHEDULER]), "prediction_type": prediction_type}
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"the metadata's {_SCHEDULER} is no object of JSON ({error})") from error
-    return said | as_metadata({_SCHEDULER: json.dumps(config, indent=2, sort_keys=True) + "\n"})
+    return said | to_metadata({_SCHEDULER: json.dumps(config, indent=2, sort_keys=True) + "\n"})
 
 
 def _check_name(file: Path) -> None:

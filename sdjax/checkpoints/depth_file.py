@@ -1,4 +1,4 @@
-"""A depth estimator: a folder that transformers writes, alone or in a diffusers folder, or MiDaS' original names.
+"""A depth estimator: a folder that transformers writes, alone or in a diffusers folder, or MiDaS' original name_table.
 
 The original names stand in MiDaS' own files, and after `depth_model.model.` in those of Stable Diffusion 2 depth.
 """
@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import digest_files, floats, sha256_of
+from sdjax.checkpoints.infer_config import Shapes, under
 from sdjax.checkpoints.json_file import read_json
-from sdjax.checkpoints.original import Shapes, Source, choose, naming, under
+from sdjax.checkpoints.original_names import Source, choose, naming
 from sdjax.checkpoints.tensors import (
     CheckpointError,
-    Chosen,
     Params,
+    ParamTensor,
     Tensor,
     check_layers,
     check_tensors,
@@ -32,7 +33,7 @@ from sdjax.checkpoints.tensors import (
     weight_files,
     write_params,
 )
-from sdjax.messages import shown
+from sdjax.messages import quoted
 from sdjax.models.bit import BitConfig
 from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, require_positive
 from sdjax.models.depth import MAPS, DepthConfig, DepthEstimator
@@ -41,7 +42,7 @@ from sdjax.models.depth import MAPS, DepthConfig, DepthEstimator
 PARTS = _MODEL, _PROCESSOR = "depth_estimator", "feature_extractor"
 _CONFIG, _SETTINGS, _STEM = "config.json", "preprocessor_config.json", "model"
 
-DEPTH = names.NameTable(
+DEPTH = name_table.NameTable(
     renamed=(
         ("dpt.embeddings.cls_token.weight", "dpt.embeddings.cls_token"),
         ("dpt.embeddings.position_embeddings.weight", "dpt.embeddings.position_embeddings"),
@@ -116,7 +117,7 @@ class DepthProcessor:
         size = data.get("size", (384, 384))
         if isinstance(size, Mapping):
             if size.keys() != {"height", "width"}:
-                raise ConfigError(f"{where}: size = {shown(dict(size))} is not supported; supported: height and width")
+                raise ConfigError(f"{where}: size = {quoted(dict(size))} is not supported; supported: height and width")
             data["size"] = (size["height"], size["width"])
         elif isinstance(size, int) and not isinstance(size, bool):
             data["size"] = (size, size)
@@ -134,7 +135,7 @@ class DepthFile(NamedTuple):
     where: Path
     config: DepthConfig
     processor: DepthProcessor
-    chosen: list[Chosen]
+    chosen: list[ParamTensor]
     root: Path
     decisive: tuple[Path, ...]
 
@@ -279,11 +280,11 @@ def depth_sources(config: DepthConfig) -> list[Source]:
     found = []
     for keys, leaf in jax.tree.leaves_with_path(depth_shapes(config)):
         path = tuple(key.key for key in keys)
-        shape, rows = names.shape_in_file(path, leaf.shape), None
+        shape, rows = name_table.shape_in_file(path, leaf.shape), None
         if path[-2] in _FUSED:
             first = _FUSED.index(path[-2]) * config.hidden_size
             rows, shape = (first, first + config.hidden_size), (3 * config.hidden_size, *shape[1:])
-        found.append(Source(path, original_name(names.file_names(path, DEPTH)[0]), rows, shape))
+        found.append(Source(path, original_name(name_table.file_names(path, DEPTH)[0]), rows, shape))
     return found
 
 

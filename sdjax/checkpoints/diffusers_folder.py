@@ -15,24 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.tensors import (
     CheckpointError,
-    Chosen,
+    NetworkTensors,
     Params,
-    Part,
+    ParamTensor,
     check_layers,
     check_tensors,
     list_tensors,
-    load_parts,
+    load_networks,
     weight_files,
     write_params,
 )
 from sdjax.checkpoints.variants import DEPTH, INPAINTING, PIPELINES, check_fit, extra_channels
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import SchedulerConfig
-from sdjax.messages import shown
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.messages import quoted
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.config import check_class
 
@@ -89,7 +89,7 @@ class VAEFile(NamedTuple):
     where: Path
     config: VAEConfig
     knows_scale: bool
-    chosen: list[Chosen]
+    chosen: list[ParamTensor]
     root: Path
     decisive: tuple[Path, ...]
 
@@ -118,14 +118,14 @@ class _Part(NamedTuple):
 
     folder: str
     stem: str
-    table: names.NameTable
+    table: name_table.NameTable
     read_config: Callable[[Mapping[str, Any], str], NetworkConfig]
 
 
 PARTS = {
-    "text_encoder": _Part("text_encoder", "model", names.TEXT_ENCODER, TextEncoderConfig.from_json),
-    "unet": _Part("unet", "diffusion_pytorch_model", names.UNET, UNetConfig.from_json),
-    "vae": _Part("vae", "diffusion_pytorch_model", names.VAE, VAEConfig.from_json),
+    "text_encoder": _Part("text_encoder", "model", name_table.TEXT_ENCODER, TextEncoderConfig.from_json),
+    "unet": _Part("unet", "diffusion_pytorch_model", name_table.UNET, UNetConfig.from_json),
+    "vae": _Part("vae", "diffusion_pytorch_model", name_table.VAE, VAEConfig.from_json),
 }
 
 
@@ -238,7 +238,7 @@ def check_parts(
     used = {name: value for name, value in index.items() if isinstance(value, list) and value and value[0]}
     strange = used.keys() - unused - more - _PART_CLASSES.keys()
     if strange:
-        told = [name if name.isidentifier() else shown(name) for name in sorted(strange)]
+        told = [name if name.isidentifier() else quoted(name) for name in sorted(strange)]
         raise CheckpointError(f"{where}: unknown parts {', '.join(told[:_MOST_PARTS])}")
     for name, classes in _PART_CLASSES.items():
         if classes and name in used:
@@ -289,7 +289,7 @@ def read_folder(
     kind = index.get("_class_name")
     if kind not in _PIPELINES:
         raise CheckpointError(
-            f"{root / 'model_index.json'}: {shown(kind)} is not supported; expected one of {', '.join(_PIPELINES)}"
+            f"{root / 'model_index.json'}: {quoted(kind)} is not supported; expected one of {', '.join(_PIPELINES)}"
         )
     check_parts(index, str(root / "model_index.json"), _UNUSED_PARTS)
 
@@ -325,7 +325,9 @@ def read_folder(
         if vae is not None:
             chosen["vae"] = vae.chosen
         dtypes = dict.fromkeys(PARTS, dtype) | {"vae": vae_dtype_of(configs["vae"], dtype, vae_dtype)}
-        params, hashed = load_parts({name: Part(chosen[name], shapes[name], dtypes[name]) for name in PARTS})
+        params, hashed = load_networks(
+            {name: NetworkTensors(chosen[name], shapes[name], dtypes[name]) for name in PARTS}
+        )
         changes = {"prediction_type": prediction_type, "vae": vae and vae.digest(hashed)}
         said = {key: value for key, value in changes.items() if value}
         digest = digest_with(digest_files(root, decisive, hashed), said)

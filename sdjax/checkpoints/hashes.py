@@ -1,4 +1,4 @@
-"""The hashes by which people know files of weights."""
+"""The hashes by which files of weights are known on the hubs and in A1111."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from sdjax.checkpoints.stored import Tensor, read_tensor
+from sdjax.checkpoints.stored_tensor import Tensor, read_tensor
 
 Fact = tuple[str, str]
 Facts = Iterator[Fact]

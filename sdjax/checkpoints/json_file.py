@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdjax.checkpoints.stored import CheckpointError
-from sdjax.messages import shown
+from sdjax.checkpoints.stored_tensor import CheckpointError
+from sdjax.messages import quoted
 
 # Far above any published file, which are said behind.
 MOST_CONFIG_BYTES = 1 << 20  # 12 kB, with the labels of a thousand classes 60 kB
@@ -40,7 +40,7 @@ def parse_json(text: bytes, where: str, most_bytes: int = MOST_CONFIG_BYTES) -> 
     except RecursionError as error:
         raise CheckpointError(f"{where} is nested deeper than {MOST_NESTING}; expected a config") from error
     except ValueError as error:
-        raise CheckpointError(f"{where} is not JSON ({shown(str(error))})") from error
+        raise CheckpointError(f"{where} is not JSON ({quoted(str(error))})") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{where} holds {type(data).__name__}, not an object")
     if _is_deeper(data, MOST_NESTING):
@@ -52,7 +52,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {shown(name)} stands there twice")
+            raise ValueError(f"the key {quoted(name)} stands there twice")
         found[name] = value
     return found
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from sdjax.checkpoints.stored import DTYPES, CheckpointError, Tensor
+from sdjax.checkpoints.stored_tensor import DTYPES, CheckpointError, Tensor
 
 Value = int | float | tuple[float, ...]
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.checkpoints.original import Heads
+from sdjax.checkpoints.infer_config import Heads
 from sdjax.checkpoints.plain_yaml import PlainYamlError, read_plain_yaml
-from sdjax.checkpoints.stored import CheckpointError
-from sdjax.messages import shown
+from sdjax.checkpoints.stored_tensor import CheckpointError
+from sdjax.messages import quoted
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 
 # All published models have 1000.
@@ -112,7 +112,7 @@ class OriginalConfig:
         for name, value in self.stated:
             if value != found[name]:
                 raise CheckpointError(
-                    f"{self.file}: {name} is {shown(value)}, but the checkpoint's tensors have {found[name]!r}; "
+                    f"{self.file}: {name} is {quoted(value)}, but the checkpoint's tensors have {found[name]!r}; "
                     "it is the config of another model"
                 )
 
@@ -174,7 +174,7 @@ def read_original_config(file: Path) -> OriginalConfig:
     prediction = params.get("parameterization", "eps")
     if layer not in ("last", "penultimate") or prediction not in _PREDICTIONS:
         raise CheckpointError(
-            f"{file}: layer = {shown(layer)}, parameterization = {shown(prediction)}: expected last or penultimate, "
+            f"{file}: layer = {quoted(layer)}, parameterization = {quoted(prediction)}: expected last or penultimate, "
             f"and one of {', '.join(_PREDICTIONS)}"
         )
     stated = {name: unet[name] for name in _UNET.read - {"num_heads", "num_head_channels"} if name in unet}
@@ -228,7 +228,7 @@ def _part(params: Mapping[str, Any], key: str, kinds: tuple[str, ...], file: Pat
     part = _mapping(params, key, file)
     kind = _target(part, file)
     if kind not in kinds:
-        raise CheckpointError(f"{file}: {key} is a {shown(kind)}, expected {' or '.join(kinds)}")
+        raise CheckpointError(f"{file}: {key} is a {quoted(kind)}, expected {' or '.join(kinds)}")
     return part.get("params") or {}
 
 
@@ -236,10 +236,10 @@ def _checked(data: Mapping[str, Any], section: _Section, file: Path) -> Mapping[
     for key, value in data.items():
         if key in section.fixed and value not in section.fixed[key]:
             allowed = ", ".join(repr(each) for each in section.fixed[key])
-            raise CheckpointError(f"{file}: {key} = {shown(value)} is not supported; supported: {allowed}")
+            raise CheckpointError(f"{file}: {key} = {quoted(value)} is not supported; supported: {allowed}")
         if key not in section.read | section.informative | section.fixed.keys():
             raise CheckpointError(
-                f"{file}: unknown key {shown(key)} (value {shown(value)}). It may change the pictures, so it is not "
+                f"{file}: unknown key {quoted(key)} (value {quoted(value)}). It may change the pictures, so it is not "
                 "ignored; take it out only if you know that it does not"
             )
     return data
@@ -253,13 +253,13 @@ def _number(data: Mapping[str, Any], key: str, default: float, file: Path) -> fl
             raise ValueError
         return number
     except (TypeError, ValueError, OverflowError):
-        raise CheckpointError(f"{file}: {key} = {shown(value)}, expected a number") from None
+        raise CheckpointError(f"{file}: {key} = {quoted(value)}, expected a number") from None
 
 
 def _count(data: Mapping[str, Any], key: str, default: int, most: int, file: Path) -> int:
     number = _number(data, key, default, file)
     if not number.is_integer() or not 1 <= number <= most:
-        raise CheckpointError(f"{file}: {key} = {shown(data[key])}, expected a whole number from 1 to {most}")
+        raise CheckpointError(f"{file}: {key} = {quoted(data[key])}, expected a whole number from 1 to {most}")
     return int(number)
 
 
@@ -267,7 +267,7 @@ def _heads(unet: Mapping[str, Any], file: Path) -> Heads:
     number, width = unet.get("num_heads", -1), unet.get("num_head_channels", -1)
     for value in (number, width):
         if type(value) is not int or value == 0 or value < -1:
-            raise CheckpointError(f"{file}: num_heads, num_head_channels = {shown(value)}, expected counts")
+            raise CheckpointError(f"{file}: num_heads, num_head_channels = {quoted(value)}, expected counts")
     if number == width == -1:
         raise CheckpointError(f"{file}: the UNet has neither num_heads nor num_head_channels")
     # The width goes before the number in the original code.

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from sdjax.checkpoints.stored import DTYPES, CheckpointError, Tensor
+from sdjax.checkpoints.stored_tensor import DTYPES, CheckpointError, Tensor
 from sdjax.checkpoints.unpickling import MOST_NAME, ParameterDict, PickleError, Storage, run_pickle
 
 # The directory of an archive, and its pickle (or the pickles of the older format), in bytes.

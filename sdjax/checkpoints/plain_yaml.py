@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # Of a file; published configs have 5 kB.
 MOST_BYTES = 1 << 16
@@ -112,9 +112,9 @@ def _node(event: Any, events: Iterator[Any], level: int) -> Any:
 def _check_node(event: Any, level: int) -> None:
     place = _place(event.start_mark)
     if isinstance(event, yaml.AliasEvent):
-        raise PlainYamlError(f"{place}: an alias, *{shown(event.anchor)}; write out what it stands for")
+        raise PlainYamlError(f"{place}: an alias, *{quoted(event.anchor)}; write out what it stands for")
     if event.tag is not None:
-        raise PlainYamlError(f"{place}: a tag, {shown(event.tag)}; take it away (quotes make any value a text)")
+        raise PlainYamlError(f"{place}: a tag, {quoted(event.tag)}; take it away (quotes make any value a text)")
     if level >= MOST_LEVELS:
         raise PlainYamlError(f"{place}: nested more than {MOST_LEVELS} deep; is a bracket not closed?")
 
@@ -124,11 +124,11 @@ def _mapping(events: Iterator[Any], level: int) -> dict[str, Any]:
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         key, place = _node(event, events, level), _place(event.start_mark)
         if not isinstance(key, str):
-            raise PlainYamlError(f"{place}: the key {shown(key)}; expected a text (quotes make any value one)")
+            raise PlainYamlError(f"{place}: the key {quoted(key)}; expected a text (quotes make any value one)")
         if key == "<<":
             raise PlainYamlError(f"{place}: a merge key, <<; write its keys out")
         if key in found:
-            raise PlainYamlError(f"{place}: the key {shown(key)} is there twice; keep one")
+            raise PlainYamlError(f"{place}: the key {quoted(key)} is there twice; keep one")
         found[key] = _node(next(events), events, level)
     return found
 
@@ -150,19 +150,19 @@ def _resolved(text: str, place: str) -> Any:
         return _TRUE.fullmatch(text) is not None
     if _AMBIGUOUS.fullmatch(text):
         raise PlainYamlError(
-            f"{place}: {shown(text)} is one number or another, or a text, by YAML's version; write a decimal number "
+            f"{place}: {quoted(text)} is one number or another, or a text, by YAML's version; write a decimal number "
             "without zeros before it and without _, or put quotes around it"
         )
     whole, real = _INTEGER.fullmatch(text), _FLOAT.fullmatch(text)
     if not whole and not real:
         return text
     if len(text) > _MOST_LETTERS:
-        raise PlainYamlError(f"{place}: a number of {len(text)} letters, {shown(text)}; expected a shorter one")
+        raise PlainYamlError(f"{place}: a number of {len(text)} letters, {quoted(text)}; expected a shorter one")
     if whole:
         return int(text, 0)
     number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
     if math.isinf(number) and "inf" not in text.lower():
-        raise PlainYamlError(f"{place}: {shown(text)} is beyond any number; quotes make it a text")
+        raise PlainYamlError(f"{place}: {quoted(text)} is beyond any number; quotes make it a text")
     return number
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import original
+from sdjax.checkpoints import infer_config, original_names
 from sdjax.checkpoints.diffusers_folder import (
     PARTS,
     NetworkConfig,
@@ -29,19 +29,19 @@ from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import Configs, choose_tensors
 from sdjax.checkpoints.tensors import (
     CheckpointError,
+    NetworkTensors,
     Params,
-    Part,
     check_layers,
     check_tensors,
     list_file,
     list_tensors,
-    load_parts,
+    load_networks,
     weight_files,
 )
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.diffusion.scheduler_classes import same_class
-from sdjax.messages import shown
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.messages import quoted
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 
@@ -141,7 +141,7 @@ def _read_folder(
     index = read_json(index_file)
     kind = index.get("_class_name")
     if kind not in (X4, X2):
-        raise CheckpointError(f"{index_file}: {shown(kind)} is no upscaler; expected {X4} or {X2}")
+        raise CheckpointError(f"{index_file}: {quoted(kind)} is no upscaler; expected {X4} or {X2}")
     low_res_files = [root / "low_res_scheduler" / "scheduler_config.json"] if kind == X4 else []
     check_parts(index, str(index_file), _UNUSED_PARTS, frozenset(file.parent.name for file in low_res_files))
     files = {name: root / part.folder / "config.json" for name, part in PARTS.items()}
@@ -190,7 +190,9 @@ def _read_scheduler(file: Path) -> tuple[SchedulerConfig, str]:
     data = read_json(file)
     name = str(data.get("_class_name"))
     if same_class(name) in _CLIPPING and data.get("clip_sample", True) is not False:
-        raise CheckpointError(f"{file}: clip_sample is not false: {name} clips clean latents, which is not implemented")
+        raise CheckpointError(
+            f"{file}: clip_sample is not false: {name} clips the denoised latents, which is not implemented"
+        )
     return SchedulerConfig.from_json(data, str(file)), name
 
 
@@ -198,7 +200,7 @@ def _max_noise_level(file: Path, index: Mapping[str, Any], low_res: SchedulerCon
     level = index.get("max_noise_level", _MAX_NOISE_LEVEL)
     if type(level) is not int or not 0 <= level < low_res.num_train_timesteps:
         raise CheckpointError(
-            f"{file}: max_noise_level = {shown(level)}: expected a number from 0 to {low_res.num_train_timesteps - 1}"
+            f"{file}: max_noise_level = {quoted(level)}: expected a number from 0 to {low_res.num_train_timesteps - 1}"
         )
     return level
 
@@ -239,20 +241,20 @@ def _load(
     if dtype is None:
         return {}, {}
     dtypes = {**dict.fromkeys(PARTS, dtype), "vae": vae_dtype_of(configs["vae"], dtype, vae_dtype)}
-    return load_parts({name: Part(chosen[name], shapes_of(configs[name]), dtypes[name]) for name in PARTS})
+    return load_networks({name: NetworkTensors(chosen[name], shapes_of(configs[name]), dtypes[name]) for name in PARTS})
 
 
 # --- An original single file ---
 
 
 def _read_file(file: Path, dtype: DTypeLike | None, vae_dtype: DTypeLike | None, pickled: bool) -> UpscalerCheckpoint:
-    tensors = original.standard_names(list_file(file, pickled).tensors)
+    tensors = original_names.standard_names(list_file(file, pickled).tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LOW_SCALE)}
-    with original.naming(file):
+    with original_names.naming(file):
         configs = Configs(
-            text_encoder=original.infer_open_clip(original.under(tensors, original.OPEN_CLIP)),
-            unet=_infer_unet(original.under(tensors, original.UNET)),
-            vae=_infer_vae(original.under(tensors, original.VAE)),
+            text_encoder=infer_config.infer_open_clip(infer_config.under(tensors, original_names.OPEN_CLIP)),
+            unet=_infer_unet(infer_config.under(tensors, original_names.UNET)),
+            vae=_infer_vae(infer_config.under(tensors, original_names.VAE)),
         )
     _check_fit(str(file), *configs)
     chosen = choose_tensors(file, tensors, configs, own_vae=True, ema=False)
@@ -277,9 +279,9 @@ def _read_file(file: Path, dtype: DTypeLike | None, vae_dtype: DTypeLike | None,
     )
 
 
-def _infer_unet(stored: original.Shapes) -> UNetConfig:
+def _infer_unet(stored: infer_config.Shapes) -> UNetConfig:
     """The UNet's config. Where the text is as wide as the pixels' features, attention is to these, as published."""
-    unet = original.infer_unet(stored, original.Heads(number=_HEADS))
+    unet = infer_config.infer_unet(stored, infer_config.Heads(number=_HEADS))
     width, layers, block = unet.per_level("cross_attention_dim")[0], unet.per_level("layers_per_block"), 1
     only_cross = []
     for channels, count in zip(unet.block_out_channels, layers, strict=True):
@@ -289,6 +291,6 @@ def _infer_unet(stored: original.Shapes) -> UNetConfig:
     return dataclasses.replace(unet, only_cross_attention=tuple(only_cross), sample_size=_SIDE)
 
 
-def _infer_vae(stored: original.Shapes) -> VAEConfig:
-    vae = original.infer_vae(stored)
+def _infer_vae(stored: infer_config.Shapes) -> VAEConfig:
+    vae = infer_config.infer_vae(stored)
     return dataclasses.replace(vae, scaling_factor=SCALING_FACTOR, sample_size=_SIDE * vae.factor)

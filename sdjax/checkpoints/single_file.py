@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import original
-from sdjax.checkpoints.carried import carried
+from sdjax.checkpoints import infer_config, original_names
 from sdjax.checkpoints.diffusers_folder import (
     PARTS,
     Checkpoint,
@@ -30,13 +29,14 @@ from sdjax.checkpoints.diffusers_folder import (
     sha256_of,
     vae_dtype_of,
 )
+from sdjax.checkpoints.folder_metadata import folder_texts
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original_config import OriginalConfig, read_original_config
-from sdjax.checkpoints.tensors import CheckpointError, Listing, Part, Tensor, list_file, load_parts
+from sdjax.checkpoints.tensors import CheckpointError, Listing, NetworkTensors, Tensor, list_file, load_networks
 from sdjax.checkpoints.variants import check_fit, extra_channels, family
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import PREDICTION_TYPES, SchedulerConfig
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
 from sdjax.library.finding import beside
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 
@@ -118,10 +118,10 @@ def read_file(
         )
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise CheckpointError(f"prediction_type = {prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}")
-    tensors = original.standard_names(listing.tensors)
+    tensors = original_names.standard_names(listing.tensors)
     config = _config_beside(file) if config is None else config
-    given = _read_carried(carried(listing.metadata, file)) if config is None else _read_config(config)
-    with original.naming(file):
+    given = _read_folder_texts(folder_texts(listing.metadata, file)) if config is None else _read_config(config)
+    with original_names.naming(file):
         configs = given.configs or _inferred(file, tensors, given.original, vae)
     if vae is not None:
         configs = configs._replace(vae=vae.beside(_scale_of(given)))
@@ -145,11 +145,11 @@ def read_file(
     params: dict[str, Any] = {}
     digest = file_digest = ""
     if dtype is not None:
-        parts = {part: Part(chosen[part], param_shapes(getattr(configs, part)), dtype) for part in chosen}
+        parts = {part: NetworkTensors(chosen[part], param_shapes(getattr(configs, part)), dtype) for part in chosen}
         own = vae_dtype_of(configs.vae, dtype, vae_dtype)
         listed = vae.chosen if vae else chosen["vae"]
-        parts["vae"] = Part(listed, param_shapes(configs.vae), own)
-        params, hashed = load_parts({part: parts[part] for part in PARTS})
+        parts["vae"] = NetworkTensors(listed, param_shapes(configs.vae), own)
+        params, hashed = load_networks({part: parts[part] for part in PARTS})
         file_digest = hashed[file]
         changes = {
             "config": given.digest,
@@ -181,7 +181,7 @@ def _config_beside(file: Path) -> Path | None:
     return next((found for ending in _BESIDE if (found := beside(file, ending)).is_file()), None)
 
 
-def _read_carried(texts: Mapping[str, str]) -> _Given:
+def _read_folder_texts(texts: Mapping[str, str]) -> _Given:
     """The configs of the folder of which a file was made, if it carries them."""
     if f"{PARTS['unet'].folder}/config.json" not in texts:
         return _Given()
@@ -300,8 +300,8 @@ def _inferred(file: Path, tensors: Mapping[str, Tensor], config: OriginalConfig 
     Raises:
       CheckpointError: if a network is missing, or they are of no known variant.
     """
-    unet = original.infer_unet(original.under(tensors, original.UNET), config.heads if config else None)
-    clip, open_clip = (original.under(tensors, start) for start in (original.CLIP, original.OPEN_CLIP))
+    unet = infer_config.infer_unet(infer_config.under(tensors, original_names.UNET), config.heads if config else None)
+    clip, open_clip = (infer_config.under(tensors, start) for start in (original_names.CLIP, original_names.OPEN_CLIP))
     if bool(clip.shapes) == bool(open_clip.shapes):
         found = "two text encoders" if clip.shapes else "no text encoder (cond_stage_model.)"
         raise CheckpointError(f"{file} holds {found}: it is not a whole checkpoint of Stable Diffusion 1 or 2")
@@ -312,16 +312,16 @@ def _inferred(file: Path, tensors: Mapping[str, Tensor], config: OriginalConfig 
             "is no known variant; give a folder of diffusers' configs as config"
         )
     if clip.shapes:
-        text_encoder = original.infer_clip(clip)
+        text_encoder = infer_config.infer_clip(clip)
     else:
-        text_encoder = original.infer_open_clip(open_clip, config.penultimate if config else True)
+        text_encoder = infer_config.infer_open_clip(open_clip, config.penultimate if config else True)
     if vae is not None:
         return Configs(text_encoder, unet, vae.config)
-    own = original.under(tensors, original.VAE)
+    own = infer_config.under(tensors, original_names.VAE)
     if not own.shapes:
         raise CheckpointError(f"{file} holds no VAE (first_stage_model.): give one as vae, a file or a folder")
     scale = _scale_of(_Given(original=config))
-    return Configs(text_encoder, unet, dataclasses.replace(original.infer_vae(own), scaling_factor=scale))
+    return Configs(text_encoder, unet, dataclasses.replace(infer_config.infer_vae(own), scaling_factor=scale))
 
 
 def _with_size(configs: Configs, prediction_type: str) -> Configs:
@@ -351,24 +351,24 @@ def choose_tensors(
     Raises:
       CheckpointError: if tensors are missing, left over, of another shape, or no floating-point numbers.
     """
-    open_clip = any(name.startswith(original.OPEN_CLIP) for name in tensors)
-    text = original.open_clip_sources if open_clip else original.clip_sources
-    wanted = {"text_encoder": text(configs.text_encoder), "unet": original.unet_sources(configs.unet)}
+    open_clip = any(name.startswith(original_names.OPEN_CLIP) for name in tensors)
+    text = original_names.open_clip_sources if open_clip else original_names.clip_sources
+    wanted = {"text_encoder": text(configs.text_encoder), "unet": original_names.unet_sources(configs.unet)}
     if own_vae:
-        wanted["vae"] = original.vae_sources(configs.vae)
-    averages = original.unet_sources(configs.unet, ema=True)
+        wanted["vae"] = original_names.vae_sources(configs.vae)
+    averages = original_names.unet_sources(configs.unet, ema=True)
     if ema:
-        if not any(map(original.is_average, tensors)):
+        if not any(map(original_names.is_average, tensors)):
             raise CheckpointError(f"{where} holds no averages (model_ema.): load it without ema")
         wanted["averages"] = averages
     known = {source.name for source in averages}
 
     def is_known(name: str) -> bool:
-        if original.is_extra(name, configs.text_encoder) or name in known:
+        if original_names.is_extra(name, configs.text_encoder) or name in known:
             return True
-        return not own_vae and name.startswith(original.VAE)
+        return not own_vae and name.startswith(original_names.VAE)
 
-    chosen = original.choose(str(where), tensors, wanted, is_known)
+    chosen = original_names.choose(str(where), tensors, wanted, is_known)
     if ema:
         chosen["unet"] = chosen.pop("averages")
     return chosen

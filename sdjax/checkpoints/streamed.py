@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sdjax.checkpoints.stored import DTYPES, CheckpointError, Tensor, read_tensor
+from sdjax.checkpoints.stored_tensor import DTYPES, CheckpointError, Tensor, read_tensor
 
 _CHUNK = 1 << 23
 _ALIGNED = 8

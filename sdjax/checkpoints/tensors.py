@@ -15,26 +15,26 @@ import numpy as np
 from jaxtyping import DTypeLike
 from safetensors.numpy import save_file
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.json_file import MOST_INDEX_BYTES, read_json
+from sdjax.checkpoints.load_params import NetworkTensors, Params, ParamTensor, load_networks, load_params
 from sdjax.checkpoints.pickled import is_pickled, read_pickle
-from sdjax.checkpoints.reading import Chosen, Params, Part, load_chosen, load_parts
-from sdjax.checkpoints.stored import DTYPES, CheckpointError, Tensor, check_shape, read_tensor
+from sdjax.checkpoints.stored_tensor import DTYPES, CheckpointError, Tensor, check_shape, read_tensor
 
 __all__ = [
     "CheckpointError",
-    "Chosen",
     "Listing",
     "MissingWeightsError",
+    "NetworkTensors",
+    "ParamTensor",
     "Params",
-    "Part",
     "Tensor",
     "check_layers",
     "check_tensors",
     "list_file",
     "list_tensors",
-    "load_chosen",
-    "load_parts",
+    "load_networks",
+    "load_params",
     "read_params",
     "read_tensor",
     "weight_files",
@@ -232,7 +232,9 @@ def check_layers(layers: int, tensors: Sized, where: str) -> None:
         )
 
 
-def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str) -> list[Chosen]:
+def check_tensors(
+    tensors: Mapping[str, Tensor], shapes: Params, table: name_table.NameTable, where: str
+) -> list[ParamTensor]:
     """Finds the tensor of each parameter, in the order of the tree's leaves.
 
     Args:
@@ -244,23 +246,23 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.Na
     Raises:
       CheckpointError: if tensors are missing, left over, of another shape, or no floating-point numbers.
     """
-    chosen: list[Chosen] = []
+    chosen: list[ParamTensor] = []
     missing, misshapen = [], []
     used = set()
     for keys, leaf in jax.tree.leaves_with_path(shapes):
         path = tuple(key.key for key in keys)
-        candidates = names.file_names(path, table)
+        candidates = name_table.file_names(path, table)
         tensor = next((tensors[name] for name in candidates if name in tensors), None)
         if tensor is None:
             missing.append(candidates[0])
             continue
-        expected = names.shape_in_file(path, leaf.shape)
+        expected = name_table.shape_in_file(path, leaf.shape)
         if tensor.shape != expected:
             misshapen.append(f"{tensor.name} is {tensor.shape}, not {expected}")
         elif tensor.dtype not in FLOATS:
             misshapen.append(f"{tensor.name} holds {tensor.dtype}, not one of {', '.join(FLOATS)}")
         used.add(tensor.name)
-        chosen.append(Chosen(path, tensor))
+        chosen.append(ParamTensor(path, tensor))
     spare = [name for name in tensors if name not in used and not _ignored(name, table)]
     problems = [
         f"{title}: {', '.join(items[:_LISTED])}" + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
@@ -273,27 +275,29 @@ def check_tensors(tensors: Mapping[str, Tensor], shapes: Params, table: names.Na
 
 
 def read_params(
-    tensors: Mapping[str, Tensor], shapes: Params, table: names.NameTable, where: str, dtype: DTypeLike
+    tensors: Mapping[str, Tensor], shapes: Params, table: name_table.NameTable, where: str, dtype: DTypeLike
 ) -> Params:
     """Reads a network's parameters, each straight to its place, cast once to `dtype`.
 
     Other arguments and errors are those of `check_tensors`.
     """
     chosen = check_tensors(tensors, shapes, table, where)
-    return load_chosen(chosen, shapes, dtype)
+    return load_params(chosen, shapes, dtype)
 
 
-def _ignored(name: str, table: names.NameTable) -> bool:
+def _ignored(name: str, table: name_table.NameTable) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in table.ignored)
 
 
-def write_params(params: Params, table: names.NameTable, file: Path, dtype: DTypeLike) -> None:
+def write_params(params: Params, table: name_table.NameTable, file: Path, dtype: DTypeLike) -> None:
     """Writes a network's parameters as one safetensors file under the names that diffusers expects."""
     leaves = jax.tree.flatten_with_path(params)[0]
     tensors = {}
     for keys, leaf in leaves:
         path = tuple(key.key for key in keys)
-        tensors[names.file_names(path, table)[0]] = names.to_file(path, np.asarray(leaf).astype(jnp.dtype(dtype)))
+        tensors[name_table.file_names(path, table)[0]] = name_table.to_file(
+            path, np.asarray(leaf).astype(jnp.dtype(dtype))
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, metadata={"format": "pt"})
 

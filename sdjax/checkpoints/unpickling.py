@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdjax.checkpoints.stored import DTYPES, CheckpointError, Tensor, check_shape
+from sdjax.checkpoints.stored_tensor import DTYPES, CheckpointError, Tensor, check_shape
 
 
 class PickleError(CheckpointError):

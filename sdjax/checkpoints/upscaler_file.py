@@ -18,12 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import digest_files, sha256_of
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.ncnn_file import Layer, Value, read_network
-from sdjax.checkpoints.original import Source, choose, naming
-from sdjax.checkpoints.tensors import CheckpointError, Chosen, Params, Part, Tensor, list_file, load_parts
+from sdjax.checkpoints.original_names import Source, choose, naming
+from sdjax.checkpoints.tensors import (
+    CheckpointError,
+    NetworkTensors,
+    Params,
+    ParamTensor,
+    Tensor,
+    list_file,
+    load_networks,
+)
 from sdjax.library.finding import beside
 from sdjax.models import ConfigError
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
@@ -37,11 +45,11 @@ _COMPACT_PATTERN = r"body\.\d+\.weight"
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Modules of ours, in the order in which they run -> theirs. Blocks have numbers here (`body_0`).
-Modules = dict[names.Path, str]
+Modules = dict[name_table.Path, str]
 
 
-class Upscaler(NamedTuple):
-    """A network that enlarges pictures.
+class UpscalerNetwork(NamedTuple):
+    """A network that upscales images.
 
     params: as `sdjax.models.upscaler` has them, on the default device.
     digest: sha256 of the file; of ncnn's two, of their names and contents.
@@ -65,7 +73,7 @@ class UpscalerNetworkFile(NamedTuple):
     """
 
     config: UpscalerConfig
-    chosen: list[Chosen]
+    chosen: list[ParamTensor]
     decisive: tuple[Path, ...]
 
     def digest(self, hashed: Mapping[Path, str] = types.MappingProxyType({})) -> str:
@@ -83,11 +91,11 @@ class _Found(NamedTuple):
     tensors: Mapping[str, Tensor]
 
 
-def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = False) -> Upscaler:
+def read_upscaler(path: Path, dtype: DTypeLike = jnp.float32, pickled: bool = False) -> UpscalerNetwork:
     """Reads an upscaler onto the default device; arguments and errors are those of `find_upscaler` and below."""
     found = find_upscaler(path, pickled)
     params, digest = load_upscaler(found, dtype)
-    return Upscaler(found.config, jax.device_put(params), digest)
+    return UpscalerNetwork(found.config, jax.device_put(params), digest)
 
 
 def find_upscaler(path: Path, pickled: bool = False) -> UpscalerNetworkFile:
@@ -119,7 +127,7 @@ def load_upscaler(found: UpscalerNetworkFile, dtype: DTypeLike = jnp.float32) ->
     Raises:
       CheckpointError: if a file is gone or ends early.
     """
-    params, hashed = load_parts({"upscaler": Part(found.chosen, _shapes(found.config), dtype)})
+    params, hashed = load_networks({"upscaler": NetworkTensors(found.chosen, _shapes(found.config), dtype)})
     return _stacked(params["upscaler"]), found.digest(hashed)
 
 
@@ -150,8 +158,8 @@ def _sources(shapes: Params, modules: Modules) -> list[Source]:
     sources = []
     for keys, leaf in jax.tree.leaves_with_path(shapes):
         path = tuple(key.key for key in keys)
-        name = f"{modules[path[:-1]]}.{names.LEAVES[path[-1]]}"
-        sources.append(Source(path, name, None, names.shape_in_file(path, leaf.shape)))
+        name = f"{modules[path[:-1]]}.{name_table.LEAVES[path[-1]]}"
+        sources.append(Source(path, name, None, name_table.shape_in_file(path, leaf.shape)))
     return sources
 
 
@@ -359,8 +367,8 @@ def _in_layers(text: Path, numbers: Path) -> _Found:
     for layer, expected in itertools.zip_longest(layers, graph):
         if layer is None or expected is None or not _is(layer, expected):
             raise CheckpointError(
-                f"{text}, line {layer.line if layer else 'after the last'}: found {_told(layer)}; expected "
-                f"{_told(expected)}, as in {config}"
+                f"{text}, line {layer.line if layer else 'after the last'}: found {_described(layer)}; expected "
+                f"{_described(expected)}, as in {config}"
             )
     weighted = [layer for layer in layers if layer.tensors]
     called = {module: layer.name for module, layer in zip(modules, weighted, strict=True)}
@@ -395,7 +403,7 @@ def _agree(said: Value, expected: Value) -> bool:
     return np.shape(said) == np.shape(expected) and np.allclose(said, expected, rtol=1e-6)
 
 
-def _told(layer: Layer | _Expected | None) -> str:
+def _described(layer: Layer | _Expected | None) -> str:
     if layer is None:
         return "no layer"
     options = ", ".join(f"{name} {value}" for name, value in layer.options.items())

@@ -3,24 +3,12 @@
 import re
 from pathlib import Path
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import PARTS, VAEFile, param_shapes
 from sdjax.checkpoints.identify import identify
+from sdjax.checkpoints.infer_config import DIFFUSERS_NAMES, ORIGINAL_NAMES, Shapes, VAENames, infer_vae, under
 from sdjax.checkpoints.json_file import read_json
-from sdjax.checkpoints.original import (
-    DIFFUSERS_NAMES,
-    ORIGINAL_NAMES,
-    VAE,
-    Shapes,
-    VAENames,
-    choose,
-    infer_vae,
-    is_average,
-    is_extra,
-    naming,
-    under,
-    vae_sources,
-)
+from sdjax.checkpoints.original_names import VAE, choose, is_average, is_extra, naming, vae_sources
 from sdjax.checkpoints.tensors import (
     CheckpointError,
     MissingWeightsError,
@@ -104,6 +92,6 @@ def _found(
     where: Path, config: VAEConfig, tensors: dict[str, Tensor], root: Path, decisive: tuple[Path, ...]
 ) -> VAEFile:
     check_layers(config.layers, tensors, str(where))
-    chosen = check_tensors(tensors, param_shapes(config), names.VAE, str(where))
+    chosen = check_tensors(tensors, param_shapes(config), name_table.VAE, str(where))
     knows_scale = decisive != (where,)
     return VAEFile(where, config, knows_scale, chosen, root, decisive)

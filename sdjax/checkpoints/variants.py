@@ -1,6 +1,6 @@
 """The variants of Stable Diffusion 1 and 2: what tells them apart, and what they are called."""
 
-from sdjax.checkpoints.stored import CheckpointError
+from sdjax.checkpoints.stored_tensor import CheckpointError
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 
 # What a UNet sees beside the latents: nothing; a mask and the masked picture's latents; a depth map.

@@ -1,7 +1,7 @@
 """Brownian paths over sigma, for stochastic samplers whose steps have to fit together.
 
 A path is a function of the seed and of sigma alone, so what is drawn for a step depends neither on the order of the
-steps nor on their number: more steps give more of the same path, and a picture that goes to where they lead. Two
+steps nor on their number: more steps give more of the same path, and an image that goes to where they lead. Two
 kinds: `increment` on the device, and `TorchBrownianTree` with the numbers of k-diffusion's noise sampler.
 """
 
@@ -27,7 +27,7 @@ _SCALE = 2.0**-13
 
 
 def increment(
-    words: UInt32[Array, "b 2"], start: Float[Array, " b"], end: Float[Array, " b"], shape: tuple[int, ...]
+    seed_words: UInt32[Array, "b 2"], start: Float[Array, " b"], end: Float[Array, " b"], shape: tuple[int, ...]
 ) -> Float[Array, "b ..."]:
     """The increments of Brownian motions between two sigmas, standardised: (W(end) - W(start)) / sqrt(|end - start|).
 
@@ -40,7 +40,7 @@ def increment(
     Signs are k-diffusion's (`BrownianTreeNoiseSampler`): sigma falls while sampling, so `end` is less than `start`.
 
     Args:
-      words: of the seeds, from `noise.seed_words`.
+      seed_words: of the seeds, from `noise.to_seed_words`.
       start: sigma before the step, from 0 to 16384.
       end: sigma after the step, likewise; where it is that before the step the increment is 0.
       shape: of one image's noise.
@@ -49,12 +49,12 @@ def increment(
       Standard normal numbers, independent for steps that do not overlap.
     """
 
-    always = jnp.ones(words.shape[0], bool)
-    return step_noise(words, 0, always, jnp.stack([start, end], axis=1), shape)
+    always = jnp.ones(seed_words.shape[0], bool)
+    return step_noise(seed_words, 0, always, jnp.stack([start, end], axis=1), shape)
 
 
 def step_noise(
-    words: UInt32[Array, "b 2"],
+    seed_words: UInt32[Array, "b 2"],
     place: Array | int,
     brownian: Bool[Array, " b"],
     span: Float[Array, "b 2"],
@@ -65,15 +65,15 @@ def step_noise(
     Both in one loop, whose first draw is the white noise or W at the top: XLA takes longest to compile what draws.
 
     Args:
-      words: of the seeds.
+      seed_words: of the seeds.
       place: of the step, for white noise: as `noise.step_noise`.
       brownian: whether an image wants an increment.
       span: sigma before and after, for increments.
       shape: of one image's noise.
     """
     times = (span * _SCALE).T  # before and after, each by image
-    paths = jax.vmap(noise.path_key)(words)
-    steps = jax.vmap(noise.steps_key)(words)
+    paths = jax.vmap(noise.path_key)(seed_words)
+    steps = jax.vmap(noise.steps_key)(seed_words)
     keys = jax.tree.map(lambda p, s: jnp.where(brownian, p, s), paths, steps)
     wanted = _bits(times)
     wide = (slice(None), slice(None), *(None,) * len(shape))
@@ -104,7 +104,7 @@ def step_noise(
         )
         return turn + 1, halved, jnp.where(first, drawn[0], white)
 
-    size = (2, words.shape[0])
+    size = (2, seed_words.shape[0])
     zeros = jnp.zeros((*size, *shape), jnp.float32)
     whole = _Interval(jnp.zeros(size, jnp.int32), jnp.full(size, _TOP, jnp.int32), zeros, zeros)
     turns = jnp.where(jnp.any(brownian), _HALVINGS + 1, 1)

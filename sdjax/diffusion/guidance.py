@@ -47,13 +47,13 @@ def rescaled(guided: Latents, conditional: Latents, share: Float[Array, " b"]) -
     return jnp.where(_wide(share) > 0, result, guided)
 
 
-def thresholded(clean: Latents, ratio: Float[Array, " b"], most: Float[Array, " b"]) -> Latents:
+def thresholded(denoised: Latents, ratio: Float[Array, " b"], most: Float[Array, " b"]) -> Latents:
     """Dynamic thresholding: values beyond a quantile are cut, and all divided by it.
 
     Saharia et al. 2022 (arXiv:2205.11487), section 2.3, as in diffusers. Images of ratio 0 stay as they are.
 
     Args:
-      clean: the clean latents.
+      denoised: the denoised latents.
       ratio: which quantile of the absolute values, 0 to 1.
       most: the quantile is taken for at least 1 and at most this.
     """
@@ -65,11 +65,11 @@ def thresholded(clean: Latents, ratio: Float[Array, " b"], most: Float[Array, " 
     def all_of_them(values: Latents) -> Latents:
         return jax.vmap(one)(values, ratio, most)
 
-    return jax.lax.cond(jnp.any(ratio > 0), all_of_them, lambda values: values, clean)
+    return jax.lax.cond(jnp.any(ratio > 0), all_of_them, lambda values: values, denoised)
 
 
 def classifier_guided(
-    clean: Latents,
+    denoised: Latents,
     latents: Latents,
     sigma: Float[Array, " b"],
     alpha: Float[Array, " b"],
@@ -82,31 +82,31 @@ def classifier_guided(
     """Guidance by the gradient of a classifier of noisy latents.
 
     Dhariwal and Nichol 2021 (arXiv:2105.05233), algorithm 2: the score gets `scale` times the gradient of the log
-    probability; and the clean latents are the noisy ones plus sigma squared times the score.
+    probability; and the denoised latents are the noisy ones plus sigma squared times the score.
     """
 
     def total(noisy: Latents) -> Array:
         return log_probability(network_input(noisy, alpha), timesteps, labels, params).sum()
 
-    return clean + _wide(scale * sigma**2) * jax.grad(total)(latents)
+    return denoised + _wide(scale * sigma**2) * jax.grad(total)(latents)
 
 
 def network_input(latents: Latents, alpha: Float[Array, " b"]) -> Latents:
-    """Latents of which `alpha` is the share of the clean picture, at the variance at which the network was trained."""
+    """Latents at sigma scaled to unit variance, as the network was trained on; `alpha` is 1 / sqrt(1 + sigma^2)."""
     return latents * _wide(alpha)
 
 
-def denoised(
+def to_denoised(
     prediction: Latents,
     latents: Latents,
     sigma: Float[Array, " b"],
     alpha: Float[Array, " b"],
     prediction_type: str,
 ) -> Latents:
-    """The clean latents which a prediction means.
+    """The denoised latents that a prediction stands for.
 
     `epsilon` is the noise (Ho et al. 2020); `v_prediction` is alpha * noise - sigma * x0 on the unit circle
-    (Salimans and Ho 2022, arXiv:2202.00512, appendix D); `sample` is the clean latents themselves.
+    (Salimans and Ho 2022, arXiv:2202.00512, appendix D); `sample` is the denoised latents themselves.
     """
     if prediction_type == "epsilon":
         return latents - _wide(sigma) * prediction

@@ -1,29 +1,31 @@
-"""What stands in a masked place of a picture before anything is drawn there."""
+"""What stands in the masked part of the image latents before sampling: `inpainting_fill` of A1111."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# The picture itself, noise, nothing, or the mean of the rest.
+# The image's own latents, noise, zeros, or the mean of what the mask leaves.
 FILLINGS = ("original", "noise", "blank", "average")
 
 
 def filled(
-    clean: Float[Array, "b h w c"],
-    anew: Float[Array, "b h w 1"],
+    image_latents: Float[Array, "b h w c"],
+    mask: Float[Array, "b h w 1"],
     filling: Int[Array, " b"],
     noise: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """Clean latents with something else where they are drawn anew.
+    """Image latents whose masked part is filled.
 
     Args:
-      clean: of pictures.
-      anew: the share of each place that is drawn anew, 0 to 1.
-      filling: for each picture, which of `FILLINGS`.
+      image_latents: of the images, without noise.
+      mask: the share of each place that is repainted, 0 to 1.
+      filling: for each image, the index in `FILLINGS`.
       noise: standard normal.
     """
-    stays = 1 - anew
-    mean = (clean * stays).sum(axis=(1, 2), keepdims=True) / jnp.maximum(stays.sum(axis=(1, 2), keepdims=True), 1)
-    kinds = (clean, noise, jnp.zeros_like(clean), jnp.broadcast_to(mean, clean.shape))
+    stays = 1 - mask
+    mean = (image_latents * stays).sum(axis=(1, 2), keepdims=True)
+    mean = mean / jnp.maximum(stays.sum(axis=(1, 2), keepdims=True), 1)
+    kinds = (image_latents, noise, jnp.zeros_like(image_latents), jnp.broadcast_to(mean, image_latents.shape))
     chosen = jnp.select([(filling == kind)[:, None, None, None] for kind in range(len(FILLINGS))], kinds)
-    # Not a sum where there is nothing to mix, so that a picture stays itself to the bit.
-    return jnp.where((filling == 0)[:, None, None, None], clean, anew * chosen + stays * clean)
+    # Not a sum where there is nothing to mix, so that an image stays itself to the bit.
+    mixed = mask * chosen + stays * image_latents
+    return jnp.where((filling == 0)[:, None, None, None], image_latents, mixed)

@@ -5,7 +5,7 @@ Three sources. `threefry` is JAX's counter-based generator, drawn on the device.
 `NV`), so that seeds carry over from diffusers and A1111; they are drawn on the host.
 
 A variation goes some way from the noise of one seed to that of another. Noise resized from another size keeps, in the
-middle, what the seed gives at that size, so that a picture keeps its composition. Both as in A1111
+middle, what the seed gives at that size, so that an image keeps its composition. Both as in A1111
 (`modules/rng.py`, `ImageRNG`).
 """
 
@@ -36,39 +36,39 @@ _LEAST_ANGLE = 1e-4
 # --- drawn on the device ---
 
 
-def seed_words(seed: int) -> UInt32[np.ndarray, " 2"]:
+def to_seed_words(seed: int) -> UInt32[np.ndarray, " 2"]:
     """The two halves of a 64-bit seed, high word first: the key data of a threefry key."""
     return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
 
-def start_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+def start_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """Standard normal numbers of `shape` for each image, from its seed alone."""
-    return _draw(words, (_FOR_START,), shape)
+    return _draw(seed_words, (_FOR_START,), shape)
 
 
-def step_noise(words: UInt32[Array, "b 2"], step: Array | int, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+def step_noise(seed_words: UInt32[Array, "b 2"], step: Array | int, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """The same for one step of a stochastic sampler."""
-    return _draw(words, (_FOR_STEPS, step), shape)
+    return _draw(seed_words, (_FOR_STEPS, step), shape)
 
 
-def masked_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """The same for the latents of a masked picture that the UNet sees, drawn from what the encoder gives."""
-    return _draw(words, (_FOR_MASKED,), shape)
+def masked_image_latents_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """The same for `masked_image_latents` of an inpainting UNet, which are drawn from the VAE's posterior."""
+    return _draw(seed_words, (_FOR_MASKED,), shape)
 
 
-def picture_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """The same for the latents of a picture with which an image begins."""
-    return _draw(words, (_FOR_PICTURE,), shape)
+def image_latents_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """The same for `image_latents` of img2img, which are drawn from the VAE's posterior."""
+    return _draw(seed_words, (_FOR_PICTURE,), shape)
 
 
-def filling_noise(words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    """The same for what stands in a masked place before anything is drawn there."""
-    return _draw(words, (_FOR_FILLING,), shape)
+def filling_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """The same for the latents with which a mask is filled before sampling (`inpaint.filled`)."""
+    return _draw(seed_words, (_FOR_FILLING,), shape)
 
 
 def varied_start_noise(
-    words: UInt32[Array, "b 2"],
-    variation_words: UInt32[Array, "b 2"],
+    seed_words: UInt32[Array, "b 2"],
+    variation_seed_words: UInt32[Array, "b 2"],
     strength: Float[Array, " b"],
     shape: tuple[int, int, int],
     from_shape: tuple[int, int] | None = None,
@@ -76,36 +76,38 @@ def varied_start_noise(
     """The noise at the start of images that may be variations, of seeds that may come from another size.
 
     Args:
-      words: of the seeds.
-      variation_words: of the variation seeds; they count for nothing where the strength is 0.
+      seed_words: of the seeds.
+      variation_seed_words: of the variation seeds; they count for nothing where the strength is 0.
       strength: of the variations, from 0 (the seed) to 1 (the variation seed). Where it is 0 the result is, to the bit,
         that of `start_noise`.
       shape: (height, width, channels) of the latents.
       from_shape: (height, width) of latents from which the seeds come; None if they are of `shape`.
     """
     drawn = shape if from_shape is None else (*from_shape, shape[2])
-    noise, other = jnp.split(start_noise(jnp.concatenate([words, variation_words]), drawn), 2)
+    noise, other = jnp.split(start_noise(jnp.concatenate([seed_words, variation_seed_words]), drawn), 2)
     varied = jax.vmap(lambda low, high, along: slerp(low, high, along, jnp))(noise, other, strength)
     noise = jnp.where(strength[:, None, None, None] == 0, noise, varied)
     if drawn == shape:
         return noise
     # Not `start_noise`, which gives the same numbers again in another order (as torch's generators do).
-    margin = _draw(words, (_FOR_MARGIN,), shape)
+    margin = _draw(seed_words, (_FOR_MARGIN,), shape)
     return jax.vmap(lambda inner, outer: resized(inner, outer, jnp))(noise, margin)
 
 
-def path_key(words: UInt32[Array, " 2"]) -> Key[Array, ""]:
+def path_key(seed_words: UInt32[Array, " 2"]) -> Key[Array, ""]:
     """The key from which one image's Brownian path is drawn."""
-    return _key(words, (_FOR_PATH,))
+    return _key(seed_words, (_FOR_PATH,))
 
 
-def steps_key(words: UInt32[Array, " 2"]) -> Key[Array, ""]:
+def steps_key(seed_words: UInt32[Array, " 2"]) -> Key[Array, ""]:
     """The key from which the white noise of one image's steps is drawn, with the place of the step folded in."""
-    return _key(words, (_FOR_STEPS,))
+    return _key(seed_words, (_FOR_STEPS,))
 
 
-def _draw(words: UInt32[Array, "b 2"], path: tuple[Array | int, ...], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    return jax.vmap(lambda pair: normal(_key(pair, path), shape))(words)
+def _draw(
+    seed_words: UInt32[Array, "b 2"], path: tuple[Array | int, ...], shape: tuple[int, ...]
+) -> Float[Array, "b ..."]:
+    return jax.vmap(lambda pair: normal(_key(pair, path), shape))(seed_words)
 
 
 def normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -116,8 +118,8 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     return jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
 
 
-def _key(words: UInt32[Array, " 2"], path: tuple[Array | int, ...]) -> Key[Array, ""]:
-    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+def _key(seed_words: UInt32[Array, " 2"], path: tuple[Array | int, ...]) -> Key[Array, ""]:
+    key = jax.random.wrap_key_data(seed_words, impl="threefry2x32")
     for part in path:
         key = jax.random.fold_in(key, part)
     return key
@@ -144,16 +146,16 @@ def host_randn(generator: HostGenerator, shape: tuple[int, int, int]) -> Float32
     return generator.randn(channels, height, width).transpose(1, 2, 0)
 
 
-class HostNoise:
+class HostNoiseStream:
     """The noise of one image from a source that is drawn on the host, in the order in which torch's users draw it.
 
     That is the order of diffusers with one generator an image, and of A1111's `ImageRNG`: first the latents at the
-    start, then the noise of one step after the other. Where an image begins with a picture, diffusers draws that one's
-    latents before all else. What a variation or another size needs besides is drawn from
-    generators of its own, so the noise of the steps does not depend on it.
+    start, then the noise of one step after the other. In img2img diffusers draws the image latents before all else.
+    What a variation or another size needs besides is drawn from generators of its own, so the noise of the steps does
+    not depend on it.
 
     Attributes:
-      image: for an input image, before all else; None without one.
+      image: for an input image, before all else (of img2img, with which image latents are drawn); None without one.
       first: at the start.
     """
 

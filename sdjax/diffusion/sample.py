@@ -11,18 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.diffusion.tableau import REGISTERS, Table
 
 Latents = Float[Array, "b h w c"]
+# Of numpy where the tables are made, of JAX where they are used; and in the same places how they are sharded.
+ArrayLike = Any
 
 
 class Level(NamedTuple):
-    """Where the network is asked: for each image noise, share of the clean picture at unit variance, and timestep.
+    """The noise level and timestep at which the network is evaluated, for each image.
 
-    `alpha` is 1 / sqrt(1 + sigma^2), worked out on the host: XLA turns roots and quotients over in one program and not
-    in another. `evaluation` is the number of the evaluation, one for all.
+    sigma: standard deviation of the noise in the latents.
+    alpha: 1 / sqrt(1 + sigma^2), by which latents have unit variance. It is worked out on the host: XLA turns roots and
+      quotients over in one program and not in another.
+    timestep: what the network is told.
+    evaluation: the number of the evaluation, one for all images.
     """
 
     sigma: Float[Array, " b"]
@@ -34,55 +39,60 @@ class Level(NamedTuple):
 Denoise = Callable[[Latents, Level], Latents]
 
 
-class NoiseWanted(NamedTuple):
-    """The noise after an evaluation: its place in the order of draws, and what each image wants.
+class NoiseRequest(NamedTuple):
+    """The noise that is added after an evaluation.
 
-    draws: whether any.
-    brownian: whether as an increment of a Brownian path from one sigma to another, `span`.
+    place: where it comes in the order of draws, counted from 0; one for all images.
+    draws: whether an image takes any.
+    brownian: whether it is an increment of a Brownian path over `span`, else white.
+    span: sigma before and after, for increments.
     """
 
     place: Int[Array, ""]
-    draws: Any  # (b,) bool
-    brownian: Any  # (b,) bool
-    span: Any  # (b, 2)
+    draws: Bool[Array, " b"]
+    brownian: Bool[Array, " b"]
+    span: Float[Array, "b 2"]
 
 
-class Row(NamedTuple):
-    """What one evaluation takes, for each image; of all evaluations, with one more axis in front, `Rows`."""
+class EvaluationArrays(NamedTuple):
+    """One evaluation of the network and what follows it, for each image: a row of `tableau.Table` as arrays.
 
-    sigma: Any  # (b,)
-    alpha: Any  # (b,)
-    timestep: Any  # (b,)
-    weights: Any  # (b, registers, registers + 2)
-    draws: Any  # (b,) bool
-    brownian: Any  # (b,) bool
-    span: Any  # (b, 2)
-
-
-class Rows(NamedTuple):
-    """The tables of a batch.
-
-    rows: a `Row` whose arrays have the evaluations in front.
-    count: (b,) evaluations of each image.
+    In `TableArrays` every array has the evaluations as one more axis in front.
     """
 
-    rows: Row
-    count: Any
+    sigma: Float[ArrayLike, "*n b"]
+    alpha: Float[ArrayLike, "*n b"]
+    timestep: Float[ArrayLike, "*n b"]
+    weights: Float[ArrayLike, "*n b registers terms"]
+    draws: Bool[ArrayLike, "*n b"]
+    brownian: Bool[ArrayLike, "*n b"]
+    span: Float[ArrayLike, "*n b 2"]
 
 
-def stack_tables(tables: Sequence[Table], rows: int) -> Rows:
-    """Tables of several images, each of its own length, as one of `rows` evaluations and a column per image.
+class TableArrays(NamedTuple):
+    """The tables of a batch.
 
-    Rows beyond an image's own are copies of its last, and never used for it.
+    evaluations: arrays whose first axis is the number of the evaluation.
+    counts: how many evaluations each image has.
+    """
+
+    evaluations: EvaluationArrays
+    counts: Int[ArrayLike, " b"]
+
+
+def stack_tables(tables: Sequence[Table], length: int) -> TableArrays:
+    """The tables of several images, each of its own length, as one of `length` evaluations and a column per image.
+
+    Evaluations beyond an image's own are copies of its last, and never used for it.
     """
 
     def stacked(columns: Sequence[np.ndarray]) -> np.ndarray:
-        pads = [((0, rows - len(column)), *((0, 0),) * (column.ndim - 1)) for column in columns]
+        pads = [((0, length - len(column)), *((0, 0),) * (column.ndim - 1)) for column in columns]
         padded = [np.pad(column, pad, mode="edge") for column, pad in zip(columns, pads, strict=True)]
         result = np.stack(padded, axis=1)
         return result if result.dtype == bool else result.astype(np.float32)
 
-    row = Row(
+    evaluations = EvaluationArrays(
         sigma=stacked([table.sigma for table in tables]),
         alpha=stacked([1 / np.sqrt(1 + np.square(table.sigma)) for table in tables]),
         timestep=stacked([table.timestep for table in tables]),
@@ -91,22 +101,22 @@ def stack_tables(tables: Sequence[Table], rows: int) -> Rows:
         brownian=stacked([table.brownian[1:] for table in tables]),
         span=stacked([table.span[1:] for table in tables]),
     )
-    return Rows(row, np.array([table.evaluations for table in tables], np.int32))
+    return TableArrays(evaluations, np.array([table.evaluations for table in tables], np.int32))
 
 
 class State(NamedTuple):
-    """What is kept between two evaluations; the first register is what the network is asked next."""
+    """What is carried from one evaluation to the next; the first register is the network's next input."""
 
     registers: tuple[Latents, ...]
 
     @property
     def latents(self) -> Latents:
-        """At the end the result."""
+        """The network's next input, and after the last evaluation the result."""
         return self.registers[0]
 
 
 class Info(NamedTuple):
-    """What a step reports beside its state: the clean latents that the network expected."""
+    """What a step reports beside its state: the network's estimate of the denoised latents."""
 
     denoised: Latents
 
@@ -116,11 +126,22 @@ def init(latents: Latents) -> State:
     return State((latents, *(jnp.zeros_like(latents) for _ in range(REGISTERS - 1))))
 
 
-def step(denoise: Denoise, state: State, row: Row, evaluation: Array, noise: Latents) -> tuple[State, Info]:
-    """One evaluation of the network and what follows it."""
-    denoised = denoise(state.latents, Level(row.sigma, row.alpha, row.timestep, evaluation))
+def step(
+    denoise: Denoise, state: State, evaluation: EvaluationArrays, number: Int[Array, ""], noise: Latents
+) -> tuple[State, Info]:
+    """One evaluation of the network and what follows it.
+
+    Args:
+      denoise: the network with parametrisation and guidance.
+      state: from `init` or the step before.
+      evaluation: the rows of the tables.
+      number: of the evaluation.
+      noise: standard normal, for images that draw any after it.
+    """
+    level = Level(evaluation.sigma, evaluation.alpha, evaluation.timestep, number)
+    denoised = denoise(state.latents, level)
     terms = (*state.registers, denoised, noise)
-    weights = row.weights[..., None, None, None]
+    weights = evaluation.weights[..., None, None, None]
 
     def register(index: int) -> Latents:
         # Written out, for sums of this kind are then the same in every place of the batch.
@@ -132,22 +153,22 @@ def step(denoise: Denoise, state: State, row: Row, evaluation: Array, noise: Lat
     return State(tuple(register(index) for index in range(REGISTERS))), Info(denoised)
 
 
-class Trail(NamedTuple):
-    """Latents kept on the way: what the network was asked, at unit variance, and the clean latents it expected."""
+class Previews(NamedTuple):
+    """Latents kept on the way, for previews: the network's inputs at unit variance, and the denoised latents."""
 
-    noisy: Float[Array, "f b h w c"]
-    clean: Float[Array, "f b h w c"]
+    noisy: Float[Array, "p b h w c"]
+    denoised: Float[Array, "p b h w c"]
 
 
 def sample(
     denoise: Denoise,
     latents: Latents,
-    tables: Rows,
-    draw: Callable[[NoiseWanted], Latents] | None,
-    frames: Int[Array, "n b"] | None = None,
-    frame_count: int = 0,
+    tables: TableArrays,
+    draw: Callable[[NoiseRequest], Latents] | None,
+    preview_places: Int[Array, "n b"] | None = None,
+    preview_count: int = 0,
     put_back: Callable[[Latents, Float[Array, " b"]], Latents] | None = None,
-) -> tuple[Latents, Trail]:
+) -> tuple[Latents, Previews]:
     """Takes each image through its own table.
 
     Args:
@@ -155,36 +176,40 @@ def sample(
       latents: the first ones; see `Table.start` and `Table.first_noise`.
       tables: of the batch.
       draw: gives noise; None if no table draws any after an evaluation.
-      frames: where in the trail the latents of an evaluation are kept; -1 is nowhere.
-      frame_count: length of the trail.
+      preview_places: for each evaluation its place among an image's previews; -1 where it is not kept.
+      preview_count: how many previews there is room for.
       put_back: what becomes of the latents, of these sigmas, between two evaluations; None leaves them.
 
     An image that has finished stays as it is while others go on, so its bits do not depend on them.
     """
-    last = jnp.max(tables.count)
+    last = jnp.max(tables.counts)
 
-    def drawn(place: Array, row: Row) -> Latents:
-        return jnp.zeros_like(latents) if draw is None else draw(NoiseWanted(place, row.draws, row.brownian, row.span))
+    def drawn(place: Array, row: EvaluationArrays) -> Latents:
+        if draw is None:
+            return jnp.zeros_like(latents)
+        return draw(NoiseRequest(place, row.draws, row.brownian, row.span))
 
-    def body(carry: tuple[Array, State, Trail]) -> tuple[Array, State, Trail]:
-        index, state, trail = carry
-        row = jax.tree.map(lambda column: column[index], tables.rows)
+    def body(carry: tuple[Array, State, Previews]) -> tuple[Array, State, Previews]:
+        index, state, previews = carry
+        row = jax.tree.map(lambda column: column[index], tables.evaluations)
         after, info = step(denoise, state, row, index, drawn(index + 1, row))
         if put_back is not None:
             # After an image's last evaluation there is no next one, and what this gives is not used.
-            following = tables.rows.sigma[jnp.minimum(index + 1, len(tables.rows.sigma) - 1)]
-            between = (index + 1 < tables.count)[:, None, None, None]
+            sigmas = tables.evaluations.sigma
+            following = sigmas[jnp.minimum(index + 1, len(sigmas) - 1)]
+            between = (index + 1 < tables.counts)[:, None, None, None]
             latents_after = jnp.where(between, put_back(after.latents, following), after.latents)
             after = State((latents_after, *after.registers[1:]))
-        going = (index < tables.count)[:, None, None, None]
-        if frames is not None:
+        going = (index < tables.counts)[:, None, None, None]
+        if preview_places is not None:
             noisy = state.latents * row.alpha[:, None, None, None]
-            here = (jnp.arange(frame_count)[:, None] == frames[index][None])[:, :, None, None, None] & going[None]
-            kept = zip((noisy, info.denoised), trail, strict=True)
-            trail = Trail(*(jnp.where(here, new[None], old) for new, old in kept))
-        return index + 1, jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state), trail
+            places = jnp.arange(preview_count)[:, None]
+            here = (places == preview_places[index][None])[:, :, None, None, None] & going[None]
+            kept = zip((noisy, info.denoised), previews, strict=True)
+            previews = Previews(*(jnp.where(here, new[None], old) for new, old in kept))
+        return index + 1, jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state), previews
 
-    trail = jnp.zeros((frame_count, *latents.shape), latents.dtype)
-    start = (jnp.zeros((), jnp.int32), init(latents), Trail(trail, trail))
-    _, state, kept = lax.while_loop(lambda carry: carry[0] < last, body, start)
-    return state.latents, kept
+    empty = jnp.zeros((preview_count, *latents.shape), latents.dtype)
+    start = (jnp.zeros((), jnp.int32), init(latents), Previews(empty, empty))
+    _, state, previews = lax.while_loop(lambda carry: carry[0] < last, body, start)
+    return state.latents, previews

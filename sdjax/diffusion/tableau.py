@@ -1,6 +1,6 @@
 """From a sampler written as its paper has it to the table of numbers by which the compiled loop takes its steps.
 
-Every sampler here is linear in the latents, the network's clean latents and fresh noise; only the network is not. So it
+Every sampler here is linear in the latents, the denoised latents and fresh noise; only the network is not. So it
 is a general linear method (Butcher 1966, https://doi.org/10.1090/S0025-5718-1966-0189251-0): between two evaluations of
 the network a few latents are kept in registers, and each new register is a weighted sum of the old ones, of what the
 network gave and of noise. A sampler is therefore a function that is run once on the host with symbols in the place of
@@ -24,7 +24,7 @@ class Table(NamedTuple):
     sigma: noise of the evaluated latents; they are `x0 + sigma * noise`.
     timestep: what the network is told.
     step: the step, counted from 0, to which the evaluation belongs.
-    weights: new registers (rows) from old registers, the clean latents and noise (columns). Register 0 is what the
+    weights: new registers (rows) from old registers, the denoised latents and noise (columns). Register 0 is what the
       network is asked next, and after the last row the result.
     draws: whether noise is drawn after evaluation i; entry 0 is before all, so there is one more.
     brownian: whether that noise is the increment of a Brownian path in sigma over `span`, else white.
@@ -78,7 +78,7 @@ class _Leaf:
     __slots__ = ("born", "form", "kind", "last_use")
 
     def __init__(self, kind: str, born: int, form: "dict[_Leaf, float] | None" = None) -> None:
-        self.kind = kind  # "start", "input", "clean", "noise" or "kept"
+        self.kind = kind  # "start", "input", "denoised", "noise" or "kept"
         self.born = born  # the evaluation after which it is there; -1 is before all
         self.form = form  # of inputs and kept ones: the sum which they are
         self.last_use = born
@@ -150,14 +150,14 @@ class Recorder:
             leaf.last_use = max(leaf.last_use, at)
 
     def denoise(self, latents: Vector, sigma: float, timestep: float | None = None) -> Vector:
-        """The clean latents that the network expects at `latents`; these are in a register from here on."""
+        """The denoised latents by the network at `latents`; these are in a register from here on."""
         self._used(latents, self._now)
         given = self._leaf("input", self._now, latents._terms)
         self._inputs.append(given)
         told = self._timestep_of(float(sigma)) if timestep is None else float(timestep)
         self._levels.append((float(sigma), told, self.step))
         latents._terms = {given: 1.0}
-        return Vector({self._leaf("clean", self._now): 1.0})
+        return Vector({self._leaf("denoised", self._now): 1.0})
 
     def keep(self, vector: Vector) -> Vector:
         """The same vector in one register: for sums that later steps need as a whole."""
@@ -224,7 +224,7 @@ class Recorder:
 
     def _write(self, row: Float64[np.ndarray, " c"], leaf: _Leaf, held: dict[_Leaf, int], index: int) -> None:
         """One register after an evaluation, from those before it."""
-        if leaf in held or leaf.kind in ("clean", "noise"):
+        if leaf in held or leaf.kind in ("denoised", "noise"):
             self._add(row, leaf, 1.0, held, index)
         else:
             assert leaf.form is not None
@@ -237,7 +237,7 @@ class Recorder:
         """A symbol to a row: from the registers before, or of this evaluation."""
         if term in held:
             row[held[term]] += weight
-        elif term.kind == "clean" and term.born == index:
+        elif term.kind == "denoised" and term.born == index:
             row[REGISTERS] += weight
         elif term.kind == "noise" and term.born == index:
             row[REGISTERS + 1] += weight
@@ -252,16 +252,16 @@ def run_on_host(table: Table, denoise: Callable[[Any, float, float], Any], laten
 
     Args:
       table: of a sampler.
-      denoise: (latents, sigma, timestep) -> clean latents.
+      denoise: (latents, sigma, timestep) -> denoised latents.
       latents: of standard deviation 1.
       noise: by place, as `Table.draws` counts them; needed only by stochastic samplers.
     """
     registers = [np.zeros_like(latents) for _ in range(REGISTERS)]
     registers[0] = latents * table.start + (table.first_noise * noise[0] if table.first_noise else 0.0)
     for index in range(table.evaluations):
-        clean = denoise(registers[0], float(table.sigma[index]), float(table.timestep[index]))
+        denoised = denoise(registers[0], float(table.sigma[index]), float(table.timestep[index]))
         fresh = noise[index + 1] if table.draws[index + 1] else np.zeros_like(latents)
-        terms = [*registers, clean, fresh]
+        terms = [*registers, denoised, fresh]
         registers = [
             sum((weight * term for weight, term in zip(row, terms, strict=True)), np.zeros_like(latents))
             for row in table.weights[index]

@@ -11,7 +11,7 @@ from sdjax.diffusion import noise
 from sdjax.diffusion.brownian import TorchBrownianTree
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.sample import stack_tables
-from sdjax.diffusion.schedule import alphas_cumprod
+from sdjax.diffusion.scheduler_config import alphas_cumprod
 from sdjax.engine import prompt_arrays
 from sdjax.engine.inputs import (
     Img2ImgInputs,
@@ -117,7 +117,7 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
 
 def seed_words(batch: Sequence[Sample]) -> UInt32[np.ndarray, "b 2"]:
     """The halves of the seeds."""
-    return np.stack([noise.seed_words(_seed(sample.job)) for sample in batch])
+    return np.stack([noise.to_seed_words(_seed(sample.job)) for sample in batch])
 
 
 def latent_masks(batch: Sequence[Sample]) -> Float32[np.ndarray, "b h w 1"]:
@@ -193,7 +193,7 @@ def start_inputs(batch: Sequence[Sample], unit: bool = False) -> StartInputs:
     jobs, tables = [sample.job for sample in batch], [sample.table for sample in batch]
     return StartInputs(
         seed_words=seed_words(batch),
-        variation_seed_words=np.stack([noise.seed_words(job.variation_seed or 0) for job in jobs]),
+        variation_seed_words=np.stack([noise.to_seed_words(job.variation_seed or 0) for job in jobs]),
         variation_strength=np.array([job.variation_strength for job in jobs], np.float32),
         start=np.array([1.0 if unit else table.start for table in tables], np.float32),
         first_noise=np.array([0.0 if unit else table.first_noise for table in tables], np.float32),
@@ -234,7 +234,7 @@ class HostNoise:
         later = np.zeros((places, len(batch), *shape), np.float32)
         for number, each in enumerate(batch):
             job, table = each.job, each.table
-            source = noise.HostNoise(
+            source = noise.HostNoiseStream(
                 job.noise_source,
                 _seed(job),
                 shape,

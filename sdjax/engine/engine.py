@@ -19,7 +19,7 @@ from sdjax.engine.fingerprint import fingerprint_of
 from sdjax.engine.passes import Bucket, Sample, Task
 from sdjax.engine.planner import LORA_MODES, Planner
 from sdjax.engine.settings import pinned
-from sdjax.images.steps import Preview
+from sdjax.images.previews import Preview
 from sdjax.jobs.input_images import Read, read_file, with_depth
 from sdjax.jobs.job import Job, JobError
 from sdjax.library.classifier import Classifier, load_classifier

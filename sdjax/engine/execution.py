@@ -13,7 +13,7 @@ from PIL import Image
 from sdjax.adapters.lora import changed, replaced
 from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
 from sdjax.checkpoints.tensors import Params
-from sdjax.diffusion.sample import Trail
+from sdjax.diffusion.sample import Previews
 from sdjax.engine import batches, latents
 from sdjax.engine.devices import Devices, shapes_of
 from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, REPLICATED, SHARDING, EncoderInputs
@@ -47,7 +47,7 @@ class BatchState:
     images: on the host, of the tasks alone.
     finite: whether all that was made of each so far is.
     decoded_again: whether an image was decoded again in float32, since half precision gave NaN.
-    trail: latents that are kept on the way, for previews.
+    previews: latents that are kept on the way.
     """
 
     tasks: list[Task]
@@ -57,7 +57,7 @@ class BatchState:
     images: UInt8[np.ndarray, "b h w 3"] | None
     finite: Bool[np.ndarray, " b"]
     decoded_again: Bool[np.ndarray, " b"]
-    trail: Trail | None
+    previews: Previews | None
 
 
 def start_of(tasks: list[Task]) -> BatchState:
@@ -141,7 +141,7 @@ class Execution:
         elif first.start == "latents":
             begins_with = state.latents
         params = self._params_with(first)
-        state.latents, state.trail = self._sampled(padded, params, begins_with, library)
+        state.latents, state.previews = self._sampled(padded, params, begins_with, library)
 
     def _sampled(self, batch: list[Sample], params: Params, begins_with: Any, library: OpenLibrary) -> Any:
         """Latents of a compiled batch, and those that are kept on the way."""
@@ -157,7 +157,7 @@ class Execution:
             params,
             given,
             SHARDING,
-            (BY_IMAGE, Trail(*_PREVIEWS)),
+            (BY_IMAGE, Previews(*_PREVIEWS)),
             functools.partial(self._on_compile, bucket),
         )
 
@@ -389,14 +389,14 @@ class Execution:
 
         One after the other: decoded, they take far more room than as latents.
         """
-        trail = state.trail
-        assert trail is not None
+        previews = state.previews
+        assert previews is not None
         return [
             self._mended(self.model, values[place], self._decoded(self.model, values[place], self.params), self.params)[
                 0
             ]
             for place in range(count)
-            for values in trail
+            for values in previews
         ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Float32, Int32, UInt8, UInt32
 
-from sdjax.diffusion.sample import Row
+from sdjax.diffusion.sample import EvaluationArrays
 
 # Of numpy on the host, of JAX on devices and in programs.
 _Array = Any
@@ -88,7 +88,7 @@ class PerEvaluation(NamedTuple):
     noise: drawn on the host, in the order of draws.
     """
 
-    table: Row
+    table: EvaluationArrays
     text_of: Int32[_Array, "e b p"]
     part_weights: Float32[_Array, "q b"]
     control_weights: tuple[Float32[_Array, "e b"], ...] = ()

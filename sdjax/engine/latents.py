@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 from sdjax.diffusion import noise
-from sdjax.diffusion.enlarge import enlarged
 from sdjax.diffusion.inpaint import filled
+from sdjax.diffusion.resize_latents import resize_latents
 from sdjax.diffusion.sample import Latents
 from sdjax.engine.inputs import EncoderInputs, Img2ImgInputs, NoisedImageInputs, StartInputs
 from sdjax.model import DTYPES, Model
@@ -62,7 +62,7 @@ def encode_images(
       params: of the model.
       inputs: the images.
     """
-    draw = noise.masked_noise if masked else noise.picture_noise
+    draw = noise.masked_image_latents_noise if masked else noise.image_latents_noise
     drawn = draw(inputs.noise, shape) if inputs.noise.ndim == 2 else inputs.noise
     pixels = inputs.pixels.astype(jnp.float32) / 127.5 - 1
     if inputs.hidden is not None:
@@ -97,7 +97,7 @@ def whole_mask_channels(
       params: of the model.
       drawn: noise with which latents are drawn from the encoder's distribution; or seeds of it.
     """
-    drawn = noise.masked_noise(drawn, shape) if drawn.ndim == 2 else drawn
+    drawn = noise.masked_image_latents_noise(drawn, shape) if drawn.ndim == 2 else drawn
     grey = jnp.zeros((1, shape[0] * model.vae.config.factor, shape[1] * model.vae.config.factor, 3))
     posterior = Gaussian(
         *(jnp.broadcast_to(each, drawn.shape) for each in _posterior(model, params["vae"], grey, tile))
@@ -109,7 +109,7 @@ def whole_mask_channels(
 def noised_images(params: Any, inputs: NoisedImageInputs) -> Float[Array, "b y x 3"]:
     """Images from -1 to 1 with noise added, as the x4 upscaler's UNet sees them."""
     drawn = inputs.noise
-    drawn = noise.picture_noise(drawn, inputs.pixels.shape[1:]) if drawn.ndim == 2 else drawn
+    drawn = noise.image_latents_noise(drawn, inputs.pixels.shape[1:]) if drawn.ndim == 2 else drawn
     signal, sigma = (share[:, None, None, None] for share in (inputs.signal, inputs.sigma))
     return (inputs.pixels.astype(jnp.float32) / 127.5 - 1) * signal + drawn * sigma
 
@@ -121,7 +121,7 @@ def doubled_latents(params: Any, latents: Latents) -> Float[Array, "b i j c"]:
 
 def resized_latents(method: str, height: int, width: int, params: Any, latents: Latents) -> Float[Array, "b i j c"]:
     """Latents of another height and width; `method` is a key of `LATENT_UPSCALERS`."""
-    return enlarged(latents, method, height, width)
+    return resize_latents(latents, method, height, width)
 
 
 def decode(

@@ -8,7 +8,7 @@ import PIL
 
 from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.engine import upscaling_passes
 from sdjax.engine.passes import (
     Bucket,
@@ -34,8 +34,7 @@ from sdjax.library.depth import check_size
 from sdjax.library.opened import OpenLibrary
 from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
-from sdjax.text.conditioning import Conditioning as Readings
-from sdjax.text.conditioning import condition
+from sdjax.text.tokenized_prompt import TokenizedPrompt, tokenize_prompt
 from sdjax.upscaling.upscalers import Upscalers
 
 # Numbers of previews that are compiled: those of a job are rounded up to the next.
@@ -194,11 +193,11 @@ class Planner(NamedTuple):
             except ValueError as error:
                 raise JobError(str(error)) from error
 
-    def _read(self, job: Job, steps: int, steps_before: int | None) -> Readings:
+    def _read(self, job: Job, steps: int, steps_before: int | None) -> TokenizedPrompt:
         """The prompts, with the words of embeddings, also of those that come with the LoRAs named there."""
 
-        def read(bundled: Mapping[str, Embedding]) -> Readings:
-            return condition(
+        def read(bundled: Mapping[str, Embedding]) -> TokenizedPrompt:
+            return tokenize_prompt(
                 self.model.tokenizer,
                 job.prompt,
                 job.negative_prompt,

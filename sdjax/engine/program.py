@@ -19,12 +19,12 @@ from sdjax.diffusion.guidance import (
     LogProbability,
     classifier_free,
     classifier_guided,
-    denoised,
     network_input,
     rescaled,
     thresholded,
+    to_denoised,
 )
-from sdjax.diffusion.sample import Latents, Level, NoiseWanted, Rows, Trail, sample
+from sdjax.diffusion.sample import Latents, Level, NoiseRequest, Previews, TableArrays, sample
 from sdjax.engine import prompt_arrays
 from sdjax.engine.inputs import Inputs, PerImage
 from sdjax.engine.latents import precision
@@ -49,7 +49,7 @@ def sample_latents(
     shape: tuple[int, int, int],
     params: Any,
     inputs: Inputs,
-) -> tuple[Latents, Trail]:
+) -> tuple[Latents, Previews]:
     """First latents to the last ones, and those that are kept on the way.
 
     Args:
@@ -69,18 +69,18 @@ def sample_latents(
 
         def denoise(latents: Latents, level: Level) -> Latents:
             prediction = guided_prediction(latents, level)
-            result = denoised(prediction, latents, level.sigma, level.alpha, model.prediction_type)
+            result = to_denoised(prediction, latents, level.sigma, level.alpha, model.prediction_type)
             if bucket.classifier:
                 result = _classified(log_probability, params["classifier"], per_image, result, latents, level)
             return thresholded(result, per_image.threshold_ratio, per_image.threshold_max)
 
         restore = functools.partial(_restored, per_image) if bucket.masked else None
-        tables = Rows(per_evaluation.table, per_image.evaluations)
+        tables = TableArrays(per_evaluation.table, per_image.evaluations)
         draw = _draw(bucket, shape, inputs)
-        latents, trail = sample(
+        latents, previews = sample(
             denoise, per_image.latents, tables, draw, per_evaluation.previews, bucket.previews, restore
         )
-        return (_restored(per_image, latents) if bucket.masked else latents), trail
+        return (_restored(per_image, latents) if bucket.masked else latents), previews
 
 
 def _predict(model: Model, bucket: Bucket, inputs: Inputs, networks: Networks, texts: Conditioning) -> _Predict:
@@ -243,14 +243,14 @@ def _classified(
     )
 
 
-def _draw(bucket: Bucket, shape: tuple[int, int, int], inputs: Inputs) -> Callable[[NoiseWanted], Latents] | None:
+def _draw(bucket: Bucket, shape: tuple[int, int, int], inputs: Inputs) -> Callable[[NoiseRequest], Latents] | None:
     """Where the noise of the steps comes from."""
     if bucket.host_noise is not None:
         noise = inputs.per_evaluation.noise
         return None if noise is None else lambda wanted: noise[wanted.place]
     words, latents = inputs.per_image.seed_words, inputs.per_image.latents
 
-    def draw(wanted: NoiseWanted) -> Latents:
+    def draw(wanted: NoiseRequest) -> Latents:
         def drawn() -> Latents:
             return step_noise(words, wanted.place, wanted.brownian, wanted.span, shape)
 

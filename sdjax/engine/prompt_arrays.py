@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32
 from sdjax.diffusion.tableau import Table
 from sdjax.engine.inputs import PromptTokens
 from sdjax.families.family import Conditioning, Family, Networks, Tokens
-from sdjax.text.conditioning import Conditioning as Readings
-from sdjax.text.words import FIRST_VECTOR
+from sdjax.text.prompt_tokenizer import FIRST_VECTOR
+from sdjax.text.tokenized_prompt import TokenizedPrompt
 
 # Numbers of readings, texts and chunks are rounded up to these, so that few programs serve many prompts.
 _SIZES = tuple(itertools.chain.from_iterable((2**n, 3 * 2 ** (n - 1)) for n in range(1, 20)))
@@ -45,7 +45,7 @@ class PromptSelection(NamedTuple):
     embeddings: names of those that are read.
     """
 
-    prompt: Readings
+    prompt: TokenizedPrompt
     branches: tuple[int, ...]
     readings: tuple[int, ...]
     texts: tuple[int, ...]
@@ -53,7 +53,7 @@ class PromptSelection(NamedTuple):
     shape: PromptShape
 
 
-def select(prompt: Readings, branches: tuple[int, ...], guided: bool) -> PromptSelection:
+def select(prompt: TokenizedPrompt, branches: tuple[int, ...], guided: bool) -> PromptSelection:
     """Leaves out what an image does not need.
 
     Args:
@@ -171,7 +171,7 @@ def _placed(image: PromptSelection, vectors: Sequence[Float[np.ndarray, "_ e"]])
     return placed
 
 
-def _rows(prompt: Readings) -> dict[str, range]:
+def _rows(prompt: TokenizedPrompt) -> dict[str, range]:
     """In which rows the vectors of each embedding are."""
     starts = itertools.accumulate(prompt.vectors, initial=0)
     named = zip(prompt.embeddings, starts, prompt.vectors, strict=False)
@@ -179,7 +179,7 @@ def _rows(prompt: Readings) -> dict[str, range]:
 
 
 def encode(family: Family, networks: Networks, prompts: PromptTokens, end: int) -> Conditioning:
-    """Readings through the text encoders, weighted, and mixed to texts: `b t` in front.
+    """TokenizedPrompt through the text encoders, weighted, and mixed to texts: `b t` in front.
 
     Args:
       family: of the model.

@@ -7,7 +7,7 @@ import numpy as np
 from sdjax.diffusion.tableau import Table
 from sdjax.engine import prompt_arrays
 from sdjax.jobs.job import Job, JobError
-from sdjax.text.conditioning import Conditioning as Readings
+from sdjax.text.tokenized_prompt import TokenizedPrompt
 
 # Lengths of compiled tables: a job's evaluations are rounded up to the next.
 _EVALUATIONS = (64, 128, 256, 512, 1024, 2048)
@@ -15,7 +15,9 @@ _EVALUATIONS = (64, 128, 256, 512, 1024, 2048)
 _LEAST_SUM = 1e-3
 
 
-def branches_of(job: Job, read: Readings, table: Table) -> tuple[prompt_arrays.PromptSelection, tuple[int, int] | None]:
+def branches_of(
+    job: Job, read: TokenizedPrompt, table: Table
+) -> tuple[prompt_arrays.PromptSelection, tuple[int, int] | None]:
     """The prompt's parts and the negative prompt, those that count; and the evaluations that are guided, if not all."""
     parts = len(read.part_weights)
     steps = int(table.step[-1]) + 1

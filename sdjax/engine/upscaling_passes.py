@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from sdjax.adapters.adapter_set import AdapterSet
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.engine.passes import Bucket, Decode, Pass, Sample, SampleKey, Start, UpscaleImages
 from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
@@ -12,7 +12,7 @@ from sdjax.jobs.job import MAX_SIDE, Job, JobError, check_upscaler_options
 from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.text import tags
-from sdjax.text.conditioning import condition
+from sdjax.text.tokenized_prompt import tokenize_prompt
 from sdjax.upscaling.upscalers import Upscalers
 
 # Of what a network gives on the way to a smaller image.
@@ -110,7 +110,7 @@ def diffusion_sample(upscaler: Model, job: Job, size: Size, start: Start) -> Sam
     table = upscaler.table(own)
     plain = upscaler.family.conditioned_on == "latents"
     _check_prompts(upscaler, own, plain)
-    read = condition(
+    read = tokenize_prompt(
         upscaler.tokenizer,
         own.prompt,
         own.negative_prompt,

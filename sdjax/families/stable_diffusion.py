@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdjax.families.family import Family, Networks, TextStates, Tokens, UNetInputs
-from sdjax.text.words import FIRST_VECTOR
+from sdjax.text.prompt_tokenizer import FIRST_VECTOR
 
 
 def encode_text(networks: Networks, tokens: Tokens) -> TextStates:

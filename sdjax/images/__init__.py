@@ -1,1 +1,1 @@
-"""Picture files and what is written into them."""
+"""Image files: decoding, fitting, masks, encoding, and the metadata that is written into them."""

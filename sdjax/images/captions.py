@@ -1,4 +1,4 @@
-"""Pictures side by side with words around them: strips of steps, contact sheets, comparison grids."""
+"""Images side by side with captions: strips of previews, contact sheets, comparison grids."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,7 +47,7 @@ def _fitting(word: str, width: int) -> list[str]:
 
 
 class Grid(NamedTuple):
-    """Pictures in rows and columns with a word at each.
+    """Images in rows and columns, each of which has a caption.
 
     title: above all; may be empty.
     columns, rows: words.
@@ -69,14 +69,14 @@ _LEAST_WIDTH = 96
 
 
 def enlarged(picture: Image.Image, least: int = _LEAST_WIDTH) -> Image.Image:
-    """The picture, larger by a whole number where it is too small to be seen well."""
+    """The image, larger by a whole factor where it is too small to be seen well."""
     factor = -(-least // picture.width)
     size = (picture.width * factor, picture.height * factor)
     return picture if factor == 1 else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def draw_grid(grid: Grid) -> Image.Image:
-    """The grid with its words."""
+    """Draws a grid with its captions."""
     cells = [[picture and enlarged(picture) for picture in row] for row in grid.pictures]
     there = [picture for row in cells for picture in row if picture]
     width, height = (max((picture.size[side] for picture in there), default=_LEAST_WIDTH) for side in (0, 1))

@@ -1,4 +1,4 @@
-"""EXIF, as far as pictures need it here: the comment of a generator, and how a picture is turned.
+"""EXIF data, as far as they are needed: the comment of a generator, and the orientation.
 
 Pillow's reader copies what each entry points to. Entries may all point to the same bytes, so 12 of a stranger's bytes
 can ask for megabytes; here only the entries looked for are followed. Its writer gives UserComment the type BYTE, which
@@ -104,11 +104,11 @@ def _value(block: bytes, entry: _Entry | None) -> bytes | None:
     return value
 
 
-# --- What directories ask a reader to copy ---
+# --- How much directories make a reader copy ---
 
 
-class Asked(NamedTuple):
-    """What a directory points to.
+class DirectoryExtent(NamedTuple):
+    """How much data a directory points to.
 
     size: of all its values together, in bytes.
     further: where the directories within it begin.
@@ -118,8 +118,8 @@ class Asked(NamedTuple):
     further: tuple[int, ...]
 
 
-def asked(data: bytes, place: int, order: str, big: bool = False) -> Asked:
-    """What the entries of a TIFF's directory point to; `big` is BigTIFF's form.
+def directory_extent(data: bytes, place: int, order: str, big: bool = False) -> DirectoryExtent:
+    """How much data the entries of a TIFF's directory point to; `big` is BigTIFF's form.
 
     Raises:
       ValueError: if the directory is not whole.
@@ -130,4 +130,4 @@ def asked(data: bytes, place: int, order: str, big: bool = False) -> Asked:
         size += whole if entry.place + whole <= len(data) else 0  # else there is nothing to be copied
         if tag in _FURTHER and (inside := _number(data, entry, order)) is not None:
             further.append(inside)
-    return Asked(size, tuple(further))
+    return DirectoryExtent(size, tuple(further))

@@ -1,4 +1,4 @@
-"""Pictures, masks and depth maps brought to the size of an image.
+"""Resizes input images, masks and depth maps to the size of the image to be made.
 
 The sizes, the places and the filters are those of diffusers' VaeImageProcessor, whose modes "default", "crop" and
 "fill" are A1111's "Just resize", "Crop and resize" and "Resize and fill".
@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from sdjax.images.encode import MAX_PIXELS, PictureError
+from sdjax.images.decode import MAX_PIXELS, ImageError
 
 RESIZE_MODES = ("stretch", "crop", "pad")
 
 
 def fitted(pixels: UInt8[np.ndarray, "h w 3"], height: int, width: int, mode: str) -> UInt8[np.ndarray, "y x 3"]:
-    """A picture in another size, by Lanczos' filter.
+    """Resizes an image with Lanczos' filter.
 
     Args:
       pixels: of any size.
@@ -61,7 +61,7 @@ def _resized(picture: Image.Image, height: int, width: int, mode: str, filter_: 
         size = width, picture.height * width // picture.width
     # Of a picture that is long and narrow the one that covers the image may be as large as no other.
     if size[0] * size[1] > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"{picture.width}x{picture.height} pixels are too narrow for resize_mode = crop to {width}x{height}"
         )
     resized = picture.resize((max(1, size[0]), max(1, size[1])), filter_)
@@ -74,7 +74,7 @@ def _resized(picture: Image.Image, height: int, width: int, mode: str, filter_: 
 
 
 def _fill(whole: Image.Image, inner: Image.Image, left: int, top: int) -> None:
-    """Draws what lies beside the inner picture: its edges, carried on.
+    """Fills the margin beside the inner image by repeating its edges.
 
     An edge is a part of the picture of no width, which Pillow resizes by its default filter: so the reference does it.
     """

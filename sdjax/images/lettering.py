@@ -1,4 +1,4 @@
-"""Words in images, in whatever letters: each from a font of this machine that has it.
+"""Text in images, in any script: each letter from a font of this machine that has it.
 
 Pillow's own font has Latin letters. For others fontconfig is asked, where it is installed, for a font with the letter;
 Pillow's layout engine joins Arabic letters and puts them from right to left. A letter that no font has is a box, and

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sdjax.diffusion import elementary
-from sdjax.images.encode import PictureError
+from sdjax.images.decode import ImageError
 from sdjax.images.fit import fitted_mask
 
 # From here on models that are told of a mask take it for white.
@@ -89,13 +89,13 @@ def crop_region(mask: Float32[np.ndarray, "h w"], padding: int, size: tuple[int,
       top, left, bottom and right, of which the last two are not within.
 
     Raises:
-      PictureError: if nothing is masked.
+      ImageError: if nothing is masked.
     """
     # Less than half a step of 8 bits is nothing: there the references' masks are 0.
     masked = mask >= 0.5 / 255
     rows, columns = np.flatnonzero(masked.any(1)), np.flatnonzero(masked.any(0))
     if not len(rows):
-        raise PictureError("nothing is masked: the mask is 0 everywhere")
+        raise ImageError("nothing is masked: the mask is 0 everywhere")
     height, width = mask.shape
     top, bottom = max(int(rows[0]) - padding, 0), min(int(rows[-1]) + 1 + padding, height)
     left, right = max(int(columns[0]) - padding, 0), min(int(columns[-1]) + 1 + padding, width)
@@ -129,13 +129,13 @@ def fitted_to(mask: Float32[np.ndarray, "h w"], height: int, width: int) -> Floa
     """The mask in the size of its picture, if it has its proportions within a pixel of the coarser of the two.
 
     Raises:
-      PictureError: if it has others.
+      ImageError: if it has others.
     """
     own_height, own_width = mask.shape
     if (own_height, own_width) == (height, width):
         return mask
     if abs(height * own_width - own_height * width) > max(height, width, own_height, own_width):
-        raise PictureError(
+        raise ImageError(
             f"wrong size for the mask: {own_width}x{own_height}; the picture has {width}x{height} pixels. "
             "Expected the same size, or the same proportions"
         )

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32, Int16, UInt8
 from PIL import Image
 
 from sdjax.images.masks import gaussian
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 
 def none(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -135,9 +135,9 @@ def read_preprocessor(text: str) -> tuple[str, tuple[float, ...]]:
         if name in PREPROCESSORS:
             PREPROCESSORS[name](np.zeros((1, 1, 3), np.uint8), *numbers)
         elif numbers:
-            raise PreprocessorError(f"{shown(text)}: it takes no numbers")
+            raise PreprocessorError(f"{quoted(text)}: it takes no numbers")
     except (ValueError, TypeError) as error:
-        raise PreprocessorError(f"{shown(text)}: {error!s:.200}") from error
+        raise PreprocessorError(f"{quoted(text)}: {error!s:.200}") from error
     return name, numbers
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL.JpegImagePlugin import MARKER
 
-from sdjax.images.exif import asked
+from sdjax.images.exif import directory_extent
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
@@ -25,8 +25,8 @@ _APP1, _APP2, _START_OF_SCAN = 0xFFE1, 0xFFE2, 0xFFDA
 _ESCAPED, _FILLING = 0xFF00, 0xFFFF
 
 
-class Parted(NamedTuple):
-    """A JPEG without its EXIF data and what lies between its segments; and these data."""
+class SplitJpeg(NamedTuple):
+    """A JPEG without its EXIF data and without what lies between its segments; and the EXIF data."""
 
     plain: bytes
     exif: bytes
@@ -42,7 +42,7 @@ def check_chunks(data: bytes) -> None:
         raise ValueError(f"more than {MOST_CHUNKS} chunks")
 
 
-def parted(data: bytes) -> Parted:
+def split_jpeg(data: bytes) -> SplitJpeg:
     """Sorts the segments of a JPEG up to its first scan, found as Pillow finds them.
 
     Raises:
@@ -71,13 +71,15 @@ def parted(data: bytes) -> Parted:
         place = end
     if len(exif) > _MOST_EXIF:
         raise ValueError(f"EXIF data in more than {_MOST_EXIF} segments")
-    return Parted(b"".join(kept) + (data[place:] if place >= 0 else b""), b"".join(exif))
+    return SplitJpeg(b"".join(kept) + (data[place:] if place >= 0 else b""), b"".join(exif))
 
 
 def _asks_much(directory: bytes) -> bool:
     """Whether the list of a JPEG's further pictures is damaged, or made to be copied again and again."""
     order = ">" if directory.startswith(b"MM") else "<"
     try:
-        return asked(directory, struct.unpack_from(f"{order}I", directory, 4)[0], order).size > 2 * len(directory)
+        return directory_extent(directory, struct.unpack_from(f"{order}I", directory, 4)[0], order).size > 2 * len(
+            directory
+        )
     except (ValueError, struct.error):
         return True

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from sdjax.diffusion.samplers import SAMPLERS, names
-from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
+from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
 from sdjax.jobs.fields import JobError, not_among, plain_choice
 from sdjax.text import controls, tags

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from sdjax.messages import near_match, shown
+from sdjax.messages import near_match, quoted
 
 REQUIRED: Any = dataclasses.MISSING
 
@@ -129,7 +129,7 @@ def _check_type(field: Field, value: Any) -> None:
         raise JobError(
             f"{field.name} is a {type(value).__name__}: expected a path; for bytes see the read_image of sdjax.generate"
         )
-    raise JobError(f"{field.name} = {shown(value)}: expected a value of type {field.kind.__name__}")
+    raise JobError(f"{field.name} = {quoted(value)}: expected a value of type {field.kind.__name__}")
 
 
 def _as_float(name: str, value: float) -> float:
@@ -137,14 +137,14 @@ def _as_float(name: str, value: float) -> float:
     try:
         return float(value) + 0.0
     except OverflowError:
-        raise JobError(f"{name} = {shown(value)}: far too large") from None
+        raise JobError(f"{name} = {quoted(value)}: far too large") from None
 
 
 def _check_within(field: Field, value: float) -> None:
     assert field.within is not None
     least, most = field.within
     if not least <= value <= most:  # NaN is not within anything
-        raise JobError(f"{field.name} = {shown(value)}: expected a number from {least} to {most}")
+        raise JobError(f"{field.name} = {quoted(value)}: expected a number from {least} to {most}")
 
 
 def plain_choice(text: str) -> str:
@@ -174,4 +174,4 @@ def not_among(name: str, text: str, known: Iterable[str], spellings: Iterable[st
     """
     known = tuple(known)
     hint = hint or near_match(text, (*spellings, *known), 0.4)
-    return JobError(f"{name} = {shown(text)}: expected one of {', '.join(known)}{hint}")
+    return JobError(f"{name} = {quoted(text)}: expected one of {', '.join(known)}{hint}")

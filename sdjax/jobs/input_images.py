@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sdjax.images import masks
-from sdjax.images.encode import MAX_BYTES, PictureError
+from sdjax.images.decode import MAX_BYTES, ImageError
 from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
 from sdjax.images.preprocess import PREPROCESSORS, read_preprocessor
-from sdjax.images.read import Picture, read_grey, read_picture
+from sdjax.images.read import DecodedImage, read_grey, read_image
 from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
 from sdjax.jobs.fields import JobError
 from sdjax.jobs.job import IMAGE_FIELDS, MAX_SIDE, Job
@@ -46,10 +46,10 @@ class InputFiles(NamedTuple):
     notes: what had to be done to read them.
     """
 
-    image: Picture | None
+    image: DecodedImage | None
     mask: Float32[np.ndarray, "h w"] | None
     depth: Float32[np.ndarray, "h w"] | None
-    controls: tuple[Picture, ...]
+    controls: tuple[DecodedImage, ...]
     digests: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
 
@@ -164,10 +164,10 @@ def open_inputs(job: Job, read: Read) -> InputFiles:
             digests[field] = tuple(hashlib.sha256(each).hexdigest() for _, each in found)
         return found
 
-    def pictures(field: str) -> tuple[Picture, ...]:
+    def pictures(field: str) -> tuple[DecodedImage, ...]:
         try:
-            found = tuple(read_picture(each, path) for path, each in data(field))
-        except PictureError as error:
+            found = tuple(read_image(each, path) for path, each in data(field))
+        except ImageError as error:
             raise JobError(f"{field}: {error}") from error
         notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
         return found
@@ -175,7 +175,7 @@ def open_inputs(job: Job, read: Read) -> InputFiles:
     def grey(field: str) -> Float32[np.ndarray, "h w"] | None:
         try:
             found = [read_grey(each, path) for path, each in data(field)]
-        except PictureError as error:
+        except ImageError as error:
             raise JobError(f"{field}: {error}") from error
         notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
         return found[0].values if found else None
@@ -185,7 +185,7 @@ def open_inputs(job: Job, read: Read) -> InputFiles:
     if mask is not None and image is not None:
         try:
             mask = masks.fitted_to(mask, *image.pixels.shape[:2])
-        except PictureError as error:
+        except ImageError as error:
             turned = f" ({', '.join(image.notes)})" if image.notes else ""
             raise JobError(f"mask_image: {job.mask_image}: {error}{turned}") from error
     nets = len(job.controls)
@@ -260,7 +260,7 @@ def fit_inputs(job: Job, files: InputFiles, factor: int, wants_depth: bool) -> I
             whole, whole_mask = image, masks.blurred(mask, job.mask_blur)
             try:
                 region = Region(*masks.crop_region(whole_mask, job.only_masked_padding, size))
-            except PictureError as error:
+            except ImageError as error:
                 raise JobError(f"mask_image: {job.mask_image}: {error}") from error
             part = slice(region.top, region.bottom), slice(region.left, region.right)
             whole_mask = whole_mask[part].copy()  # without what is around it
@@ -306,7 +306,7 @@ def _sized(field: str, job: Job, fit: Callable[..., np.ndarray], values: np.ndar
     """A picture of a job in the image's size; raises the field's `JobError` if that can't be."""
     try:
         return fit(values, job.height, job.width, job.resize_mode)
-    except PictureError as error:
+    except ImageError as error:
         raise JobError(f"{field}: {getattr(job, field)}: {error}") from error
 
 

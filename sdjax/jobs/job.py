@@ -4,17 +4,18 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, Options, names
-from sdjax.diffusion.schedule import SAMPLE_MAX_VALUES, SPACINGS
+from sdjax.diffusion.scheduler_config import SAMPLE_MAX_VALUES
+from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.jobs import canonical, rules
 from sdjax.jobs.canonical import PIXEL_UPSCALERS, split
 from sdjax.jobs.fields import Field, JobError, attributes, check_value, fields_of, row
 from sdjax.text import controls, tags
-from sdjax.text.conditioning import SYNTAXES
+from sdjax.text.tokenized_prompt import SYNTAXES
 
 MAX_STEPS = 1000
 MAX_SIDE = 8192

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sdjax.jobs.canonical import PIXEL_UPSCALERS, split
 from sdjax.jobs.fields import Field, JobError
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # Values of fields by name, and the names of those that are not at their defaults.
 Values = Mapping[str, Any]
@@ -37,7 +37,7 @@ def check_needs(fields: Mapping[str, Field], values: Values, given: Given) -> No
     for name in given:
         needs = fields[name].needs
         if needs and given.isdisjoint(needs):
-            raise JobError(f"{name} = {shown(values[name])}: expected {either(needs)} with it")
+            raise JobError(f"{name} = {quoted(values[name])}: expected {either(needs)} with it")
 
 
 def either(names: tuple[str, ...]) -> str:
@@ -56,7 +56,7 @@ _DIFFUSION_OPTIONS = ("upscaler_steps", "upscaler_guidance_scale", "upscaler_noi
 
 def _require(condition: bool, name: str, found: object, expected: str) -> None:
     if not condition:
-        raise JobError(f"{name} = {shown(found)}: expected {expected}")
+        raise JobError(f"{name} = {quoted(found)}: expected {expected}")
 
 
 def _check_no_option(name: str, values: Values, given: Given) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdjax.jobs.fields import REQUIRED, Field, JobError
 from sdjax.jobs.job import FIELDS, Job, check
-from sdjax.messages import near_match, shown
+from sdjax.messages import near_match, quoted
 
 # Unknown columns that an error names.
 _MOST_UNKNOWN = 5
@@ -86,7 +86,7 @@ def with_fields_named(row: Mapping[str, Any]) -> dict[str, Any]:
         if field not in FIELDS and (counted := _from_one(name)):
             field, value = counted, _counted_from_zero(counted, value)
         if field in named:
-            raise JobError(f"{shown(name)} and another column both mean {field}; keep one")
+            raise JobError(f"{quoted(name)} and another column both mean {field}; keep one")
         named[field] = value
     return named
 
@@ -97,7 +97,7 @@ def _counted_from_zero(field: str, value: Any) -> Any:
         return [_counted_from_zero(field, each) for each in value]
     name = FIELDS[field].aliases_from_one[0]
     if isinstance(value, str) and re.search(r",|\.\.", value):
-        raise JobError(f"{name} = {shown(value)}: give several values in {field}, each less by one")
+        raise JobError(f"{name} = {quoted(value)}: give several values in {field}, each less by one")
     if _is_blank(value):
         return value
     try:
@@ -106,7 +106,9 @@ def _counted_from_zero(field: str, value: Any) -> Any:
         count = 0
     if count < 1:
         _, most = FIELDS[field].within or (0, 0)
-        raise JobError(f"{name} = {shown(value)}: expected a whole number from 1 (nothing left out) to {int(most) + 1}")
+        raise JobError(
+            f"{name} = {quoted(value)}: expected a whole number from 1 (nothing left out) to {int(most) + 1}"
+        )
     return count - 1
 
 
@@ -116,7 +118,7 @@ def unknown_fields(columns: Iterable[str]) -> str | None:
     if not unknown:
         return None
     known = (*FIELDS, *ALIASES, *ALIASES_FROM_ONE)
-    hints = [f"{shown(name)}{near_match(str(name), known)}" for name in itertools.islice(unknown, _MOST_UNKNOWN)]
+    hints = [f"{quoted(name)}{near_match(str(name), known)}" for name in itertools.islice(unknown, _MOST_UNKNOWN)]
     more = len(unknown) - len(hints)
     others = f" and {more} more" if more else ""
     return f"unknown column {', '.join(hints)}{others}; known: {', '.join(FIELDS)}"
@@ -203,7 +205,7 @@ def _number_from_text(field: Field, text: str) -> Any:
     with contextlib.suppress(ValueError):
         fraction = float(text)
     if not fraction.is_integer():
-        raise JobError(f"{field.name} = {shown(text)}: expected a value of type {field.kind.__name__}")
+        raise JobError(f"{field.name} = {quoted(text)}: expected a value of type {field.kind.__name__}")
     return _whole(field, fraction)
 
 
@@ -211,7 +213,7 @@ def truth_from_text(name: str, text: str) -> bool:
     """True or false in one of the words of tables; raises `JobError` for another."""
     found = TRUTHS.get(text.strip().lower())
     if found is None:
-        raise JobError(f"{name} = {shown(text)}: expected true or false")
+        raise JobError(f"{name} = {quoted(text)}: expected true or false")
     return found
 
 
@@ -226,6 +228,6 @@ def _from_number(field: Field, value: Any) -> Any:
 
 def _whole(field: Field, number: float) -> int:
     if abs(number) > _EXACT:
-        found = f"{field.name} = {shown(number)}"
+        found = f"{field.name} = {quoted(number)}"
         raise JobError(f"{found}: expected a whole number without a point: above {_EXACT} digits are lost")
     return int(number)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.checkpoints.diffusers_folder import digest_files, floats
 from sdjax.checkpoints.json_file import read_json
-from sdjax.checkpoints.names import NameTable
+from sdjax.checkpoints.name_table import NameTable
 from sdjax.checkpoints.tensors import CheckpointError, check_layers, list_tensors, read_params
 from sdjax.diffusion.guidance import LogProbability
 from sdjax.library.finding import hint

@@ -13,7 +13,7 @@ from jaxtyping import Array, DTypeLike, Float, Float32, UInt8, UInt16
 from PIL import Image
 
 from sdjax.checkpoints.depth_file import PARTS, DepthFile, DepthProcessor, depth_shapes, find_depth
-from sdjax.checkpoints.tensors import Params, Part, load_parts
+from sdjax.checkpoints.tensors import NetworkTensors, Params, load_networks
 from sdjax.engine.device import platform_of, program_for
 from sdjax.library.finding import FileState, states_of
 from sdjax.library.library import find_place
@@ -97,7 +97,7 @@ def load_depth_params(file: DepthModelFile, pickled: bool) -> tuple[Params, str]
 
 
 def _load(found: DepthFile, dtype: DTypeLike) -> tuple[Params, str]:
-    params, hashed = load_parts({"depth": Part(found.chosen, depth_shapes(found.config), dtype)})
+    params, hashed = load_networks({"depth": NetworkTensors(found.chosen, depth_shapes(found.config), dtype)})
     return params["depth"], found.digest(hashed)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # How like a name must be to be suggested, and letters of a name that are compared.
 _CUTOFF, _MOST_LETTERS = 0.5, 200
@@ -157,7 +157,7 @@ def find_path(path: str | Path, kind: str, others: Sequence[str] = (), elsewhere
     known = [*others, *(str(place.parent / name) for name in near_by if not is_companion(name))]
     bundled = f"neither bundled ({', '.join(others)}) nor " if others else "not "
     looked = f"it is {bundled}a folder or file on this machine{elsewhere and f', {elsewhere}'}"
-    raise FindingError(f"there is no {kind} {shown(str(path))}: {looked}{hint(str(path), known)}")
+    raise FindingError(f"there is no {kind} {quoted(str(path))}: {looked}{hint(str(path), known)}")
 
 
 def _written_otherwise(place: Path) -> Path | None:

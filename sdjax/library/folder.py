@@ -17,7 +17,7 @@ from sdjax.library.finding import (
     states_of_files,
     with_plain_ending,
 )
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # How many places an error lists, and names that are not there whose errors are kept.
 _LISTED, _MOST_MISSING = 5, 4096
@@ -166,7 +166,7 @@ class Folder:
             best.setdefault(place.with_suffix("") if place.is_file() else place, place)
         if len({place.resolve() for place in best.values()}) > 1:
             listed = " and ".join(map(str, list(best.values())[:_LISTED]))
-            raise FindingError(f"there are {len(best)} of {self._kind.name} {shown(name)}: {listed}; {advice}")
+            raise FindingError(f"there are {len(best)} of {self._kind.name} {quoted(name)}: {listed}; {advice}")
         return next(iter(best.values()))
 
     def _rank(self, place: Path) -> int:
@@ -177,10 +177,10 @@ class Folder:
         kind, setting = self._kind.name, self._kind.setting
         if self.root is None:
             where = f": no folder of such files is given; set {setting}"
-            return f"there is no {kind} {shown(name)}{where}{hint(name, others)}"
+            return f"there is no {kind} {quoted(name)}{where}{hint(name, others)}"
         unlisted = ", ".join(self._unlisted[:_LISTED])
         note = f"; folders that can't be listed: {unlisted}" if unlisted else ""
-        return f"there is no {kind} {shown(name)} in {self.root}{hint(name, (*self, *others))}{note}"
+        return f"there is no {kind} {quoted(name)} in {self.root}{hint(name, (*self, *others))}{note}"
 
 
 def _add(known: _Names, root: Path, place: Path, name: str, full: str | None = None) -> None:

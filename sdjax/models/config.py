@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 Config = TypeVar("Config")
 
@@ -65,7 +65,7 @@ def check_class(name: Any, expected: tuple[str, ...], where: str, key: str = "_c
         return
     what = f". It is {_OTHER_CLASSES[name]}" if isinstance(name, str) and name in _OTHER_CLASSES else ""
     known = expected[0] if len(expected) == 1 else f"one of {', '.join(expected)}"
-    raise ConfigError(f"{where}: {key} {shown(name)} is not supported; expected {known}{what}")
+    raise ConfigError(f"{where}: {key} {quoted(name)} is not supported; expected {known}{what}")
 
 
 def _frozen(value: Any) -> Any:
@@ -110,18 +110,18 @@ def read_config(
             allowed = tuple(supported) if isinstance(supported, frozenset) else (supported,)
             if not any(_same(value, option) for option in allowed):
                 raise ConfigError(
-                    f"{where}: {key} = {shown(raw)} is not supported by sdjax's {cls.__name__}; "
+                    f"{where}: {key} = {quoted(raw)} is not supported by sdjax's {cls.__name__}; "
                     f"supported: {', '.join(sorted(map(repr, allowed)))}."
                 )
         else:
             raise ConfigError(
-                f"{where}: unknown key {shown(key)} (value {shown(raw)}) for {cls.__name__}. It may change what the "
+                f"{where}: unknown key {quoted(key)} (value {quoted(raw)}) for {cls.__name__}. It may change what the "
                 "network computes, so it is not ignored; remove it only if you know that it does not."
             )
     hints = typing.get_type_hints(cls)
     for key, value in accepted.items():
         if not _fits(value, hints[key]):
-            raise ConfigError(f"{where}: {key} = {shown(data[key])} is not of the type {_named(hints[key])}")
+            raise ConfigError(f"{where}: {key} = {quoted(data[key])} is not of the type {_named(hints[key])}")
     try:
         return cls(**accepted)
     except (TypeError, ValueError) as error:
@@ -156,9 +156,9 @@ def require_positive(config: Any, *names: str, most: float | None = None) -> Non
     for name in names:
         value = getattr(config, name)
         entries = value if isinstance(value, tuple) else (value,)
-        require(bool(entries) and all(entry > 0 for entry in entries), f"{name} = {shown(value)} is not positive")
+        require(bool(entries) and all(entry > 0 for entry in entries), f"{name} = {quoted(value)} is not positive")
         if most is not None:
-            require(max(entries) <= most, f"{name} = {shown(value)}: expected {most} at most")
+            require(max(entries) <= most, f"{name} = {quoted(value)}: expected {most} at most")
 
 
 def require_levels(config: Any, *names: str) -> None:
@@ -167,7 +167,7 @@ def require_levels(config: Any, *names: str) -> None:
         value = getattr(config, name)
         require(
             not isinstance(value, tuple) or len(value) <= MOST_LEVELS,
-            f"{name} = {shown(value)}: expected {MOST_LEVELS} entries at most, one for each level",
+            f"{name} = {quoted(value)}: expected {MOST_LEVELS} entries at most, one for each level",
         )
 
 
@@ -176,7 +176,7 @@ def require_sample_size(size: int | tuple[int, ...] | None) -> None:
     sides = size if isinstance(size, tuple) else (1 if size is None else size,) * 2
     require(
         len(sides) == 2 and all(1 <= side <= MOST_SIDE for side in sides),
-        f"sample_size = {shown(size)}: expected one side or two, from 1 to {MOST_SIDE}",
+        f"sample_size = {quoted(size)}: expected one side or two, from 1 to {MOST_SIDE}",
     )
 
 

@@ -1,4 +1,4 @@
-"""ControlNet (diffusers' `ControlNetModel`): the way down of a UNet once more, which looks at a control picture too.
+"""ControlNet (diffusers' `ControlNetModel`): a copy of a UNet's encoder that sees a control image too.
 
 Zhang, Rao and Agrawala 2023, arXiv:2302.05543.
 """
@@ -16,11 +16,11 @@ from sdjax.models.config import (
     MOST_CHANNELS,
     ConfigError,
     check_class,
+    quoted,
     read_config,
     require,
     require_levels,
     require_positive,
-    shown,
 )
 from sdjax.models.convolution import Conv
 from sdjax.models.unet import Context, Residuals, UNetConfig, descend, embedded_time
@@ -92,7 +92,7 @@ class ControlNetConfig:
         own = {field.name for field in dataclasses.fields(cls)} - {"unet"}
         kinds = data.get("down_block_types", UNetConfig.down_block_types)
         if not isinstance(kinds, list | tuple):
-            raise ConfigError(f"{where}: down_block_types = {shown(kinds)} is no list")
+            raise ConfigError(f"{where}: down_block_types = {quoted(kinds)} is no list")
         ups = [str(kind).replace("Down", "Up") for kind in reversed(kinds)]
         rest = {key: value for key, value in data.items() if key not in own and key not in _OF_THE_WAY_UP}
         rest.pop("_class_name", None)
@@ -140,7 +140,7 @@ def added(first: Residuals, second: Residuals) -> Residuals:
 
 
 class ConditionEmbedding(nn.Module):
-    """A control picture to features of the latents' size: convolutions, of which every second halves the sides."""
+    """A control image to features of the latents' size: convolutions, of which every second halves the sides."""
 
     config: ControlNetConfig
 
@@ -157,7 +157,7 @@ class ConditionEmbedding(nn.Module):
 
 
 class ControlNet(nn.Module):
-    """What a UNet's features are to be moved by, so that its picture follows a control picture.
+    """The residuals that are added to a UNet's features so that the image follows a control image.
 
     The control picture is the same at each step, so it is embedded once (`embed`), outside of the loop.
     """
@@ -168,7 +168,7 @@ class ControlNet(nn.Module):
         self.controlnet_cond_embedding = ConditionEmbedding(self.config)
 
     def embed(self, condition: Float[Array, "b h w k"]) -> Float[Array, "b i j c"]:
-        """A control picture, red, green and blue in [0, 1], `config.factor` times as high and wide as the latents."""
+        """Embeds a control image (RGB in [0, 1]), `config.factor` times as high and wide as the latents."""
         if self.config.controlnet_conditioning_channel_order == "bgr":
             condition = condition[..., ::-1]
         return self.controlnet_cond_embedding(condition)

@@ -1,4 +1,4 @@
-"""Depth from one picture: MiDaS' dense prediction transformers, DPT-Large and DPT-Hybrid.
+"""Depth from one image: MiDaS' dense prediction transformers, DPT-Large and DPT-Hybrid.
 
 Ranftl et al. 2021, arXiv:2103.13413. Numbers match transformers' `DPTForDepthEstimation`. What is predicted is relative
 and inverse: larger is nearer, and neither scale nor offset means anything.
@@ -20,11 +20,11 @@ from sdjax.models.config import (
     MOST_SIDE,
     ConfigError,
     check_class,
+    quoted,
     read_config,
     require,
     require_layers,
     require_positive,
-    shown,
 )
 from sdjax.models.convolution import Conv
 from sdjax.models.interpolation import bilinear
@@ -162,11 +162,13 @@ class DepthConfig:
         if is_hybrid:
             resnet = BitConfig() if backbone is None else _backbone(backbone, where)
             if ignored not in (None, [0, 1], (0, 1)):
-                raise ConfigError(f"{where}: neck_ignore_stages = {shown(ignored)} is not supported; supported: [0, 1]")
+                raise ConfigError(
+                    f"{where}: neck_ignore_stages = {quoted(ignored)} is not supported; supported: [0, 1]"
+                )
             channels = resnet.hidden_sizes[-1]
             if shape is not None and (not isinstance(shape, list | tuple) or list(shape[1:2]) != [channels]):
                 raise ConfigError(
-                    f"{where}: backbone_featmap_shape = {shown(shape)}: its second entry is not {channels}, the "
+                    f"{where}: backbone_featmap_shape = {quoted(shape)}: its second entry is not {channels}, the "
                     "channels that the backbone gives"
                 )
             rest["backbone_config"] = resnet
@@ -175,7 +177,7 @@ class DepthConfig:
 
 def _backbone(data: Any, where: str) -> BitConfig:
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: backbone_config = {shown(data)} is no object")
+        raise ConfigError(f"{where}: backbone_config = {quoted(data)} is no object")
     return BitConfig.from_json(data, f"{where}, backbone_config")
 
 

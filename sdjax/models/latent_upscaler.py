@@ -1,4 +1,4 @@
-"""The UNet of Stable Diffusion's latent upscaler: latents to those of a picture of twice the side.
+"""The UNet of Stable Diffusion's latent upscaler: latents to latents of twice the height and width.
 
 Katherine Crowson's, of k-diffusion; numbers match diffusers' `UNet2DConditionModel` of its K blocks. It differs from
 the UNet of pictures throughout: the noise level and the whole prompt scale and shift every group norm (Dhariwal and

@@ -1,4 +1,4 @@
-"""T2I-Adapter (diffusers' `T2IAdapter`): a small network of a control picture alone, the same for all steps.
+"""T2I-Adapter (diffusers' `T2IAdapter`): a small network of a control image alone, the same for all steps.
 
 Mou et al. 2023, arXiv:2302.08453.
 """
@@ -123,13 +123,13 @@ class AdapterBlock(nn.Module):
 
 
 class T2IAdapter(nn.Module):
-    """A control picture to what is added to a UNet at each level."""
+    """A control image to the features that are added to a UNet at each level."""
 
     config: T2IAdapterConfig
 
     @nn.compact
     def __call__(self, condition: Float[Array, "b h w k"]) -> tuple[Float[Array, "b _ _ _"], ...]:
-        """Takes a picture with `in_channels` channels in [0, 1], eight (`downscale_factor`) pixels for a latent.
+        """Takes an image with `in_channels` channels in [0, 1], eight (`downscale_factor`) pixels for a latent.
 
         Raises:
           ValueError: if its height or width is no multiple of that, or it has other channels.

@@ -1,4 +1,4 @@
-"""Networks that enlarge pictures: ESRGAN's RRDBNet, and the compact one that Real-ESRGAN has for video.
+"""Networks that upscale images: ESRGAN's RRDBNet, and the compact one that Real-ESRGAN has for video.
 
 Wang et al. 2018 (arXiv:1809.00219) and 2021 (arXiv:2107.10833). Both take and give RGB in [0, 1]; what they give is not
 clipped. Modules are called as in Real-ESRGAN's checkpoints.

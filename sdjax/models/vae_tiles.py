@@ -1,4 +1,4 @@
-"""The VAE on pictures whose features don't fit in memory: the same numbers from a part of the picture at a time.
+"""The VAE on images whose features don't fit in memory: the same numbers, computed for a part of the image at a time.
 
 Three things make the seams of tiles that are decoded one by one and blended: group norms take a tile's statistics for
 the picture's, attention sees a tile, and convolutions miss what is around it. None of them is so here. What runs at low

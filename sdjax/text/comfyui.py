@@ -7,10 +7,24 @@ the next space, and needs a space or nothing before it.
 
 import bisect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sdjax.text.grammar import ROUND, Problem, Span
+from sdjax.text.chunks import Chunk, ChunkFilling
+from sdjax.text.emphasis import ROUND, Span
+from sdjax.text.problems import Problem, shortened
+from sdjax.text.prompt_editing import Pass
+from sdjax.text.prompt_tokenizer import PromptTokenizer
+from sdjax.text.readings import (
+    LONGEST_NAME,
+    MAX_CHUNKS,
+    Branch,
+    ReadPrompt,
+    WeightedReadings,
+    check_limit,
+    reading_of,
+    tags_as_text,
+)
 
 # How often brackets are taken off a text whose brackets are unbalanced, as ComfyUI does.
 _PEELED = 64
@@ -116,10 +130,9 @@ class _Reader:
             return number, colon
         # Else it is of brackets further in, or names an embedding.
         if self.text.find(")", colon, end) < 0 and not self.text.endswith(EMBEDDING, start, colon + 1):
-            told = self.text[colon + 1 : end]
-            told = repr(told if len(told) <= 20 else told[:20] + "...")
+            given = shortened(self.text[colon + 1 : end])
             self.problems.append(
-                Problem(colon + 1, f"the weight {told} is no number; write one like 1.2, or \\( and \\) for the signs")
+                Problem(colon + 1, f"the weight {given} is no number; write one like 1.2, or \\( and \\) for the signs")
             )
         return weight * ROUND, end
 
@@ -166,3 +179,80 @@ def _number(text: str) -> float | None:
 def _problem(at: int, sign: str) -> Problem:
     verb = "is never closed" if sign == "(" else "closes nothing"
     return Problem(at + 1, f"{sign} {verb}; write \\{sign} for the sign itself")
+
+
+# --- Chunks ---
+
+# From how many tokens on ComfyUI takes a span apart to fill a chunk; shorter ones go whole into the next.
+COMFYUI_LARGE = 8
+
+
+def comfyui_chunks(prompt_tokenizer: PromptTokenizer, spans: Sequence[Span]) -> tuple[list[Chunk], int]:
+    """The chunks of weighted spans, and how many tokens they have; an embedding counts as many as it has vectors.
+
+    As `tokenize_with_weights` of ComfyUI (`comfy/sd1_clip.py`): a short span is never divided, nor are the vectors of
+    an embedding if they are few. An embedding that is not there is left out.
+    """
+    filling = ChunkFilling(prompt_tokenizer.tokenizer)
+    room = filling.room
+    total = 0
+    for span in spans:
+        for tokens in _comfyui_groups(prompt_tokenizer, span.text):
+            total += len(tokens)
+            # ComfyUI itself never ends with a short span that is longer than a chunk.
+            large = len(tokens) >= min(COMFYUI_LARGE, room)
+            while len(filling.ids) + len(tokens) > room:
+                fitting = room - len(filling.ids) if large else 0
+                filling.add(tokens[:fitting], span.weight)
+                tokens = tokens[fitting:]
+                filling.end(room)
+            filling.add(tokens, span.weight)
+    filling.end(room)
+    return filling.chunks, total
+
+
+def _comfyui_groups(prompt_tokenizer: PromptTokenizer, text: str) -> Iterator[Sequence[int]]:
+    """The ids of a span: of each embedding, and of each text between them."""
+    for piece in divide(text):
+        name, behind = (None, "") if piece.named is None else prompt_tokenizer.comfyui_embedding(piece.named)
+        if name is not None:
+            yield prompt_tokenizer.embedding_ids(name)
+        yield prompt_tokenizer.tokenizer.encode(" ".join(filter(None, (behind, piece.text))))
+
+
+def read_comfyui(prompt_tokenizer: PromptTokenizer, prompt: str, negative: bool, span: Pass) -> ReadPrompt:
+    """Reads a prompt into one branch of one text."""
+    parsed = parse(prompt)
+    chunks, tokens = comfyui_chunks(prompt_tokenizer, parsed.spans)
+    check_limit("a text", len(chunks), MAX_CHUNKS, f"chunks of {prompt_tokenizer.tokenizer.length - 2} tokens")
+    problems = sorted([*parsed.problems, *_not_there(prompt_tokenizer, prompt, parsed.spans), *tags_as_text(prompt)])
+    text = WeightedReadings(((reading_of(chunks), 1.0),), tokens, "")
+    return ReadPrompt((Branch((span.steps,), (text,), 1.0),), tuple(problems))
+
+
+def _not_there(prompt_tokenizer: PromptTokenizer, prompt: str, spans: Sequence[Span]) -> Iterable[Problem]:
+    """What ComfyUI leaves out or takes for text, though it looks like an embedding."""
+    after = 0  # each is looked for where the last one ended
+
+    def place(sought: str) -> int:
+        nonlocal after
+        at = prompt.find(sought, after)
+        after = after if at < 0 else at + 1
+        return max(0, at) + 1
+
+    for named, text in (piece for span in spans for piece in divide(span.text)):
+        if named is not None and prompt_tokenizer.comfyui_embedding(named)[0] is None:
+            if named:
+                yield Problem(place(EMBEDDING + named), _no_embedding(prompt_tokenizer, named))
+            else:
+                message = f"{EMBEDDING} names nothing; put a name directly behind it"
+                yield Problem(place(EMBEDDING), message)
+        before, sign, _ = text.partition(EMBEDDING)
+        if sign:
+            letter = place(before + sign) + len(before)
+            yield Problem(letter, f"{sign} within a word names nothing; put a space before it")
+
+
+def _no_embedding(prompt_tokenizer: PromptTokenizer, named: str) -> str:
+    name = named.strip(",")
+    return f"there is no embedding {shortened(name, LONGEST_NAME)}{prompt_tokenizer.near_names(name[:LONGEST_NAME])}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 MAX_WEIGHT = 10.0
 
@@ -43,12 +43,12 @@ def to_text(controls: Sequence[Control]) -> str:
 def _read(text: str) -> Control:
     name, *numbers = (part.strip() for part in text.split(":"))
     if not name or len(numbers) > 3:
-        raise ControlError(f"{shown(text)}: expected name:weight:start:end, the numbers may be left out")
+        raise ControlError(f"{quoted(text)}: expected name:weight:start:end, the numbers may be left out")
     limits = (("weight", MAX_WEIGHT), ("start", 1.0), ("end", 1.0))
     control = Control(name, *(_number(*limit, number) for limit, number in zip(limits, numbers, strict=False)))
     if control.start >= control.end:
         raise ControlError(
-            f"{shown(text)}: it starts at {control.start:g} and ends at {control.end:g}; expected it later"
+            f"{quoted(text)}: it starts at {control.start:g} and ends at {control.end:g}; expected it later"
         )
     return control
 
@@ -59,7 +59,7 @@ def _number(what: str, most: float, text: str) -> float:
     except ValueError:
         number = math.nan
     if not 0 <= number <= most:
-        raise ControlError(f"the {what} {shown(text)}: expected a number from 0 to {most:g}")
+        raise ControlError(f"the {what} {quoted(text)}: expected a number from 0 to {most:g}")
     return number + 0.0
 
 

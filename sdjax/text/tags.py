@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # Kinds of adapters, and what the web UI calls them in prompts.
 KINDS = {"lora": "lora", "lyco": "lora", "hypernet": "hypernetwork"}
@@ -113,7 +113,7 @@ def read_list(kind: str, text: str) -> tuple[Tag, ...]:
     tags = found.tags or tuple(_read(kind, each) for each in text.split(";") if each.strip())
     for tag in tags:
         if tag.kind != kind:
-            raise TagError(f"{shown(tag.name)} is a {tag.kind}; name it in {_FIELD[tag.kind]}")
+            raise TagError(f"{quoted(tag.name)} is a {tag.kind}; name it in {_FIELD[tag.kind]}")
     return tags
 
 
@@ -137,7 +137,7 @@ def _tag(word: str, text: str) -> Tag:
     if word not in KINDS:
         near = difflib.get_close_matches(word, KINDS, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise TagError(f"no kind of adapter is called {shown(word)}{hint}; known: {', '.join(KINDS)}")
+        raise TagError(f"no kind of adapter is called {quoted(word)}{hint}; known: {', '.join(KINDS)}")
     return _read(KINDS[word], text)
 
 
@@ -153,10 +153,12 @@ def _read(kind: str, text: str) -> Tag:
     if not positional or not positional[0]:
         raise TagError("no name; expected name:weight")
     if strange := named.keys() - ({"te", "unet"} if kind == "lora" else set()):
-        raise TagError(f"{shown(sorted(strange)[0])} is not supported; expected a name and weights")
+        raise TagError(f"{quoted(sorted(strange)[0])} is not supported; expected a name and weights")
     most = 3 if kind == "lora" else 2
     if len(positional) > most:
-        raise TagError(f"{shown(positional[most])} is too much; expected a name and {most - 1} weight{'s'[: most - 2]}")
+        raise TagError(
+            f"{quoted(positional[most])} is too much; expected a name and {most - 1} weight{'s'[: most - 2]}"
+        )
     text_encoder = _number(named.get("te", positional[1] if len(positional) > 1 else "1"))
     unet = text_encoder
     if "unet" in named or len(positional) > 2:
@@ -170,5 +172,5 @@ def _number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not abs(number) <= MAX_WEIGHT:
-        raise TagError(f"the weight {shown(text.strip())}: expected a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
+        raise TagError(f"the weight {quoted(text.strip())}: expected a number from -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
     return number + 0.0

@@ -1,4 +1,4 @@
-"""Prompts to token ids, with an account of what did not fit."""
+"""CLIP's tokenizer: prompts to token ids, with what did not fit."""
 
 import tempfile
 from collections.abc import Mapping, Sequence

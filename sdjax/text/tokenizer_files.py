@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdjax.messages import shown
+from sdjax.messages import quoted
 
 # Far above CLIP's, which are said behind.
 MOST_BYTES = 1 << 26  # 2.2 MB
@@ -68,7 +68,7 @@ def text_length(config: Mapping[str, Any], positions: int, where: str) -> int:
         return positions
     if type(said) is not int or said < _LEAST_LENGTH or said > positions:
         raise TokenizerError(
-            f"{where}: model_max_length = {shown(said)}: expected a whole number from {_LEAST_LENGTH} to {positions}, "
+            f"{where}: model_max_length = {quoted(said)}: expected a whole number from {_LEAST_LENGTH} to {positions}, "
             "the text encoder's max_position_embeddings"
         )
     return said
@@ -86,7 +86,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(text.decode("utf-8"))
     except ValueError as error:
-        raise _not_clip(file, f"is not JSON: {shown(str(error))}") from error
+        raise _not_clip(file, f"is not JSON: {quoted(str(error))}") from error
     if not isinstance(data, dict):
         raise _not_clip(file, f"holds {type(data).__name__}, not an object")
     return data
@@ -113,26 +113,26 @@ def _depth(text: bytes) -> int:
 
 def _check_ids(vocabulary: Any, where: str) -> None:
     if not isinstance(vocabulary, dict):
-        raise TokenizerError(f"{where}: the vocabulary is {shown(vocabulary)}, expected tokens and their numbers")
+        raise TokenizerError(f"{where}: the vocabulary is {quoted(vocabulary)}, expected tokens and their numbers")
     for token, index in vocabulary.items():
         if type(index) is not int or not 0 <= index <= MOST_TOKEN_ID:
             raise TokenizerError(
-                f"{where}: the token {shown(token)} has the number {shown(index)}; expected 0 to {MOST_TOKEN_ID}"
+                f"{where}: the token {quoted(token)} has the number {quoted(index)}; expected 0 to {MOST_TOKEN_ID}"
             )
 
 
 def _check_config(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("tokenizer_class")
     if kind is not None and kind not in _CLASSES:
-        raise TokenizerError(f"{where}: tokenizer_class {shown(kind)} is not supported; expected {_CLASSES[0]}")
+        raise TokenizerError(f"{where}: tokenizer_class {quoted(kind)} is not supported; expected {_CLASSES[0]}")
     for name in _SPECIAL:
         token = config.get(name)
         content = token.get("content") if isinstance(token, dict) else token
         if name in config and content is not None and not isinstance(content, str):
-            raise TokenizerError(f"{where}: {name} = {shown(token)}: expected a token")
+            raise TokenizerError(f"{where}: {name} = {quoted(token)}: expected a token")
     added = config.get("added_tokens_decoder") or {}
     if not isinstance(added, dict):
-        raise TokenizerError(f"{where}: added_tokens_decoder = {shown(added)}: expected tokens by their numbers")
+        raise TokenizerError(f"{where}: added_tokens_decoder = {quoted(added)}: expected tokens by their numbers")
     for index, token in added.items():
         _check_added(index, token, where, "added_tokens_decoder")
 
@@ -141,15 +141,15 @@ def _check_added(index: Any, token: Any, where: str, key: str) -> None:
     digits = str(index)
     known = digits.isascii() and digits.isdigit() and len(digits) <= len(str(MOST_TOKEN_ID))
     if not known or int(digits) > MOST_TOKEN_ID:
-        raise TokenizerError(f"{where}: {key}: {shown(index)} is no number of a token, 0 to {MOST_TOKEN_ID}")
+        raise TokenizerError(f"{where}: {key}: {quoted(index)} is no number of a token, 0 to {MOST_TOKEN_ID}")
     if not isinstance(token, dict) or not isinstance(token.get("content"), str):
-        raise TokenizerError(f"{where}: {key}: the token {index} is {shown(token)}; expected an object with content")
+        raise TokenizerError(f"{where}: {key}: the token {index} is {quoted(token)}; expected an object with content")
 
 
 def _check_whole(data: Mapping[str, Any], where: str) -> None:
     model = data.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        kind = shown(model.get("type")) if isinstance(model, dict) else shown(model)
+        kind = quoted(model.get("type")) if isinstance(model, dict) else quoted(model)
         raise TokenizerError(f"{where} does not hold a CLIP tokenizer: its model is {kind}; expected BPE")
     _check_ids(model.get("vocab"), where)
     merges = model.get("merges")
@@ -161,7 +161,7 @@ def _check_whole(data: Mapping[str, Any], where: str) -> None:
         )
     added = data.get("added_tokens", [])
     if not isinstance(added, list):
-        raise TokenizerError(f"{where}: added_tokens = {shown(added)}: expected a list")
+        raise TokenizerError(f"{where}: added_tokens = {quoted(added)}: expected a list")
     for token in added:
         _check_added(token.get("id") if isinstance(token, dict) else None, token, where, "added_tokens")
 

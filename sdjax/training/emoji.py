@@ -23,7 +23,7 @@ from PIL import Image
 from rich.progress import track
 
 from sdjax.checkpoints.diffusers_folder import write_folder
-from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, START, Vocabulary, clip_vocabulary, cut_down, write_tokenizer

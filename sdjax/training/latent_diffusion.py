@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdjax.diffusion.schedule import SchedulerConfig, alphas_cumprod
+from sdjax.diffusion.scheduler_config import SchedulerConfig, alphas_cumprod
 from sdjax.models import TextEncoder
 from sdjax.training.state import Params
 

@@ -20,9 +20,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from sdjax.checkpoints.names import NameTable
+from sdjax.checkpoints.name_table import NameTable
 from sdjax.checkpoints.tensors import write_params
-from sdjax.diffusion.schedule import SchedulerConfig, alphas_cumprod
+from sdjax.diffusion.scheduler_config import SchedulerConfig, alphas_cumprod
 from sdjax.library.classifier import CONFIG, LABELS, WEIGHTS
 from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig
 from sdjax.training import scenes, state

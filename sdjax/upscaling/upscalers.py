@@ -2,7 +2,7 @@
 
 from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
 from sdjax.checkpoints.tensors import CheckpointError
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.job import Job, JobError
 from sdjax.library.opened import OpenLibrary

@@ -7,7 +7,7 @@ import pytest
 
 from sdjax.adapters.lora import Lora, apply, changed, replaced
 from sdjax.adapters.lora_changes import Difference, LowRank, Product, factors
-from sdjax.checkpoints.names import Path
+from sdjax.checkpoints.name_table import Path
 from tests.golden import adapters, networks
 
 

@@ -13,16 +13,17 @@ from benchmarks.same_pixels.comparison import differences
 from benchmarks.same_pixels.files import RECORDED_LORAS
 from benchmarks.same_pixels.jobs import FIRST_SEED, RUNS, Row, Run
 from benchmarks.same_pixels.runs import results_of
-from sdjax.diffusion.enlarge import LATENT_UPSCALERS
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import SOURCES
+from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS
-from sdjax.diffusion.schedule import SCHEDULES, SPACINGS
+from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.fit import RESIZE_MODES
 from sdjax.images.preprocess import PREPROCESSORS
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.job import EMPHASES, FIELDS
-from sdjax.text.conditioning import SYNTAXES
+from sdjax.text.tokenized_prompt import SYNTAXES
 
 ROWS = [row for run in RUNS for row in run.rows]
 DEFAULTS = {"noise_source": "threefry", "prompt_syntax": "a1111"}

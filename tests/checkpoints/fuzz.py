@@ -38,16 +38,16 @@ from sdjax.checkpoints.depth_file import depth_shapes, find_depth
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.pickled import read_pickle
 from sdjax.checkpoints.single_file import read_file
-from sdjax.checkpoints.stored import MOST_AXES
+from sdjax.checkpoints.stored_tensor import MOST_AXES
 from sdjax.checkpoints.tensors import (
     CheckpointError,
-    Chosen,
-    Part,
+    NetworkTensors,
+    ParamTensor,
     Tensor,
     list_file,
     list_tensors,
-    load_chosen,
-    load_parts,
+    load_networks,
+    load_params,
     read_tensor,
     weight_files,
 )
@@ -169,8 +169,8 @@ def load_tensors(file: Path) -> None:
     """Reads them as parameters."""
     tensors = list(list_file(file, pickled=True).tensors.values())
     shapes = {str(place): {"bias": jax.ShapeDtypeStruct(each.shape, np.float32)} for place, each in enumerate(tensors)}
-    chosen = [Chosen((str(place), "bias"), tensor) for place, tensor in enumerate(tensors)]
-    found = load_chosen(chosen, shapes, jnp.float16)
+    chosen = [ParamTensor((str(place), "bias"), tensor) for place, tensor in enumerate(tensors)]
+    found = load_params(chosen, shapes, jnp.float16)
     assert all(found[str(place)]["bias"].shape == tensor.shape for place, tensor in enumerate(tensors))
 
 
@@ -220,7 +220,7 @@ def controlnet_of(file: Path) -> object:
 
 def depth_of(file: Path) -> object:
     found = find_depth(file, pickled=True)
-    return load_parts({"depth": Part(found.chosen, depth_shapes(found.config), np.float16)})
+    return load_networks({"depth": NetworkTensors(found.chosen, depth_shapes(found.config), np.float16)})
 
 
 GENERAL: tuple[Reader, ...] = (read_tensors, load_tensors)

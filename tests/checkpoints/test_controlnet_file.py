@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.controlnet_file import (
     as_original,
     control_shapes,
@@ -21,7 +21,7 @@ from sdjax.checkpoints.controlnet_file import (
     infer_controlnet,
     load_control,
 )
-from sdjax.checkpoints.original import Shapes, under
+from sdjax.checkpoints.infer_config import Shapes, under
 from sdjax.checkpoints.tensors import CheckpointError, Tensor, write_params
 from sdjax.models import ConfigError, UNetConfig
 from sdjax.models.controlnet import ControlNetConfig
@@ -91,7 +91,9 @@ def with_its_model(state: Arrays, folder: Path) -> Path:
 def of_diffusers(state: Arrays, folder: Path) -> Path:
     """Under diffusers' names, and no config beside."""
     found = find_controlnet(bare(state, folder))
-    write_params(load_control(found, np.float32)[0], names.CONTROLNET, folder / "diffusers.safetensors", np.float32)
+    write_params(
+        load_control(found, np.float32)[0], name_table.CONTROLNET, folder / "diffusers.safetensors", np.float32
+    )
     return folder / "diffusers.safetensors"
 
 
@@ -273,7 +275,7 @@ def test_names_and_shapes_are_those_of_diffusers_and_of_the_original_code(name: 
     described = {}
     for keys, leaf in jax.tree.leaves_with_path(control_shapes(config)):
         path = tuple(key.key for key in keys)
-        described[names.file_names(path, names.CONTROLNET)[0]] = names.shape_in_file(path, leaf.shape)
+        described[name_table.file_names(path, name_table.CONTROLNET)[0]] = name_table.shape_in_file(path, leaf.shape)
     assert described == by_diffusers
     by_original = controlnet.shapes_of(controlnet.recorded_names()["original"]["full"][original])
     sources = controlnet_sources(config, "")
@@ -300,5 +302,5 @@ def test_the_configs_of_adapters_are_told(name: str, config: T2IAdapterConfig, t
     described = {}
     for keys, leaf in jax.tree.leaves_with_path(control_shapes(config)):
         path = tuple(key.key for key in keys)
-        described[names.file_names(path, names.T2I_ADAPTER)[1]] = names.shape_in_file(path, leaf.shape)
+        described[name_table.file_names(path, name_table.T2I_ADAPTER)[1]] = name_table.shape_in_file(path, leaf.shape)
     assert described == renamed.shapes

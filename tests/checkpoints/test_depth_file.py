@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sdjax.checkpoints.depth_file import _UNUSED, DepthProcessor, depth_shapes, depth_sources, find_depth, infer_depth
-from sdjax.checkpoints.original import Shapes
+from sdjax.checkpoints.infer_config import Shapes
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.library.depth import depth_of, load_depth
 from sdjax.models import ConfigError

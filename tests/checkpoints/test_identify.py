@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from sdjax.checkpoints.hashes import hash_file
 from sdjax.checkpoints.identify import identify, listed, shortened
-from sdjax.checkpoints.stored import Tensor
+from sdjax.checkpoints.stored_tensor import Tensor
 from sdjax.checkpoints.tensors import list_file
 from tests.golden import adapters, checkpoints
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from sdjax.checkpoints import names, reading
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.tensors import (
     CheckpointError,
-    Chosen,
-    Part,
+    NetworkTensors,
+    ParamTensor,
     Tensor,
     list_file,
     list_tensors,
-    load_chosen,
-    load_parts,
+    load_networks,
+    load_params,
     read_tensor,
 )
 from tests.checkpoints import pickles
@@ -173,16 +173,16 @@ def layers(rng: np.random.RandomState) -> dict[str, dict[str, np.ndarray]]:
     return tree
 
 
-def written(tree: dict[str, dict[str, np.ndarray]], file: Path) -> list[Chosen]:
+def written(tree: dict[str, dict[str, np.ndarray]], file: Path) -> list[ParamTensor]:
     """Stores parameters, a pointwise convolution as a linear layer, and tells where they are."""
     stored = {}
     for module, leaves in tree.items():
         for leaf, values in leaves.items():
-            array = names.to_file((module, leaf), values)
+            array = name_table.to_file((module, leaf), values)
             stored[f"{module}.{leaf}"] = array[:, :, 0, 0].copy() if module == "point" else array
     file.write_bytes(save({**stored, "left_over": np.arange(1000)}))
     tensors = list_file(file).tensors
-    return [Chosen((name.split(".")[0], name.split(".")[1]), tensors[name]) for name in stored]
+    return [ParamTensor((name.split(".")[0], name.split(".")[1]), tensors[name]) for name in stored]
 
 
 @pytest.mark.parametrize("piece", [64, 1000, 1 << 22])
@@ -190,11 +190,11 @@ def written(tree: dict[str, dict[str, np.ndarray]], file: Path) -> list[Chosen]:
 def test_parameters_come_to_their_places_in_pieces_of_any_size(
     piece: int, hashed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_PIECE", piece)
+    monkeypatch.setattr("sdjax.checkpoints.load_params._PIECE", piece)
     trees = {name: layers(np.random.RandomState(seed)) for seed, name in enumerate("ab")}
     files = {name: tmp_path / f"{name}.safetensors" for name in trees}
-    parts = {name: Part(written(tree, files[name]), tree, jnp.float32) for name, tree in trees.items()}
-    params, digests = load_parts(parts, hashed)
+    parts = {name: NetworkTensors(written(tree, files[name]), tree, jnp.float32) for name, tree in trees.items()}
+    params, digests = load_networks(parts, hashed)
     jax.tree.map(np.testing.assert_array_equal, params, trees)
     assert all(leaf.flags.c_contiguous and leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     expected = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files.values()}
@@ -204,7 +204,7 @@ def test_parameters_come_to_their_places_in_pieces_of_any_size(
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_parameters_are_cast_once(dtype: Any, tmp_path: Path) -> None:
     tree = layers(np.random.RandomState(0))
-    params = load_chosen(written(tree, tmp_path / "a.safetensors"), tree, dtype)
+    params = load_params(written(tree, tmp_path / "a.safetensors"), tree, dtype)
     jax.tree.map(lambda found, values: np.testing.assert_array_equal(found, values.astype(dtype)), params, tree)
 
 
@@ -216,14 +216,14 @@ def test_rows_of_one_tensor_are_several_parameters(tmp_path: Path) -> None:
     for place, module in enumerate(("q", "k", "v")):
         shapes[module] = {"kernel": jax.ShapeDtypeStruct((4, 10), np.float32), "bias": np.zeros(10)}
         for leaf, name in (("kernel", "in_proj_weight"), ("bias", "in_proj_bias")):
-            chosen.append(Chosen((module, leaf), tensors[name], (10 * place, 10 * place + 10)))
-    params = load_chosen(chosen, shapes, jnp.float32)
+            chosen.append(ParamTensor((module, leaf), tensors[name], (10 * place, 10 * place + 10)))
+    params = load_params(chosen, shapes, jnp.float32)
     for place, module in enumerate(("q", "k", "v")):
         np.testing.assert_array_equal(params[module]["kernel"], fused[10 * place : 10 * place + 10].T)
         np.testing.assert_array_equal(params[module]["bias"], fused[10 * place : 10 * place + 10, 0])
     wrong = [each._replace(rows=(25, 35)) for each in chosen]
     with pytest.raises(CheckpointError, match=r"rows 25 to 35 of tensor 'in_proj_weight', which is \(30, 4\)"):
-        load_chosen(wrong, shapes, jnp.float32)
+        load_params(wrong, shapes, jnp.float32)
 
 
 def test_tensors_with_gaps_or_in_each_other_are_parameters_too(tmp_path: Path) -> None:
@@ -241,9 +241,9 @@ def test_tensors_with_gaps_or_in_each_other_are_parameters_too(tmp_path: Path) -
     tensors = list_file(file, pickled=True).tensors
     whole = numbers.reshape(4, 6)
     expected = {"whole": whole, "tied": whole, "transposed": whole.T, "part": whole[1:3, 1:4]}
-    chosen = [Chosen((name, "embedding"), tensors[name]) for name in expected]
+    chosen = [ParamTensor((name, "embedding"), tensors[name]) for name in expected]
     shapes = {name: {"embedding": values} for name, values in expected.items()}
-    params, digests = load_parts({"": Part(chosen, shapes, jnp.float32)})
+    params, digests = load_networks({"": NetworkTensors(chosen, shapes, jnp.float32)})
     jax.tree.map(np.testing.assert_array_equal, params[""], shapes)
     assert digests == {file: hashlib.sha256(file.read_bytes()).hexdigest()}
 
@@ -255,13 +255,13 @@ def test_a_file_that_shrinks_or_goes_is_told(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:2000])
     for hashed in (False, True):
         with pytest.raises(CheckpointError, match=r"a\.safetensors ends \d+ bytes early"):
-            load_parts({"": Part(chosen, tree, jnp.float32)}, hashed)
+            load_networks({"": NetworkTensors(chosen, tree, jnp.float32)}, hashed)
     file.unlink()
     with pytest.raises(CheckpointError, match=r"a\.safetensors can't be read"):
-        load_chosen(chosen, tree, jnp.float32)
+        load_params(chosen, tree, jnp.float32)
 
 
 def test_a_tensor_of_another_size_is_no_parameter(tmp_path: Path) -> None:
     tensor = Tensor(tmp_path / "a", "a", (2, 3), "F32", 0)
     with pytest.raises(CheckpointError, match=r"tensor 'a', which is \(2, 3\), are no parameter of \(7,\)"):
-        load_chosen([Chosen(("a", "bias"), tensor)], {"a": {"bias": np.zeros(7)}}, jnp.float32)
+        load_params([ParamTensor(("a", "bias"), tensor)], {"a": {"bias": np.zeros(7)}}, jnp.float32)

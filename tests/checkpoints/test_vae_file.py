@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.checkpoints.diffusers_folder import PARTS, param_shapes
-from sdjax.checkpoints.tensors import load_chosen, write_params
+from sdjax.checkpoints.tensors import load_params, write_params
 from sdjax.checkpoints.vae_file import find_vae
 from tests.golden import checkpoints
 
@@ -83,7 +83,7 @@ def test_a_vae_of_any_form_is_read(
 ) -> None:
     found = find_vae(form(file, other, tmp_path / "vae.safetensors"))
     assert dataclasses.replace(found.beside(0.18215), sample_size=other.vae.config.sample_size) == other.vae.config
-    params = load_chosen(found.chosen, param_shapes(found.config), np.float32)
+    params = load_params(found.chosen, param_shapes(found.config), np.float32)
     jax.tree.map(np.testing.assert_array_equal, params, other.params["vae"])
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.diffusion.samplers import SAMPLERS, Options, Run, config_for, fill_in
-from sdjax.diffusion.schedule import SchedulerConfig, Steps, timestep_of, training_sigmas
+from sdjax.diffusion.samplers import SAMPLERS, Options, SamplerRun, config_for, fill_in
+from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
+from sdjax.diffusion.sigmas import timestep_of
 from sdjax.diffusion.tableau import Table, run_on_host
+from sdjax.diffusion.timestep_spacing import Steps
 
 CONFIG = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 LEVELS = training_sigmas(CONFIG)
@@ -37,7 +39,7 @@ def geometric(name: str, count: int, options: Options = DEFAULTS, **config: Any)
     heeded = dataclasses.replace(config_for(CONFIG, name, own=False), **config)
     sigmas = np.geomspace(first, last, count + 1)
     steps = Steps(timestep_of(sigmas[:-1], LEVELS), sigmas, first, "k_diffusion", "uniform")
-    run = Run(heeded, steps, fill_in(heeded, name, options))
+    run = SamplerRun(heeded, steps, fill_in(heeded, name, options))
     return run.table(SAMPLERS[name].write(run)), first, last
 
 

@@ -13,9 +13,11 @@ import numpy as np
 
 from sdjax.diffusion import elementary
 from sdjax.diffusion.brownian import TorchBrownianTree
-from sdjax.diffusion.noise import HostNoise
+from sdjax.diffusion.noise import HostNoiseStream
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import SCHEDULES, ScheduleError, SchedulerConfig, default_spacing
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.images.masks import gaussian
 
 SHAPE = (16, 24, 4)
@@ -35,7 +37,7 @@ def functions() -> Iterator[np.ndarray]:
 def host_noise(source: str) -> Iterator[np.ndarray]:
     """Of the generators, plain and in all that is made of it."""
     for seed in (0, 7, 2**63 + 11):
-        noise = HostNoise(source, seed, SHAPE, variation_seed=3, variation_strength=0.3, resize_from=(24, 16))
+        noise = HostNoiseStream(source, seed, SHAPE, variation_seed=3, variation_strength=0.3, resize_from=(24, 16))
         yield from (noise.first, noise.next(SHAPE), noise.next((1, 1, 3)))
         path = TorchBrownianTree(0.03, 14.6, seed, SHAPE, source)
         yield from (path(14.6, 3.1), path(3.1, 0.4))

@@ -22,7 +22,7 @@ levels = st.sampled_from(SIGMAS) | st.floats(2**-10, 5000, width=32)
 
 
 def words_of(seeds):
-    return jnp.asarray(np.stack([noise.seed_words(seed) for seed in seeds]))
+    return jnp.asarray(np.stack([noise.to_seed_words(seed) for seed in seeds]))
 
 
 def increments(seeds, start, end, shape=(2, 2)):

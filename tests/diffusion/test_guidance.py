@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.diffusion.guidance import classifier_free, denoised, network_input, rescaled, thresholded
+from sdjax.diffusion.guidance import classifier_free, network_input, rescaled, thresholded, to_denoised
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 4, 2)
@@ -76,34 +76,34 @@ def test_values_beyond_a_quantile_are_cut_and_all_divided_by_it(most):
 
 @settings(deadline=None, max_examples=30)
 @given(sigmas)
-def test_knowing_the_noise_gives_the_clean_latents_back(levels):
+def test_knowing_the_noise_gives_the_denoised_latents_back(levels):
     sigma = per_image(levels)
-    found = denoised(TWO, ONE + sigma * TWO, sigma.ravel(), alpha(sigma), "epsilon")
+    found = to_denoised(TWO, ONE + sigma * TWO, sigma.ravel(), alpha(sigma), "epsilon")
     np.testing.assert_allclose(found, ONE, atol=2e-7 * max(levels) * 10 + 1e-6)
 
 
 @settings(deadline=None, max_examples=30)
 @given(sigmas)
-def test_knowing_v_gives_the_clean_latents_back(levels):
+def test_knowing_v_gives_the_denoised_latents_back(levels):
     sigma = per_image(levels)
     # On the unit circle: cos(phi) of signal and sin(phi) of noise; v is the derivative in phi.
     angle = jnp.arctan(sigma)
     v = jnp.cos(angle) * TWO - jnp.sin(angle) * ONE
-    found = denoised(v, ONE + sigma * TWO, sigma.ravel(), alpha(sigma), "v_prediction")
+    found = to_denoised(v, ONE + sigma * TWO, sigma.ravel(), alpha(sigma), "v_prediction")
     np.testing.assert_allclose(found, ONE, atol=1e-4)
 
 
 def test_the_network_sees_unit_variance_at_every_level():
     sigma = per_image([0.05, 1.0, 14.6])
-    clean, noise = (jnp.asarray(RNG.standard_normal((3, 64, 64, 4)), jnp.float32) for _ in range(2))
-    seen = np.asarray(network_input(clean + sigma * noise, alpha(sigma)))
-    np.testing.assert_allclose(seen.std((1, 2, 3)), 1, atol=0.02)
+    latents, noise = (jnp.asarray(RNG.standard_normal((3, 64, 64, 4)), jnp.float32) for _ in range(2))
+    given = np.asarray(network_input(latents + sigma * noise, alpha(sigma)))
+    np.testing.assert_allclose(given.std((1, 2, 3)), 1, atol=0.02)
 
 
-def test_clean_latents_may_be_predicted_themselves():
-    np.testing.assert_array_equal(denoised(ONE, TWO, jnp.ones(3), jnp.ones(3), "sample"), ONE)
+def test_denoised_latents_may_be_predicted_themselves():
+    np.testing.assert_array_equal(to_denoised(ONE, TWO, jnp.ones(3), jnp.ones(3), "sample"), ONE)
 
 
 def test_another_kind_of_prediction_is_refused():
     with pytest.raises(ValueError, match="'flow' is none of epsilon, v_prediction and sample"):
-        denoised(ONE, TWO, jnp.ones(3), jnp.ones(3), "flow")
+        to_denoised(ONE, TWO, jnp.ones(3), jnp.ones(3), "flow")

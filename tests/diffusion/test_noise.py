@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from sdjax.diffusion.noise import (
     MAX_SEED,
-    HostNoise,
+    HostNoiseStream,
     host_generator,
     resized,
-    seed_words,
     slerp,
     start_noise,
     step_noise,
+    to_seed_words,
     varied_start_noise,
 )
 from tests.golden import noise as golden
@@ -28,7 +28,7 @@ strengths = st.floats(0, 1, width=32)
 
 
 def words_of(*seeds):
-    return jnp.asarray(np.stack([seed_words(seed) for seed in seeds]))
+    return jnp.asarray(np.stack([to_seed_words(seed) for seed in seeds]))
 
 
 def varied(seeds, variation_seeds, strengths, shape, from_shape=None):
@@ -41,14 +41,14 @@ def varied(seeds, variation_seeds, strengths, shape, from_shape=None):
 
 @given(seeds)
 def test_both_halves_of_a_seed_are_in_its_words(seed):
-    high, low = (int(word) for word in seed_words(seed))
+    high, low = (int(word) for word in to_seed_words(seed))
     assert (high << 32) + low == seed
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
 def test_a_seed_is_jaxs_key_of_that_seed(seed):
     # For anyone who wants to draw the same noise with JAX alone.
-    np.testing.assert_array_equal(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")), seed_words(seed))
+    np.testing.assert_array_equal(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")), to_seed_words(seed))
     key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), 0)
     np.testing.assert_array_equal(start_noise(words_of(seed), SHAPE)[0], jax.random.normal(key, SHAPE, jnp.float32))
 
@@ -87,7 +87,7 @@ def test_an_image_gets_the_noise_that_a1111_gives_it(name):
     source, case = name.split(" ", 1)
     (channels, height, width), strength, size = golden.IMAGES[case]
     shape = (height, width, channels)
-    noise = HostNoise(
+    noise = HostNoiseStream(
         source,
         golden.IMAGE_SEED,
         shape,
@@ -102,7 +102,7 @@ def test_an_image_gets_the_noise_that_a1111_gives_it(name):
 
 @pytest.mark.parametrize("source", HOST_SOURCES)
 def test_diffusers_draws_the_latents_and_then_the_noise_of_each_step(source):
-    noise, generator = HostNoise(source, 42, (8, 6, 4)), host_generator(source, 42)
+    noise, generator = HostNoiseStream(source, 42, (8, 6, 4)), host_generator(source, 42)
     for drawn in (noise.first, noise.next((8, 6, 4)), noise.next((8, 6, 4))):
         np.testing.assert_array_equal(drawn, generator.randn(4, 8, 6).transpose(1, 2, 0))
 
@@ -110,8 +110,8 @@ def test_diffusers_draws_the_latents_and_then_the_noise_of_each_step(source):
 @settings(max_examples=20)
 @given(st.sampled_from(HOST_SOURCES), seeds, strengths, st.sampled_from([None, (3, 3), (8, 8), (12, 5)]))
 def test_the_noise_of_steps_depends_neither_on_variation_nor_on_size(source, seed, strength, size):
-    plain = HostNoise(source, seed, (8, 8, 4))
-    other = HostNoise(source, seed, (8, 8, 4), variation_seed=1, variation_strength=strength, resize_from=size)
+    plain = HostNoiseStream(source, seed, (8, 8, 4))
+    other = HostNoiseStream(source, seed, (8, 8, 4), variation_seed=1, variation_strength=strength, resize_from=size)
     np.testing.assert_array_equal(plain.next((8, 8, 4)), other.next((8, 8, 4)))
 
 
@@ -121,7 +121,9 @@ def test_the_noise_of_steps_depends_neither_on_variation_nor_on_size(source, see
 def at_the_start(source, seed, shape, variation_seed=0, strength=0.0, size=None):
     if source == "threefry":
         return varied([seed], [variation_seed], [strength], shape, size)[0]
-    noise = HostNoise(source, seed, shape, variation_seed=variation_seed, variation_strength=strength, resize_from=size)
+    noise = HostNoiseStream(
+        source, seed, shape, variation_seed=variation_seed, variation_strength=strength, resize_from=size
+    )
     return noise.first
 
 

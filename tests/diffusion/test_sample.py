@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.diffusion.brownian import increment
-from sdjax.diffusion.noise import seed_words, start_noise, step_noise
+from sdjax.diffusion.noise import start_noise, step_noise, to_seed_words
 from sdjax.diffusion.sample import sample, stack_tables
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.diffusion.tableau import Table, run_on_host
 
 CONFIG = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -48,7 +48,7 @@ def run(words, starts, tables):
 def sampled(batch):
     """The last latents of each image."""
     tables = [laid(*image[1:]) for image in batch]
-    words = np.stack([seed_words(image[0]) for image in batch])
+    words = np.stack([to_seed_words(image[0]) for image in batch])
     starts = np.array([table.start for table in tables], np.float32)
     return np.asarray(run(words, starts, stack_tables(tables, ROWS)))
 
@@ -100,36 +100,36 @@ def test_the_compiled_loop_does_what_the_table_says(sampler):
 def test_tables_of_different_lengths_are_stacked_with_a_column_for_each_image():
     tables = [laid("euler", 2), laid("heun", 3)]
     stacked = stack_tables(tables, 6)
-    for column in jax.tree.leaves(stacked.rows):
+    for column in jax.tree.leaves(stacked.evaluations):
         assert column.shape[:2] == (6, 2) and column.dtype in (np.float32, bool)
-    assert stacked.count.tolist() == [2, 5]
+    assert stacked.counts.tolist() == [2, 5]
     for index, table in enumerate(tables):
         count = table.evaluations
-        np.testing.assert_array_equal(stacked.rows.sigma[:count, index], table.sigma.astype(np.float32))
-        np.testing.assert_array_equal(stacked.rows.weights[:count, index], table.weights.astype(np.float32))
-        np.testing.assert_array_equal(stacked.rows.timestep[count:, index], np.float32(table.timestep[-1]))
+        np.testing.assert_array_equal(stacked.evaluations.sigma[:count, index], table.sigma.astype(np.float32))
+        np.testing.assert_array_equal(stacked.evaluations.weights[:count, index], table.weights.astype(np.float32))
+        np.testing.assert_array_equal(stacked.evaluations.timestep[count:, index], np.float32(table.timestep[-1]))
 
 
-def test_the_latents_of_chosen_evaluations_are_kept_on_the_way():
+def test_the_latents_of_chosen_evaluations_are_kept_for_previews():
     tables = [laid("euler", 5), laid("heun", 3)]
-    rows = stack_tables(tables, 8)
-    frames = np.full((8, 2), -1, np.int32)
-    frames[[0, 2, 4], 0] = [0, 1, 2]
-    frames[[0, 4], 1] = [0, 1]
+    tables = stack_tables(tables, 8)
+    places = np.full((8, 2), -1, np.int32)
+    places[[0, 2, 4], 0] = [0, 1, 2]
+    places[[0, 4], 1] = [0, 1]
     starts = jnp.asarray(np.random.default_rng(0).standard_normal((2, *SHAPE)), jnp.float32) * 14.6
-    asked = []
+    inputs = []
 
-    def seen(latents, level):
-        asked.append(np.asarray(latents))
+    def tanh(latents, level):
+        inputs.append(np.asarray(latents))
         return jnp.tanh(latents)
 
     with jax.disable_jit():
-        _, trail = sample(seen, starts, rows, None, jnp.asarray(frames), 4)
-    sigma = rows.rows.sigma
+        _, previews = sample(tanh, starts, tables, None, jnp.asarray(places), 4)
+    sigma = tables.evaluations.sigma
     for place, evaluation, image in ((0, 0, 0), (1, 2, 0), (2, 4, 0), (0, 0, 1), (1, 4, 1)):
-        noisy = asked[evaluation][image]
+        noisy = inputs[evaluation][image]
         np.testing.assert_allclose(
-            trail.noisy[place, image], noisy / np.hypot(sigma[evaluation, image], 1), rtol=1e-5, atol=1e-6
+            previews.noisy[place, image], noisy / np.hypot(sigma[evaluation, image], 1), rtol=1e-5, atol=1e-6
         )
-        np.testing.assert_allclose(trail.clean[place, image], np.tanh(noisy), rtol=1e-5, atol=1e-6)
-    assert not np.asarray(trail.noisy)[3].any() and not np.asarray(trail.noisy)[2, 1].any()
+        np.testing.assert_allclose(previews.denoised[place, image], np.tanh(noisy), rtol=1e-5, atol=1e-6)
+    assert not np.asarray(previews.noisy)[3].any() and not np.asarray(previews.noisy)[2, 1].any()

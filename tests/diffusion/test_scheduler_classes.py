@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.diffusion.scheduler_classes import OTHER_SOLVERS, UNSUPPORTED
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.models import ConfigError
 
 ROOT = Path(__file__).parents[2]

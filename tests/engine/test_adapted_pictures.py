@@ -256,9 +256,7 @@ def test_adapters_that_can_not_be_had_are_errors(engine, fields, message):
 
 def test_without_folders_there_are_no_adapters(tiny):
     engine = engine_of(tiny, sdjax.Library(), devices=1)
-    with pytest.raises(
-        sdjax.AdapterError, match=r"no lora 'ink': no folder of such files is given; set library\.loras"
-    ):
+    with pytest.raises(sdjax.AdapterError, match=r"'ink': no folder of such files is given; set library\.loras"):
         engine.prepare(job(1, "a <lora:ink:1>"))
     with pytest.raises(sdjax.CheckpointError, match=r"library\.loras = nowhere: there is no such folder"):
         engine_of(tiny, sdjax.Library(loras="nowhere"), devices=1)

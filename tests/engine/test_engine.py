@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdjax
-from sdjax.diffusion.sample import Trail
+from sdjax.diffusion.sample import Previews
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.engine import batches
 from sdjax.engine.device import device_kind
@@ -119,7 +119,7 @@ def arguments_of(engine: Engine, task: Task) -> tuple[Any, Any]:
 
 def program_of(engine: Engine, task: Task) -> Any:
     """The compiled sampling program of a job."""
-    execution, outputs = engine._execution, (BY_IMAGE, Trail(BY_SECOND_AXIS, BY_SECOND_AXIS))
+    execution, outputs = engine._execution, (BY_IMAGE, Previews(BY_SECOND_AXIS, BY_SECOND_AXIS))
     program = execution.sample_program(task.first)
     return execution.devices.compiled("test", program, *arguments_of(engine, task), SHARDING, outputs)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.diffusion.noise import HostNoise
+from sdjax.diffusion.noise import HostNoiseStream
 from sdjax.engine.engine import Engine
 
 STEPS, SCALE = 6, 5.0
@@ -62,7 +62,7 @@ def predict(tiny):
 def by_hand(model, predict, job, steps):
     table = model.table(job)
     sigmas = [*table.sigma, 0.0]
-    latents = HostNoise("torch", job.seed, (8, 8, 4)).first[None].astype(np.float64) * table.start
+    latents = HostNoiseStream("torch", job.seed, (8, 8, 4)).first[None].astype(np.float64) * table.start
     for index, (parts, weights, guided) in enumerate(steps):
         now, after = sigmas[index : index + 2]
         given = latents / np.sqrt(now**2 + 1)
@@ -76,12 +76,12 @@ def by_hand(model, predict, job, steps):
             output = job.guidance_rescale * matched + (1 - job.guidance_rescale) * output
         else:
             output = sum(w * f for w, f in zip(weights, found, strict=True)) / sum(weights)
-        clean = latents - now * output
+        denoised = latents - now * output
         if job.dynamic_thresholding_ratio:
-            bound = np.quantile(np.abs(clean), job.dynamic_thresholding_ratio)
+            bound = np.quantile(np.abs(denoised), job.dynamic_thresholding_ratio)
             bound = min(max(bound, 1.0), job.sample_max_value)
-            clean = np.clip(clean, -bound, bound) / bound
-        latents = latents + (latents - clean) / now * (after - now)
+            denoised = np.clip(denoised, -bound, bound) / bound
+        latents = latents + (latents - denoised) / now * (after - now)
     scaled = jnp.asarray(latents / model.vae.config.scaling_factor, jnp.float32)
     pixels = model.vae.apply({"params": model.params["vae"]}, scaled, method="decode")[0]
     return np.round(np.clip(np.asarray(pixels) * 127.5 + 127.5, 0, 255)).astype(int)

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion.samplers import Options, config_for, fill_in, table_of
-from sdjax.diffusion.schedule import SchedulerConfig
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.engine import prompt_arrays
 from sdjax.families.family import Networks
-from sdjax.text.conditioning import condition
+from sdjax.text.tokenized_prompt import tokenize_prompt
 from tests import toys
-from tests.text import test_conditioning as by_numpy
+from tests.text import test_tokenized_prompt as by_numpy
 
 STEPS = 6
 
@@ -61,7 +61,7 @@ def evaluated(encoder, read, text, vectors=()):
 
 @pytest.mark.parametrize("prompt, negative, syntax, emphasis", CASES)
 def test_each_step_and_branch_sees_its_text(prompt, negative, syntax, emphasis, sd1, table):
-    read = condition(sd1.tokenizer, prompt, negative, syntax=syntax, emphasis=emphasis, steps=STEPS)
+    read = tokenize_prompt(sd1.tokenizer, prompt, negative, syntax=syntax, emphasis=emphasis, steps=STEPS)
     branches = tuple(range(len(read.part_weights) + 1))
     image = prompt_arrays.select(read, branches, guided=True)
     arrays = prompt_arrays.arrays([image], [table], [0], rows=8)
@@ -86,7 +86,7 @@ def vectors_of(name, width=32):
 
 
 def read_with(model, prompt, negative="", syntax="a1111", known=NAMES):
-    return condition(
+    return tokenize_prompt(
         model.tokenizer, prompt, negative, syntax=syntax, emphasis="original", steps=STEPS, embeddings=known
     )
 
@@ -172,7 +172,7 @@ def test_ids_beyond_all_vectors_are_safe(sd1):
 
 def test_weights_of_1_give_the_same_bits_as_none(sd1, table):
     def states(prompt):
-        read = condition(sd1.tokenizer, prompt, "", syntax="a1111", emphasis="original", steps=STEPS)
+        read = tokenize_prompt(sd1.tokenizer, prompt, "", syntax="a1111", emphasis="original", steps=STEPS)
         arrays = prompt_arrays.arrays([prompt_arrays.select(read, (0, 1), guided=True)], [table], [0], rows=8)
         arrays = jax.tree.map(jax.numpy.asarray, arrays)
         return np.asarray(encode(sd1, arrays.tokens).context)

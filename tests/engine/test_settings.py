@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.diffusion.noise import seed_words, start_noise
+from sdjax.diffusion.noise import start_noise, to_seed_words
 from sdjax.engine import settings
 from sdjax.engine.engine import Engine
 from tests import flips
@@ -127,7 +127,7 @@ def test_what_is_in_force_can_be_read_in_the_metadata(tiny, monkeypatch):
 
 
 def test_noise_is_the_same_whatever_generator_is_asked_for(tiny):
-    words = jnp.asarray(seed_words(7))[None]
+    words = jnp.asarray(to_seed_words(7))[None]
     with settings.pinned():
         expected = np.asarray(start_noise(words, (5, 7, 3)))
     plain = new_id(tiny)

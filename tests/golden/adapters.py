@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sdjax.adapters.lora import Lora, changed, read_lora, replaced
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from tests import toys
 from tests.golden import networks
 
@@ -114,7 +114,7 @@ def read(case: Case, file: Path) -> Lora:
     return read_lora(file, toy.text_encoder, toy.unet, pickled=True)
 
 
-def changed_by(cases: Sequence[tuple[Case, Lora]]) -> list[dict[names.Path, jax.Array]]:
+def changed_by(cases: Sequence[tuple[Case, Lora]]) -> list[dict[name_table.Path, jax.Array]]:
     """The parameters that each of some adapters changes, all by one compiled program: so it takes the least time."""
 
     def program(toys_: Mapping[str, Any], changes: list[Any]) -> list[Any]:
@@ -127,10 +127,10 @@ def changed_by(cases: Sequence[tuple[Case, Lora]]) -> list[dict[names.Path, jax.
     return jax.jit(program)(params, [lora.changes for _, lora in cases])
 
 
-def given(case: Case, leaves: Mapping[names.Path, jax.Array]) -> tuple[Arrays, Arrays]:
+def given(case: Case, leaves: Mapping[name_table.Path, jax.Array]) -> tuple[Arrays, Arrays]:
     """What sdjax makes of an adapter: the changed parameters under torch's names and in its layout, and the outputs."""
     toy, params = TOYS[case.toy], replaced(dict(toy_params(case.toy)), leaves)
-    merged = {torch_name(path): names.to_file(path, np.asarray(leaf)) for path, leaf in leaves.items()}
+    merged = {torch_name(path): name_table.to_file(path, np.asarray(leaf)) for path, leaf in leaves.items()}
     outputs = {}
     for part, config in (("unet", toy.unet), ("text_encoder", toy.text_encoder)):
         if any(path[0] == part for path in leaves):
@@ -142,8 +142,8 @@ def given(case: Case, leaves: Mapping[names.Path, jax.Array]) -> tuple[Arrays, A
 def torch_name(path: tuple[str, ...]) -> str:
     """The network, and its parameter as the module of torch calls it."""
     part, *rest = path
-    table = names.UNET if part == "unet" else names.TEXT_ENCODER
-    return f"{part}.{names.file_names(tuple(rest), table)[0].removeprefix(table.prefix)}"
+    table = name_table.UNET if part == "unet" else name_table.TEXT_ENCODER
+    return f"{part}.{name_table.file_names(tuple(rest), table)[0].removeprefix(table.prefix)}"
 
 
 def sampled(arrays: Arrays) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import sdjax
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import PARTS, write_configs
 from sdjax.checkpoints.tensors import Params
 from sdjax.text.vocabulary import END, START, clip_vocabulary, write_tokenizer
@@ -240,8 +240,8 @@ def checksums(params: Params) -> dict[str, dict[str, str]]:
         found[part] = {}
         for keys, leaf in jax.tree.leaves_with_path(tree):
             path = tuple(key.key for key in keys)
-            name = names.file_names(path, table)[0].removeprefix(table.prefix)
-            found[part][name] = checksum(names.to_file(path, np.asarray(leaf)))
+            name = name_table.file_names(path, table)[0].removeprefix(table.prefix)
+            found[part][name] = checksum(name_table.to_file(path, np.asarray(leaf)))
     return found
 
 

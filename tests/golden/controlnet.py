@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.controlnet_file import ControlConfig, control_shapes
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.checkpoints.tensors import Params, write_params
@@ -270,7 +270,7 @@ def json_of(config: ControlConfig) -> dict[str, Any]:
 
 def write_folder(folder: Path, control: Control) -> Path:
     """Writes a network as diffusers does; gives the folder."""
-    table = names.CONTROLNET if isinstance(control.config, ControlNetConfig) else names.T2I_ADAPTER
+    table = name_table.CONTROLNET if isinstance(control.config, ControlNetConfig) else name_table.T2I_ADAPTER
     write_params(control.params(), table, folder / "diffusion_pytorch_model.safetensors", np.float32)
     (folder / "config.json").write_text(json.dumps(json_of(control.config)))
     return folder
@@ -279,7 +279,7 @@ def write_folder(folder: Path, control: Control) -> Path:
 def checksums(params: Params) -> dict[str, str]:
     """Those of all parameters of a ControlNet, by diffusers' names."""
     return {
-        names.file_names(path, names.CONTROLNET)[0]: checksum(names.to_file(path, np.asarray(leaf)))
+        name_table.file_names(path, name_table.CONTROLNET)[0]: checksum(name_table.to_file(path, np.asarray(leaf)))
         for keys, leaf in jax.tree.leaves_with_path(params)
         for path in [tuple(key.key for key in keys)]
     }

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sdjax.checkpoints.depth_file import DEPTH, DepthProcessor, depth_shapes
-from sdjax.checkpoints.names import file_names, to_file
+from sdjax.checkpoints.name_table import file_names, to_file
 from sdjax.checkpoints.tensors import Params
 from sdjax.library.depth import DepthModel, depth_of, normalised, processed
 from sdjax.models.bit import BitConfig

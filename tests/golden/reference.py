@@ -16,7 +16,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import NetworkConfig
 from sdjax.checkpoints.tensors import Params
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
@@ -77,13 +77,13 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy())
 
 
-def _state(params: Params, table: names.NameTable) -> dict[str, torch.Tensor]:
+def _state(params: Params, table: name_table.NameTable) -> dict[str, torch.Tensor]:
     """Our weights under the names of torch's modules, without the prefix that files have."""
     state = {}
     for keys, leaf in jax.tree.leaves_with_path(params):
         path = tuple(key.key for key in keys)
-        name = names.file_names(path, table)[0].removeprefix(table.prefix)
-        state[name] = torch.tensor(names.to_file(path, np.asarray(leaf)))
+        name = name_table.file_names(path, table)[0].removeprefix(table.prefix)
+        state[name] = torch.tensor(name_table.to_file(path, np.asarray(leaf)))
     return state
 
 
@@ -96,7 +96,7 @@ def skeleton(config: NetworkConfig) -> torch.nn.Module:
     return kind.from_config(fields)
 
 
-_TABLES = {TextEncoderConfig: names.TEXT_ENCODER, UNetConfig: names.UNET, VAEConfig: names.VAE}
+_TABLES = {TextEncoderConfig: name_table.TEXT_ENCODER, UNetConfig: name_table.UNET, VAEConfig: name_table.VAE}
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def _block_skeleton(block: Block) -> torch.nn.Module:
 def block_output(block: Block) -> np.ndarray:
     """What diffusers' block gives."""
     model = _block_skeleton(block).eval()
-    model.load_state_dict(_state(block_params(block), names.NameTable()), strict=True)
+    model.load_state_dict(_state(block_params(block), name_table.NameTable()), strict=True)
     arrays = [_to_torch(given) for given in block.arguments if isinstance(given, np.ndarray)]
     if isinstance(block.module, ResnetBlock):
         return _to_numpy(model(arrays[0], arrays[1] if len(arrays) > 1 else None))

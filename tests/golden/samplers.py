@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, own_sampler, table_of
-from sdjax.diffusion.schedule import SCHEDULES, SchedulerConfig, default_schedule, default_spacing, lay_steps
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.diffusion.sigmas import SCHEDULES, default_schedule
 from sdjax.diffusion.tableau import Table, run_on_host
+from sdjax.diffusion.timestep_spacing import default_spacing, lay_steps
 
 FILE = Path(__file__).with_name("samplers.npz")
 # In shares of the largest value. Both sides are float64.

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.sd_upscaler import X4
 from sdjax.models import UNetConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig
@@ -38,7 +38,7 @@ def prediction(name: str) -> np.ndarray:
     state = {}
     for keys, leaf in jax.tree.leaves_with_path(toy.params()["unet"]):
         path = tuple(key.key for key in keys)
-        state[names.file_names(path, names.UNET)[0]] = torch.tensor(names.to_file(path, leaf))
+        state[name_table.file_names(path, name_table.UNET)[0]] = torch.tensor(name_table.to_file(path, leaf))
     unet.load_state_dict(state, strict=True)
     sample, timesteps, context, told = map(torch.tensor, asked)
     given = {"class_labels": told} if toy.kind == X4 else {"timestep_cond": told}

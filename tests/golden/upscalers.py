@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from sdjax.checkpoints.upscaler_file import Upscaler
+from sdjax.checkpoints.upscaler_file import UpscalerNetwork
 from sdjax.engine.device import platform_of, program_for
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
 from sdjax.upscaling.tiles import Enlarged, enlarged_in_tiles, enlarged_tiles
@@ -113,7 +113,7 @@ def pixels(case: Case) -> np.ndarray:
     return np.random.RandomState(32).uniform(0, 1, (2, *case.size, 3)).astype(np.float32)
 
 
-def enlarged(upscaler: Upscaler, images: np.ndarray, tile: int = 256, overlap: int = 64) -> Enlarged:
+def enlarged(upscaler: UpscalerNetwork, images: np.ndarray, tile: int = 256, overlap: int = 64) -> Enlarged:
     """Images through an upscaler a tile at a time, one image after the other, on one device."""
     program = program_for(platform_of(upscaler.params), enlarged_tiles, upscaler.config)
     run = functools.partial(program, upscaler.params)
@@ -121,7 +121,7 @@ def enlarged(upscaler: Upscaler, images: np.ndarray, tile: int = 256, overlap: i
     return Enlarged(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
 
 
-def given_by(upscaler: Upscaler, asked: np.ndarray) -> np.ndarray:
+def given_by(upscaler: UpscalerNetwork, asked: np.ndarray) -> np.ndarray:
     """What the network gives, not clipped."""
     network = network_of(upscaler.config)
     with jax.default_matmul_precision("highest"):

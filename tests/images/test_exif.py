@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from sdjax.images import segments
-from sdjax.images.encode import PictureError, decode, read_metadata, read_parameters
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import decode, read_metadata, read_parameters
 from sdjax.images.exif import Exif, read_exif, user_comment_block
 from sdjax.images.metadata import json_in_xmp, user_comment
-from sdjax.images.read import read_picture
+from sdjax.images.read import read_image
 from sdjax.jobs.a1111_text import a1111_text
 from tests.images.test_encode import METADATA, PIXELS, written
 
@@ -95,8 +96,8 @@ def test_damaged_data_are_a_clear_error_and_the_picture_is_good(block):
     with pytest.raises(ValueError, match=r"EXIF|directory|data"):
         read_exif(block)
     picture = saved("WEBP", exif=b"Exif\0\0" + block)
-    assert read_picture(picture, "x").notes == ("its EXIF data are damaged: left aside",)
-    with pytest.raises(PictureError, match=r"x: its EXIF data are damaged"):
+    assert read_image(picture, "x").notes == ("its EXIF data are damaged: left aside",)
+    with pytest.raises(ImageError, match=r"x: its EXIF data are damaged"):
         read_parameters(picture, "x")
 
 
@@ -106,8 +107,8 @@ def test_a_directory_that_leads_to_itself_ends():
 
 def test_a_picture_is_turned_as_its_xmp_says_where_exif_says_nothing():
     packet = b'<rdf:Description tiff:Orientation="6"/>'
-    assert read_picture(saved("JPEG", xmp=packet), "x").pixels.shape == (16, 8, 3)
-    assert read_picture(saved("WEBP", xmp=packet, exif=directory((0x0112, 3, 1, 1 << 16))), "x").notes == ()
+    assert read_image(saved("JPEG", xmp=packet), "x").pixels.shape == (16, 8, 3)
+    assert read_image(saved("WEBP", xmp=packet, exif=directory((0x0112, 3, 1, 1 << 16))), "x").notes == ()
 
 
 # --- Bombs ---
@@ -117,7 +118,7 @@ def test_a_packet_full_of_beginnings_is_read_at_once():
     start = time.process_time()
     assert json_in_xmp(b"<sdjax:metadata>" * 80_000) is None
     assert json_in_xmp(b"<sdjax:metadata>" * 80_000 + b"</sdjax:metadata>") is not None
-    with pytest.raises(PictureError, match="no metadata of sdjax"):
+    with pytest.raises(ImageError, match="no metadata of sdjax"):
         read_metadata(saved("WEBP", xmp=b"<sdjax:metadata>" * 80_000), "x")
     assert time.process_time() - start < SOON
 
@@ -134,10 +135,10 @@ def segment(marker: int, body: bytes) -> bytes:
 def test_exif_segments_without_end_are_refused_at_once():
     start = time.process_time()
     bomb = jpeg_with(segment(0xFFE1, b"Exif\0\0" + b"x" * 60_000) * 65)
-    for read in (read_parameters, decode, read_picture):
-        with pytest.raises(PictureError, match=r"x: .*more than 64 segments"):
+    for read in (read_parameters, decode, read_image):
+        with pytest.raises(ImageError, match=r"x: .*more than 64 segments"):
             read(bomb, "x")
-        with pytest.raises(PictureError, match=r"x: .*more than 5000 segments"):
+        with pytest.raises(ImageError, match=r"x: .*more than 5000 segments"):
             read(jpeg_with(segment(0xFFE1, b"Exif\0\0x") * 100_000), "x")
     assert time.process_time() - start < SOON
 
@@ -157,7 +158,7 @@ def test_entries_that_all_point_to_the_same_bytes_are_not_followed(kind):
     start = time.process_time()
     picture = saved(kind, exif=b"Exif\0\0" + bomb)
     assert read_parameters(picture, "x") is None
-    assert read_picture(picture, "x").pixels.shape == PIXELS.shape
+    assert read_image(picture, "x").pixels.shape == PIXELS.shape
     assert time.process_time() - start < SOON
 
 
@@ -167,8 +168,8 @@ def test_tags_of_a_tiff_that_all_point_to_the_same_bytes_are_refused():
     inside = directory((0x8769, 4, 1, 26), more=bomb[8:])
     start = time.process_time()
     for data in (bomb, inside):
-        with pytest.raises(PictureError, match=r"x: a damaged picture: its tags point to more than"):
-            read_picture(data, "x")
+        with pytest.raises(ImageError, match=r"x: a damaged picture: its tags point to more than"):
+            read_image(data, "x")
     assert time.process_time() - start < SOON
 
 
@@ -184,8 +185,8 @@ def test_a_png_of_empty_chunks_is_refused_at_once():
     plain = saved("PNG")
     bomb = plain[:33] + chunk(b"juNk") * (segments.MOST_CHUNKS + 1) + plain[33:]
     start = time.process_time()
-    for read in (decode, read_parameters, read_picture):
-        with pytest.raises(PictureError, match=f"x: .*more than {segments.MOST_CHUNKS} chunks"):
+    for read in (decode, read_parameters, read_image):
+        with pytest.raises(ImageError, match=f"x: .*more than {segments.MOST_CHUNKS} chunks"):
             read(bomb, "x")
     assert time.process_time() - start < SOON
 
@@ -196,7 +197,7 @@ def test_metadata_that_unfold_to_many_values_or_lie_deep_are_refused():
         ('{"a":"' + "x" * (1 << 24) + '"}', "letters, more than"),
     ):
         packet = f"<sdjax:metadata>{text}</sdjax:metadata>".encode()
-        with pytest.raises(PictureError, match=f"x: its metadata of sdjax can't be read: .*{reason}"):
+        with pytest.raises(ImageError, match=f"x: its metadata of sdjax can't be read: .*{reason}"):
             read_metadata(saved("WEBP", xmp=packet), "x")
 
 

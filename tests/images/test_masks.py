@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sdjax.images.encode import PictureError
+from sdjax.images.decode import ImageError
 from sdjax.images.masks import blurred, crop_region, fitted_to, gaussian, inverted, latent_mask, pasted
 from tests.golden import preprocess_reference as golden
 
@@ -125,7 +125,7 @@ def test_a_region_at_the_border_is_moved_and_not_cut():
 
 
 def test_an_empty_mask_has_no_region():
-    with pytest.raises(PictureError, match="nothing is masked"):
+    with pytest.raises(ImageError, match="nothing is masked"):
         crop_region(np.zeros((5, 5), np.float32), 3, (8, 8))
 
 
@@ -173,5 +173,5 @@ def test_a_mask_of_the_same_proportions_is_brought_to_the_pictures_size(mask, pi
 @pytest.mark.parametrize("mask, picture", [((64, 64), (512, 500)), ((40, 30), (30, 40)), ((500, 512), (512, 512))])
 def test_a_mask_of_other_proportions_is_an_error_that_names_both_sizes(mask, picture):
     sizes = f"wrong size for the mask: {mask[1]}x{mask[0]}; the picture has {picture[1]}x{picture[0]}"
-    with pytest.raises(PictureError, match=sizes):
+    with pytest.raises(ImageError, match=sizes):
         fitted_to(np.ones(mask, np.float32), *picture)

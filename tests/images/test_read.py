@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
-from sdjax.images.encode import PictureError
-from sdjax.images.read import READABLE, read_grey, read_picture
+from sdjax.images.decode import ImageError
+from sdjax.images.read import READABLE, read_grey, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 37, 3), dtype=np.uint8)
 RAMP = np.linspace(0, 65535, 12 * 19).reshape(12, 19).astype(np.uint16)
@@ -47,7 +47,7 @@ def png(values, bits, colour, *chunks, interlaced=0, size=None):
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_plain_pixels_come_as_they_are_and_nothing_is_noted(kind):
     data = saved(PIXELS, kind, **LOSSLESS[kind])
-    picture = read_picture(data, "x")
+    picture = read_image(data, "x")
     np.testing.assert_array_equal(picture.pixels, PIXELS)
     assert picture.notes == ()
 
@@ -55,17 +55,17 @@ def test_plain_pixels_come_as_they_are_and_nothing_is_noted(kind):
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 100}])
 def test_jpegs_come_as_pillow_decodes_them(options):
     data = saved(PIXELS, "JPEG", **options)
-    np.testing.assert_array_equal(read_picture(data, "x").pixels, np.asarray(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(read_image(data, "x").pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_pixels_can_be_written_to():
-    assert read_picture(saved(PIXELS, "PNG"), "x").pixels.flags.writeable
+    assert read_image(saved(PIXELS, "PNG"), "x").pixels.flags.writeable
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_few_colours_become_three_channels(mode):
     picture = Image.fromarray(PIXELS).convert(mode)
-    read = read_picture(saved(picture, "PNG"), "x")
+    read = read_image(saved(picture, "PNG"), "x")
     np.testing.assert_array_equal(read.pixels, np.asarray(picture.convert("RGB")))
     assert read.notes == ()
 
@@ -89,16 +89,16 @@ def test_an_interlaced_picture_is_whole():
     def file(raw):
         return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
-    np.testing.assert_array_equal(read_picture(file(body), "x").pixels, rows.repeat(3, -1))
-    with pytest.raises(PictureError, match="fewer pixels than 8x8"):
-        read_picture(file(body[:-1]), "x")
+    np.testing.assert_array_equal(read_image(file(body), "x").pixels, rows.repeat(3, -1))
+    with pytest.raises(ImageError, match="fewer pixels than 8x8"):
+        read_image(file(body[:-1]), "x")
 
 
 # --- Depth ---
 
 
 def test_16_bit_greys_become_8_rounded_and_are_never_clipped():
-    read = read_picture(png(RAMP, 16, 0), "x")
+    read = read_image(png(RAMP, 16, 0), "x")
     np.testing.assert_array_equal(read.pixels[..., 0], np.round(RAMP / 257))
     assert read.notes == ("16 bits to 8",)
 
@@ -110,7 +110,7 @@ def test_16_bit_greys_keep_their_depth_where_numbers_are_asked_for(kind):
 
 def test_16_bit_colours_keep_their_upper_8():
     values = np.random.default_rng(2).integers(0, 65536, (5, 4, 3))
-    read = read_picture(png(values, 16, 2), "x")
+    read = read_image(png(values, 16, 2), "x")
     np.testing.assert_array_equal(read.pixels, values >> 8)
     assert read.notes == ("16 bits to 8",)
 
@@ -122,7 +122,7 @@ def test_32_bit_and_floating_point_tiffs():
     )
     real = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     np.testing.assert_array_equal(read_grey(saved(real, "TIFF"), "x").values, real)
-    read = read_picture(saved(real, "TIFF"), "x")
+    read = read_image(saved(real, "TIFF"), "x")
     np.testing.assert_array_equal(read.pixels[..., 2], np.round(real * 255))
     assert read.notes == ("float to 8 bits",)
 
@@ -130,8 +130,8 @@ def test_32_bit_and_floating_point_tiffs():
 @pytest.mark.parametrize("wrong", [1.5, -0.1, np.nan, np.inf])
 def test_floating_point_values_beyond_0_to_1_are_refused(wrong):
     data = saved(np.array([[0.5, wrong]], np.float32), "TIFF")
-    for read in (read_picture, read_grey):
-        with pytest.raises(PictureError, match=r"^depth\.tif: values from .*expected 0 to 1"):
+    for read in (read_image, read_grey):
+        with pytest.raises(ImageError, match=r"^depth\.tif: values from .*expected 0 to 1"):
             read(data, "depth.tif")
 
 
@@ -150,7 +150,7 @@ def test_transparent_pictures_are_laid_on_white(mode):
     opacity = np.tile(np.array([0, 128, 255, 255], np.uint8), (3, 1))
     picture = Image.new("RGB", (4, 3), (200, 100, 0)).convert(mode[:-1])
     picture.putalpha(Image.fromarray(opacity))
-    read = read_picture(saved(picture, "PNG"), "x")
+    read = read_image(saved(picture, "PNG"), "x")
     colour = np.asarray(picture.convert("RGB"))[0, 0]
     np.testing.assert_array_equal(read.pixels[0, [0, 2]], [(255, 255, 255), colour])
     assert np.abs(read.pixels[0, 1] - (colour * (128 / 255) + 255 * (127 / 255))).max() <= 0.51
@@ -160,7 +160,7 @@ def test_transparent_pictures_are_laid_on_white(mode):
 def test_a_clear_colour_of_a_palette_of_grey_and_of_rgb_is_transparent():
     palette = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "L").convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    read = read_picture(saved(palette, "PNG", transparency=bytes([255, 0, 128])), "x")
+    read = read_image(saved(palette, "PNG", transparency=bytes([255, 0, 128])), "x")
     assert read.pixels[0].tolist() == [[255, 0, 0], [255, 255, 255], [127, 127, 255]]
     for data in (
         png(np.array([[7, 8]]), 8, 0, chunk(b"tRNS", struct.pack(">H", 7))),
@@ -168,21 +168,21 @@ def test_a_clear_colour_of_a_palette_of_grey_and_of_rgb_is_transparent():
         png(np.array([[[7, 7, 7], [8, 8, 8]]]), 8, 2, chunk(b"tRNS", struct.pack(">HHH", 7, 7, 7))),
         saved(palette.crop((0, 0, 2, 1)), "GIF", transparency=0),
     ):
-        read = read_picture(data, "x")
+        read = read_image(data, "x")
         assert read.notes[-1] == "transparency laid on white" and read.pixels[0, 0].tolist() == [255, 255, 255]
         assert read.pixels[0, 1].tolist() != [255, 255, 255]
 
 
 def test_an_opaque_alpha_channel_is_none():
-    read = read_picture(saved(Image.fromarray(PIXELS).convert("RGBA"), "PNG"), "x")
+    read = read_image(saved(Image.fromarray(PIXELS).convert("RGBA"), "PNG"), "x")
     assert read.notes == ()
     np.testing.assert_array_equal(read.pixels, PIXELS)
 
 
 def test_a_clear_colour_in_16_bits_is_refused_rather_than_missed():
     data = png(np.zeros((2, 2, 3)), 16, 2, chunk(b"tRNS", bytes(6)))
-    with pytest.raises(PictureError, match="use an alpha channel"):
-        read_picture(data, "x")
+    with pytest.raises(ImageError, match="use an alpha channel"):
+        read_image(data, "x")
 
 
 def test_the_colours_of_a_mask_count_and_its_opacity_only_where_they_say_nothing():
@@ -203,7 +203,7 @@ def test_the_colours_of_a_mask_count_and_its_opacity_only_where_they_say_nothing
 
 
 def test_a_cmyk_jpeg_of_adobes_kind_is_not_shown_as_its_negative():
-    read = read_picture(saved(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=100), "x")
+    read = read_image(saved(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=100), "x")
     assert np.abs(read.pixels.astype(int) - (0, 255, 255)).max() <= 2 and read.notes == ("CMYK to RGB",)
 
 
@@ -216,7 +216,7 @@ def test_a_ycck_jpeg():
     assert data[transform] == 0
     data[transform] = 2
     wanted = Image.new("CMYK", (1, 1), (cyan, magenta, yellow, key)).convert("RGB").getpixel((0, 0))
-    read = read_picture(bytes(data), "x")
+    read = read_image(bytes(data), "x")
     assert np.abs(read.pixels.astype(int) - wanted).max() <= 3 and read.notes == ("CMYK to RGB",)
 
 
@@ -225,7 +225,7 @@ def test_lab_tiffs(options):
     tints = np.array([(20, 20, 20), (128, 128, 128), (250, 250, 250), (150, 120, 100), (90, 120, 140)], np.uint8)[None]
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     picture = ImageCms.profileToProfile(Image.fromarray(tints), rgb, lab, outputMode="LAB")
-    read = read_picture(saved(picture, "TIFF", **options), "x")
+    read = read_image(saved(picture, "TIFF", **options), "x")
     assert np.abs(read.pixels.astype(int) - tints).max() <= 2
     assert read.notes == ("LAB to RGB", "its ICC profile to sRGB")[: 2 - len(options)]
 
@@ -238,20 +238,20 @@ def test_an_icc_profile_is_followed():
     swapped = srgb_profile().replace(b"rXYZ", b"----").replace(b"bXYZ", b"rXYZ").replace(b"----", b"bXYZ")
     other = swapped.replace("sRGB".encode("utf-16-be"), "tRGB".encode("utf-16-be"))
     for kind in ("PNG", "TIFF"):
-        read = read_picture(saved(PIXELS, kind, icc_profile=other), "x")
+        read = read_image(saved(PIXELS, kind, icc_profile=other), "x")
         assert np.abs(read.pixels.astype(int) - PIXELS[..., ::-1]).max() <= 2
         assert read.notes == ("its ICC profile to sRGB",)
 
 
 def test_srgb_itself_changes_nothing():
-    read = read_picture(saved(PIXELS, "PNG", icc_profile=srgb_profile()), "x")
+    read = read_image(saved(PIXELS, "PNG", icc_profile=srgb_profile()), "x")
     np.testing.assert_array_equal(read.pixels, PIXELS)
     assert read.notes == ()
 
 
 @pytest.mark.parametrize("profile", [b"nonsense", srgb_profile()[:300]])
 def test_a_broken_profile_and_one_of_other_colours_are_left_aside(profile):
-    read = read_picture(saved(PIXELS, "PNG", icc_profile=profile), "x")
+    read = read_image(saved(PIXELS, "PNG", icc_profile=profile), "x")
     np.testing.assert_array_equal(read.pixels, PIXELS)
     assert read.notes == ("its ICC profile can't be followed: left aside",)
 
@@ -266,7 +266,7 @@ def test_pictures_are_turned_by_their_exif_orientation(kind, orientation):
     exif[0x0112] = orientation
     data = saved(PIXELS, kind, exif=exif.tobytes(), **LOSSLESS.get(kind, {}))
     wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    read = read_picture(data, "x")
+    read = read_image(data, "x")
     np.testing.assert_array_equal(read.pixels, wanted)
     assert read.notes == ("turned by its EXIF orientation",) * (orientation > 1)
     np.testing.assert_array_equal(read_grey(data, "x").values.shape, wanted.shape[:2])
@@ -275,14 +275,14 @@ def test_pictures_are_turned_by_their_exif_orientation(kind, orientation):
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff", b"nonsense"])
 def test_damaged_exif_data_do_not_take_a_good_picture_away(exif):
-    assert read_picture(saved(PIXELS, "JPEG", exif=exif), "x").pixels.shape == PIXELS.shape
+    assert read_image(saved(PIXELS, "JPEG", exif=exif), "x").pixels.shape == PIXELS.shape
 
 
 @pytest.mark.parametrize("kind, counted", [("GIF", "3"), ("WEBP", "3"), ("PNG", "3"), ("TIFF", "several")])
 def test_of_an_animation_the_first_frame_is_taken(kind, counted):
     frames = [Image.new("RGB", (9, 7), colour) for colour in ("#ff0000", "#00ff00", "#0000ff")]
     options = {"lossless": True} if kind == "WEBP" else {}
-    read = read_picture(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options), "x")
+    read = read_image(saved(frames[0], kind, save_all=True, append_images=frames[1:], **options), "x")
     np.testing.assert_array_equal(read.pixels, np.asarray(frames[0]))
     assert read.notes == (f"first of {counted} frames",)
 
@@ -307,8 +307,8 @@ def test_of_an_animation_the_first_frame_is_taken(kind, counted):
     ],
 )
 def test_what_is_no_picture_is_named_as_what_it_is(data, why):
-    for read in (read_picture, read_grey):
-        with pytest.raises(PictureError, match=why) as caught:
+    for read in (read_image, read_grey):
+        with pytest.raises(ImageError, match=why) as caught:
             read(data, "a/cat.png")
         assert str(caught.value).startswith("a/cat.png: ")
 
@@ -317,12 +317,12 @@ def test_what_is_no_picture_is_named_as_what_it_is(data, why):
 @pytest.mark.parametrize("kind", READABLE)
 def test_a_file_that_was_cut_anywhere_is_an_error_or_has_all_of_its_pixels(kind):
     data = saved(PIXELS, kind, **LOSSLESS.get(kind, {}))
-    whole = read_picture(data, "x").pixels
+    whole = read_image(data, "x").pixels
     complete = 0
     for end in range(len(data)):
         try:
-            read = read_picture(data[:end], "cut")
-        except PictureError as error:
+            read = read_image(data[:end], "cut")
+        except ImageError as error:
             assert str(error).startswith("cut: ")
         else:
             np.testing.assert_array_equal(read.pixels, whole)
@@ -335,26 +335,26 @@ def test_a_file_that_was_cut_anywhere_is_an_error_or_has_all_of_its_pixels(kind)
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_was_cut_and_closed_again_is_not_filled_with_grey(share, progressive):
     data = saved(PIXELS, "JPEG", progressive=progressive)
-    with pytest.raises(PictureError, match="truncated"):
-        read_picture(data[: int(len(data) * share)] + b"\xff\xd9", "x")
+    with pytest.raises(ImageError, match="truncated"):
+        read_image(data[: int(len(data) * share)] + b"\xff\xd9", "x")
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_whole_jpeg_that_ends_in_grey_is_no_cut_one(progressive):
     data = saved(np.full((20, 30, 3), 128, np.uint8), "JPEG", progressive=progressive)
-    assert read_picture(data, "x").pixels[-1, -1].tolist() == [128, 128, 128]
+    assert read_image(data, "x").pixels[-1, -1].tolist() == [128, 128, 128]
 
 
 def test_a_png_with_fewer_pixels_than_it_says_is_not_filled_with_black():
-    with pytest.raises(PictureError, match=r"x\.png: a truncated picture: it has fewer pixels than 37x25"):
-        read_picture(png(PIXELS, 8, 2, size=(25, 37)), "x.png")
+    with pytest.raises(ImageError, match=r"x\.png: a truncated picture: it has fewer pixels than 37x25"):
+        read_image(png(PIXELS, 8, 2, size=(25, 37)), "x.png")
 
 
 def test_a_wrong_checksum_is_an_error():
     data = bytearray(saved(PIXELS, "PNG"))
     data[len(data) // 2] ^= 1
-    with pytest.raises(PictureError, match="checksum of a chunk b'IDAT'"):
-        read_picture(bytes(data), "x")
+    with pytest.raises(ImageError, match="checksum of a chunk b'IDAT'"):
+        read_image(bytes(data), "x")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -365,10 +365,10 @@ def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
     damaged = bytearray(saved(PIXELS, kind, **LOSSLESS.get(kind, {})))
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    for read in (read_picture, read_grey):
+    for read in (read_image, read_grey):
         try:
             read(bytes(damaged), "x")
-        except PictureError as error:
+        except ImageError as error:
             assert str(error).startswith("x: ")
 
 
@@ -427,21 +427,21 @@ HARMLESS = {"png texts": png(SMALL, 8, 2, TEXTS)}
 
 _PROGRAM = """
 import pickle, resource, sys
-from sdjax.images.encode import PictureError
-from sdjax.images.read import read_picture
+from sdjax.images.encode import ImageError
+from sdjax.images.read import read_image
 def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 def now(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
 bombs, small = pickle.load(sys.stdin.buffer)
 for data in small:
-    read_picture(data, "x")
+    read_image(data, "x")
 # Back to the most that was ever used, for more than that to be seen.
 ballast = bytearray(b"x") * (max(0, most() - now()) << 20)
 before = most()
 for name, data in bombs.items():
     try:
-        read_picture(data, name)
+        read_image(data, name)
         print(name, most() - before, "read")
-    except PictureError as error:
+    except ImageError as error:
         print(name, most() - before, error)
 """
 
@@ -464,10 +464,10 @@ def test_files_that_would_fill_the_memory_are_refused_for_less_than_50_mb():
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels_are_named_as_the_reason(name):
-    with pytest.raises(PictureError, match=r"cat\.png: .*more than 67108864"):
-        read_picture(BOMBS[name], "cat.png")
+    with pytest.raises(ImageError, match=r"cat\.png: .*more than 67108864"):
+        read_image(BOMBS[name], "cat.png")
 
 
 def test_no_pixels_at_all():
-    with pytest.raises(PictureError, match="0x3 pixels; expected at least one"):
-        read_picture(png(SMALL, 8, 2, size=(3, 0)), "x")
+    with pytest.raises(ImageError, match="0x3 pixels; expected at least one"):
+        read_image(png(SMALL, 8, 2, size=(3, 0)), "x")

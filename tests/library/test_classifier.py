@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import sdjax
-from sdjax.checkpoints.names import NameTable
+from sdjax.checkpoints.name_table import NameTable
 from sdjax.checkpoints.tensors import write_params
 from sdjax.diffusion.guidance import classifier_guided
 from sdjax.engine.engine import Engine
@@ -55,7 +55,7 @@ def write_classifier(folder: Path, config: NoiseClassifierConfig = SIZES, labels
     return folder
 
 
-# What guidance does to the clean latents.
+# What guidance does to the denoised latents.
 
 
 @settings(deadline=None, max_examples=30)
@@ -63,24 +63,24 @@ def write_classifier(folder: Path, config: NoiseClassifierConfig = SIZES, labels
 def test_with_the_exact_log_probability_scale_one_gives_the_exact_conditional_denoiser(sigma, data, error, seen):
     """Latents normal about 0, and a label that tells what they are with a normal error: Bayes' rule is known.
 
-    Of x = clean + sigma * noise the clean latents are normal about x * d^2 / (d^2 + sigma^2), with variance
-    v = d^2 * sigma^2 / (d^2 + sigma^2); and if y = clean + error is known too, about what the precisions 1 / v and
+    Of x = x0 + sigma * noise the denoised latents are normal about x * d^2 / (d^2 + sigma^2), with variance
+    v = d^2 * sigma^2 / (d^2 + sigma^2); and if y = x0 + error is known too, about what the precisions 1 / v and
     1 / error^2 weigh.
     """
     variance = data**2 * sigma**2 / (data**2 + sigma**2)
     targets = np.array(seen, np.float32)
     latents = np.random.default_rng(0).standard_normal((4, 2, 2, 3)).astype(np.float32) * math.hypot(data, sigma)
 
-    def clean(noisy: Any) -> Any:
+    def denoised(noisy: Any) -> Any:
         return noisy * np.float32(data**2 / (data**2 + sigma**2))
 
     def log_probability(unit: Any, timesteps: Any, labels: Any, params: Any) -> Any:
         noisy = unit * jnp.sqrt(timesteps**2 + 1)[:, None, None, None]  # here a timestep is its sigma
-        distance = params[labels][:, None, None, None] - clean(noisy)
+        distance = params[labels][:, None, None, None] - denoised(noisy)
         return -(distance**2).sum(axis=(1, 2, 3)) / np.float32(2 * (variance + error**2))
 
     found = classifier_guided(
-        jnp.asarray(clean(latents)),
+        jnp.asarray(denoised(latents)),
         jnp.asarray(latents),
         jnp.full(4, sigma, jnp.float32),
         jnp.full(4, 1 / math.sqrt(sigma**2 + 1), jnp.float32),
@@ -91,15 +91,15 @@ def test_with_the_exact_log_probability_scale_one_gives_the_exact_conditional_de
         jnp.asarray(targets),
     )
     precise, known = 1 / variance, 1 / error**2
-    expected = (precise * clean(latents) + known * targets[:, None, None, None]) / (precise + known)
+    expected = (precise * denoised(latents) + known * targets[:, None, None, None]) / (precise + known)
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.floats(0.03, 15), st.floats(-10, 10), st.floats(0.5, 5))
-def test_the_clean_latents_move_by_scale_times_the_gradient_of_a_users_function(sigma, scale, deviation):
+def test_the_denoised_latents_move_by_scale_times_the_gradient_of_a_users_function(sigma, scale, deviation):
     rng = np.random.default_rng(1)
-    clean, latents = rng.standard_normal((2, 3, 2, 2, 4)).astype(np.float32)
+    denoised, latents = rng.standard_normal((2, 3, 2, 2, 4)).astype(np.float32)
     means = rng.standard_normal((5, 4)).astype(np.float32)
     labels = np.array([4, 0, 2])
 
@@ -108,7 +108,7 @@ def test_the_clean_latents_move_by_scale_times_the_gradient_of_a_users_function(
         return -0.5 * (distance**2).sum(axis=(1, 2, 3)) / np.float32(deviation**2)
 
     found = classifier_guided(
-        jnp.asarray(clean),
+        jnp.asarray(denoised),
         jnp.asarray(latents),
         jnp.full(3, sigma, jnp.float32),
         jnp.full(3, 1 / math.sqrt(sigma**2 + 1), jnp.float32),
@@ -121,7 +121,7 @@ def test_the_clean_latents_move_by_scale_times_the_gradient_of_a_users_function(
     # By hand: the slope of the log density where the classifier looks, and how far that moves with the latents.
     shrunk = 1 / math.sqrt(sigma**2 + 1)
     slope = (means[labels][:, None, None] - latents * shrunk) / deviation**2
-    expected = clean + scale * sigma**2 * shrunk * slope
+    expected = denoised + scale * sigma**2 * shrunk * slope
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * (1 + abs(scale)))
 
 

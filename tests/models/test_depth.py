@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.checkpoints.depth_file import DEPTH, DepthProcessor, depth_shapes
-from sdjax.checkpoints.names import file_names, shape_in_file
+from sdjax.checkpoints.name_table import file_names, shape_in_file
 from sdjax.engine.device import program_for
 from sdjax.library.depth import DepthModel, depth_of, grey_png16, normalised, sized
 from sdjax.models import ConfigError

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import pytest
 
-from sdjax.checkpoints import original
+from sdjax.checkpoints import infer_config, original_names
 from sdjax.checkpoints.diffusers_folder import PARTS, param_shapes
-from sdjax.checkpoints.names import file_names, shape_in_file
+from sdjax.checkpoints.name_table import file_names, shape_in_file
 from sdjax.checkpoints.tensors import Tensor
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from tests.golden import checkpoints, full_size
@@ -59,13 +59,13 @@ def stored(variant: str) -> dict[str, Tensor]:
 def inferred(variant: str) -> dict[str, Any]:
     """The configs of the networks in it."""
     tensors = stored(variant)
-    clip = original.under(tensors, original.CLIP)
+    clip = infer_config.under(tensors, original_names.CLIP)
     return {
-        "text_encoder": original.infer_clip(clip)
+        "text_encoder": infer_config.infer_clip(clip)
         if clip.shapes
-        else original.infer_open_clip(original.under(tensors, original.OPEN_CLIP)),
-        "unet": original.infer_unet(original.under(tensors, original.UNET)),
-        "vae": original.infer_vae(original.under(tensors, original.VAE)),
+        else infer_config.infer_open_clip(infer_config.under(tensors, original_names.OPEN_CLIP)),
+        "unet": infer_config.infer_unet(infer_config.under(tensors, original_names.UNET)),
+        "vae": infer_config.infer_vae(infer_config.under(tensors, original_names.VAE)),
     }
 
 
@@ -81,11 +81,11 @@ def test_the_configs_told_from_an_original_file_are_the_published_ones(variant: 
 @pytest.mark.parametrize("variant", checkpoints.VARIANTS)
 def test_original_names_and_shapes_map_one_to_one(variant: str) -> None:
     shapes, configs = checkpoints.original(variant, "full").shapes, inferred(variant)
-    averages = original.unet_sources(configs["unet"], ema=True)
-    sources = [source for part, config in configs.items() for source in original.sources(part, config)] + averages
+    averages = original_names.unet_sources(configs["unet"], ema=True)
+    sources = [source for part, config in configs.items() for source in original_names.sources(part, config)] + averages
     assert {source.name: shapes.get(source.name) for source in sources} == {s.name: s.shape for s in sources}
     left = shapes.keys() - {source.name for source in sources}
-    assert {name for name in left if not original.is_extra(name, configs["text_encoder"])} == set()
+    assert {name for name in left if not original_names.is_extra(name, configs["text_encoder"])} == set()
     # Each row of a tensor is used once: fused projections are three parameters.
     rows: dict[str, list[tuple[int, int]]] = {}
     for source in sources:
@@ -95,7 +95,7 @@ def test_original_names_and_shapes_map_one_to_one(variant: str) -> None:
         assert [start for start, _ in sorted(parts)] == ends[:-1]
         assert ends[-1] == shapes[name][0]
     # One parameter of ours each.
-    paths = [(part, source.path) for part, config in configs.items() for source in original.sources(part, config)]
+    paths = [(part, source.path) for part, config in configs.items() for source in original_names.sources(part, config)]
     assert len(set(paths)) == len(paths) == sum(len(described_leaves(config)) for config in configs.values())
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.sd_upscaler import shapes_of
 from sdjax.models import ConfigError
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet, doubled, halved
@@ -37,7 +37,7 @@ def test_names_and_shapes_are_those_of_diffusers_one_to_one(name: str, config: A
     found = {}
     for keys, leaf in jax.tree.leaves_with_path(shapes_of(config)):
         path = tuple(key.key for key in keys)
-        found[names.file_names(path, names.UNET)[0]] = list(names.shape_in_file(path, leaf.shape))
+        found[name_table.file_names(path, name_table.UNET)[0]] = list(name_table.shape_in_file(path, leaf.shape))
     assert found == recorded
     assert len(found) == len(jax.tree.leaves(shapes_of(config)))
 

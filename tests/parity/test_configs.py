@@ -10,8 +10,8 @@ import pytest
 
 import sdjax
 from sdjax.diffusion.samplers import own_sampler
-from sdjax.diffusion.schedule import SchedulerConfig
 from sdjax.diffusion.scheduler_classes import OTHER_SOLVERS, UNSUPPORTED
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from tests import toys
 from tests.diffusion.test_scheduler_classes import DEFAULTS, ROWS
 from tests.golden import samplers as golden

@@ -10,8 +10,8 @@ import safetensors.numpy
 
 import sdjax
 from sdjax.adapters.embedding import check_width, read_embedding
-from sdjax.text.conditioning import condition
-from sdjax.text.words import FIRST_VECTOR
+from sdjax.text.prompt_tokenizer import FIRST_VECTOR
+from sdjax.text.tokenized_prompt import tokenize_prompt
 from tests import toys
 from tests.golden import embeddings, networks, prompts
 
@@ -39,7 +39,9 @@ def test_encodings_are_diffusers(pair: tuple[str, Any, sdjax.Model], tmp_path: P
     known = {name: len(embedding.vectors) for name, embedding in found.items()}
     worst = 0.0
     for prompt in embeddings.DIFFUSERS:
-        read = condition(model.tokenizer, prompt, "", syntax="plain", emphasis="original", steps=1, embeddings=known)
+        read = tokenize_prompt(
+            model.tokenizer, prompt, "", syntax="plain", emphasis="original", steps=1, embeddings=known
+        )
         ids = np.array(read.readings[0].ids)
         ids = np.where(ids < FIRST_VECTOR, ids, ids - FIRST_VECTOR + model.networks["text_encoder"].config.vocab_size)
         width = model.networks["text_encoder"].config.hidden_size

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdjax.images.encode import PictureError
+from sdjax.images.decode import ImageError
 from sdjax.images.fit import fitted, fitted_mask, snapped
 from sdjax.images.masks import crop_region, latent_mask
 
@@ -67,7 +67,7 @@ def test_regions_around_masks():
             grey[slice(*rows), slice(*columns)] = random.integers(1, 256)
             mask = grey.astype(np.float32) / np.float32(255)
             if not grey.any():
-                with pytest.raises(PictureError, match="nothing is masked"):
+                with pytest.raises(ImageError, match="nothing is masked"):
                     crop_region(mask, padding, size)
                 continue
             left, top, right, bottom = processors.VaeImageProcessor.get_crop_region(

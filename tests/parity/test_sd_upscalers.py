@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdjax.checkpoints import names, original
+from sdjax.checkpoints import name_table, original_names
 from sdjax.checkpoints.sd_upscaler import shapes_of
 from sdjax.models import UNetConfig
 from sdjax.upscaling.diffusion import load_diffusion_upscaler
@@ -53,10 +53,12 @@ def test_pictures_are_those_of_diffusers(name: str, title: str, tmp_path: Path) 
 def test_original_names_of_the_x4_upscaler_are_those_of_diffusers() -> None:
     config = sd_upscalers.X4_TOY.unet
     assert isinstance(config, UNetConfig)
-    numbered = {source: np.full(source.shape, place) for place, source in enumerate(original.unet_sources(config))}
+    numbered = {
+        source: np.full(source.shape, place) for place, source in enumerate(original_names.unet_sources(config))
+    }
     renamed = reference.converted({source.name: array for source, array in numbered.items()}, config)
     found = {
-        names.file_names(source.path, names.UNET)[0]: array.ravel()[0] for source, array in numbered.items()
+        name_table.file_names(source.path, name_table.UNET)[0]: array.ravel()[0] for source, array in numbered.items()
     }  # fmt: skip
     # diffusers leaves out the class embedding there.
     assert {name: place for name, place in found.items() if name in renamed} == {

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.text.compel import Fragment, parse
+from sdjax.text.compel import parse
+from sdjax.text.compel_grammar import Fragment
 from sdjax.text.tags import Tag
 
 PIECES = st.sampled_from(

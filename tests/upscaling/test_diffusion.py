@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sdjax.checkpoints import names, original
+from sdjax.checkpoints import name_table, original_names
 from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
-from sdjax.diffusion.schedule import training_sigmas
+from sdjax.diffusion.scheduler_config import training_sigmas
 from sdjax.jobs.job import JobError
 from sdjax.model import Model
 from sdjax.models import ConfigError, UNetConfig
@@ -114,8 +114,10 @@ def original_file(folder: Path) -> Path:
     for part in ("text_encoder", "unet", "vae"):
         leaves = {tuple(key.key for key in keys): leaf for keys, leaf in jax.tree.leaves_with_path(params[part])}
         fused: dict[str, list[np.ndarray]] = {}
-        for source in sorted(original.sources(part, getattr(toy, part)), key=lambda source: source.rows or (0, 0)):
-            array = names.to_file(source.path, leaves[source.path])
+        for source in sorted(
+            original_names.sources(part, getattr(toy, part)), key=lambda source: source.rows or (0, 0)
+        ):
+            array = name_table.to_file(source.path, leaves[source.path])
             if source.rows:
                 fused.setdefault(source.name, []).append(array)
             else:

@@ -2,15 +2,15 @@
 
 from sdjax.diffusion.samplers.names import own_sampler, sampler_named, schedule_named
 from sdjax.diffusion.samplers.registry import MULTISTEP, SAMPLERS, Sampler, config_for, fill_in, table_of
-from sdjax.diffusion.samplers.run import MULTISTEP_STARTS, Options, Run
+from sdjax.diffusion.samplers.sampler_run import MULTISTEP_STARTS, Options, SamplerRun
 
 __all__ = [
     "MULTISTEP",
     "MULTISTEP_STARTS",
     "SAMPLERS",
     "Options",
-    "Run",
     "Sampler",
+    "SamplerRun",
     "config_for",
     "fill_in",
     "own_sampler",

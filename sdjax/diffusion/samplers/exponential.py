@@ -1,6 +1,6 @@
 """Exponential integrators: the DPM-Solvers, DEIS and UniPC.
 
-Time is the negative logarithm of sigma, and `h` the step in it. A solver `of data` integrates the clean latents
+Time is the negative logarithm of sigma, and `h` the step in it. A solver `of data` integrates the denoised latents
 (DPM-Solver++, Lu et al. 2022, arXiv:2211.01095), one of noise what the network found (DPM-Solver, arXiv:2206.00927).
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from sdjax.diffusion import elementary
-from sdjax.diffusion.samplers.run import Run, Step, ancestral
-from sdjax.diffusion.schedule import ScheduleError
+from sdjax.diffusion.samplers.sampler_run import SamplerRun, Step, ancestral
 from sdjax.diffusion.tableau import Vector
+from sdjax.diffusion.timestep_spacing import ScheduleError
 
 # Below this many steps diffusers ends with steps of lower order (`lower_order_final`).
 _FEW_STEPS = 15
@@ -22,7 +22,7 @@ def _time(sigma: float) -> float:
     return -elementary.log(sigma) if sigma > 0 else math.inf
 
 
-def _multistep_order(run: Run, step: Step, before: int) -> int:
+def _multistep_order(run: SamplerRun, step: Step, before: int) -> int:
     """The order of a step of diffusers' multistep solvers; `before` are the outputs of earlier steps.
 
     The last step is of first order if it ends without noise or if that was asked for; if steps are few, the last but
@@ -49,7 +49,7 @@ def _differences(history: list[Vector], times: list[float], h: float) -> tuple[V
     return first + (first - earlier) * (r0 / (r0 + r1)), (first - earlier) / (r0 + r1)
 
 
-def dpmpp_multistep(run: Run) -> Vector:
+def dpmpp_multistep(run: SamplerRun) -> Vector:
     """DPM-Solver++(2M), algorithm 2, and (3M); diffusers' `dpmsolver++`."""
     x = run.start
     heun = run.config.solver_type == "heun"
@@ -70,7 +70,7 @@ def dpmpp_multistep(run: Run) -> Vector:
     return run.ended(x)
 
 
-def dpm_multistep(run: Run) -> Vector:
+def dpm_multistep(run: SamplerRun) -> Vector:
     """DPM-Solver in several steps; diffusers' `dpmsolver`."""
     x = run.start
     heun = run.config.solver_type == "heun"
@@ -91,7 +91,7 @@ def dpm_multistep(run: Run) -> Vector:
     return run.ended(x)
 
 
-def dpmpp_2m_sde(run: Run) -> Vector:
+def dpmpp_2m_sde(run: SamplerRun) -> Vector:
     """DPM-Solver++(2M) of the stochastic equation; k-diffusion, `sample_dpmpp_2m_sde`; diffusers' `sde-dpmsolver++`."""
     if run.order > 2:
         raise ScheduleError("solver_order = 3: dpmpp_2m_sde has 1 and 2; dpmpp_3m_sde is of order 3")
@@ -116,7 +116,7 @@ def dpmpp_2m_sde(run: Run) -> Vector:
     return run.ended(x)
 
 
-def dpm_2m_sde(run: Run) -> Vector:
+def dpm_2m_sde(run: SamplerRun) -> Vector:
     """DPM-Solver of the stochastic equation in several steps; diffusers' `sde-dpmsolver`."""
     if run.order > 2:
         raise ScheduleError("solver_order = 3: dpm_solver_2m_sde has 1 and 2")
@@ -139,7 +139,7 @@ def dpm_2m_sde(run: Run) -> Vector:
     return run.ended(x)
 
 
-def dpmpp_3m_sde(run: Run) -> Vector:
+def dpmpp_3m_sde(run: SamplerRun) -> Vector:
     """k-diffusion, `sample_dpmpp_3m_sde`."""
     x = run.start
     history: list[Vector] = []
@@ -165,7 +165,7 @@ def dpmpp_3m_sde(run: Run) -> Vector:
     return x
 
 
-def dpmpp_2s_ancestral(run: Run) -> Vector:
+def dpmpp_2s_ancestral(run: SamplerRun) -> Vector:
     """DPM-Solver++(2S), algorithm 1, down to a lower level, and noise on top; k-diffusion's of the same name."""
     x = run.start
     for step in run:
@@ -183,7 +183,7 @@ def dpmpp_2s_ancestral(run: Run) -> Vector:
     return x
 
 
-def dpmpp_sde(run: Run) -> Vector:
+def dpmpp_sde(run: SamplerRun) -> Vector:
     """DPM-Solver++ of the stochastic equation; k-diffusion, `sample_dpmpp_sde` at its midpoint."""
     x = run.start
     for step in run:
@@ -203,7 +203,7 @@ def dpmpp_sde(run: Run) -> Vector:
     return x
 
 
-def _singlestep_orders(run: Run) -> list[int]:
+def _singlestep_orders(run: SamplerRun) -> list[int]:
     """How diffusers cuts the evaluations into steps of several, each one order higher than the one before."""
     count, order = run.steps.laid, run.order
     orders = (list(range(1, order + 1)) * (count // order + 1))[:count]
@@ -215,20 +215,20 @@ def _singlestep_orders(run: Run) -> list[int]:
     return orders[run.steps.skipped :]
 
 
-def dpmpp_singlestep(run: Run) -> Vector:
+def dpmpp_singlestep(run: SamplerRun) -> Vector:
     """DPM-Solver++ in steps of `solver_order` evaluations, each of which counts as one step; diffusers' singlestep."""
     return _singlestep(run, _data_update)
 
 
-def dpm_singlestep(run: Run) -> Vector:
+def dpm_singlestep(run: SamplerRun) -> Vector:
     """The same with DPM-Solver."""
     return _singlestep(run, _noise_update)
 
 
-_Update = Callable[[Run, Vector, list[Vector], list[float], float], Vector]
+_Update = Callable[[SamplerRun, Vector, list[Vector], list[float], float], Vector]
 
 
-def _singlestep(run: Run, update: _Update) -> Vector:
+def _singlestep(run: SamplerRun, update: _Update) -> Vector:
     x = base = run.start
     history: list[Vector] = []
     sigmas: list[float] = []
@@ -259,7 +259,7 @@ def _single_differences(
     return (middle * r0 - newest * r1) / (r0 - r1), (newest - middle) * (2 / (r0 - r1)), h
 
 
-def _data_update(run: Run, base: Vector, history: list[Vector], sigmas: list[float], after: float) -> Vector:
+def _data_update(run: SamplerRun, base: Vector, history: list[Vector], sigmas: list[float], after: float) -> Vector:
     ratio, heun = after / sigmas[-1], run.config.solver_type == "heun"
     x = base * ratio + history[-1] * (1 - ratio)
     if len(history) > 1:
@@ -271,7 +271,7 @@ def _data_update(run: Run, base: Vector, history: list[Vector], sigmas: list[flo
     return x
 
 
-def _noise_update(run: Run, base: Vector, history: list[Vector], sigmas: list[float], after: float) -> Vector:
+def _noise_update(run: SamplerRun, base: Vector, history: list[Vector], sigmas: list[float], after: float) -> Vector:
     heun = run.config.solver_type == "heun"
     x = base + history[-1] * (after - sigmas[-1])
     if len(history) > 1:
@@ -283,7 +283,7 @@ def _noise_update(run: Run, base: Vector, history: list[Vector], sigmas: list[fl
     return x
 
 
-def dpm_fast(run: Run) -> Vector:
+def dpm_fast(run: SamplerRun) -> Vector:
     """DPM-Solver-fast (Lu et al. 2022, arXiv:2206.00927, appendix C); k-diffusion's of the same name.
 
     Steps are evaluations. It ends at the lowest level of the model, not at zero.
@@ -324,7 +324,7 @@ def dpm_fast(run: Run) -> Vector:
     return x
 
 
-def deis(run: Run) -> Vector:
+def deis(run: SamplerRun) -> Vector:
     """Zhang and Chen 2023 (arXiv:2204.13902): multistep, with polynomials in log sigma; diffusers' `logrho`."""
     x = run.start
     history: list[Vector] = []
@@ -357,17 +357,17 @@ def _primitive(factors: np.ndarray, sigma: float) -> float:
     return total
 
 
-def uni_pc(run: Run) -> Vector:
+def uni_pc(run: SamplerRun) -> Vector:
     """Zhao et al. 2023 (arXiv:2302.04867), algorithm 1 with bh1, in diffusers' form."""
     return _uni_pc(run, bh2=False)
 
 
-def uni_pc_bh2(run: Run) -> Vector:
+def uni_pc_bh2(run: SamplerRun) -> Vector:
     """The same with bh2."""
     return _uni_pc(run, bh2=True)
 
 
-def _uni_pc(run: Run, bh2: bool) -> Vector:
+def _uni_pc(run: SamplerRun, bh2: bool) -> Vector:
     config, count = run.config, len(run.steps.timesteps)
     of_data = config.predict_x0
     x = run.start

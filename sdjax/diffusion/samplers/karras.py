@@ -1,6 +1,6 @@
 """Samplers said in sigmas, as in Karras et al. 2022 (arXiv:2206.00364) and k-diffusion.
 
-`slope` is (latents - clean latents) / sigma, the noise that the network found.
+`slope` is (latents - denoised) / sigma, the noise that the network found.
 """
 
 import itertools
@@ -8,12 +8,12 @@ import math
 
 import numpy as np
 
-from sdjax.diffusion.samplers.run import Run, ancestral, lagrange_integrals
-from sdjax.diffusion.schedule import karras_sigmas
+from sdjax.diffusion.samplers.sampler_run import SamplerRun, ancestral, lagrange_integrals
+from sdjax.diffusion.sigmas import karras_sigmas
 from sdjax.diffusion.tableau import Vector
 
 
-def euler(run: Run) -> Vector:
+def euler(run: SamplerRun) -> Vector:
     """Karras et al. 2022, algorithm 2 without the correction."""
     x = run.start
     for step in run:
@@ -23,7 +23,7 @@ def euler(run: Run) -> Vector:
     return x
 
 
-def euler_ancestral(run: Run) -> Vector:
+def euler_ancestral(run: SamplerRun) -> Vector:
     """k-diffusion, `sample_euler_ancestral`."""
     x = run.start
     for step in run:
@@ -35,7 +35,7 @@ def euler_ancestral(run: Run) -> Vector:
     return x
 
 
-def heun(run: Run) -> Vector:
+def heun(run: SamplerRun) -> Vector:
     """Karras et al. 2022, algorithm 2."""
     x = run.start
     for step in run:
@@ -47,7 +47,7 @@ def heun(run: Run) -> Vector:
 
 
 def _corrected(
-    run: Run, x: Vector, slope: Vector, now: float, after: float, timestep_after: float | None = None
+    run: SamplerRun, x: Vector, slope: Vector, now: float, after: float, timestep_after: float | None = None
 ) -> Vector:
     """Heun's step; Euler's where it ends without noise."""
     ahead = x + slope * (after - now)
@@ -57,7 +57,7 @@ def _corrected(
     return x + (slope + slope_ahead) * ((after - now) / 2)
 
 
-def dpm_2(run: Run) -> Vector:
+def dpm_2(run: SamplerRun) -> Vector:
     """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 1) as k-diffusion has it."""
     x = run.start
     for step in run:
@@ -67,7 +67,7 @@ def dpm_2(run: Run) -> Vector:
     return x
 
 
-def dpm_2_ancestral(run: Run) -> Vector:
+def dpm_2_ancestral(run: SamplerRun) -> Vector:
     """The same down to a lower level, and noise on top."""
     x = run.start
     for step in run:
@@ -79,7 +79,7 @@ def dpm_2_ancestral(run: Run) -> Vector:
     return x
 
 
-def _by_midpoint(run: Run, x: Vector, slope: Vector, now: float, after: float) -> Vector:
+def _by_midpoint(run: SamplerRun, x: Vector, slope: Vector, now: float, after: float) -> Vector:
     if after == 0:
         return x + slope * (after - now)
     middle = math.sqrt(now * after)
@@ -87,7 +87,7 @@ def _by_midpoint(run: Run, x: Vector, slope: Vector, now: float, after: float) -
     return x + (halfway - run.denoise(halfway, middle)) / middle * (after - now)
 
 
-def lms(run: Run) -> Vector:
+def lms(run: SamplerRun) -> Vector:
     """Linear multistep (Adams and Bashforth) in sigma, of order 4 and of as many steps as there were before."""
     x = run.start
     slopes: list[Vector] = []
@@ -108,7 +108,7 @@ _RESTART_LOW, _RESTART_HIGH = 0.1, 2.0
 _FEWEST_STEPS, _MANY_STEPS = 20, 36
 
 
-def restart(run: Run) -> Vector:
+def restart(run: SamplerRun) -> Vector:
     """Heun's steps, some of them twice or three times over: noise is added again in between."""
     count = len(run.steps.timesteps)
     sigmas = run.steps.sigmas

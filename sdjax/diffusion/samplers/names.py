@@ -4,8 +4,9 @@ import re
 from typing import Any, NamedTuple
 
 from sdjax.diffusion.samplers.registry import SAMPLERS
-from sdjax.diffusion.schedule import SCHEDULES, SchedulerConfig
 from sdjax.diffusion.scheduler_classes import same_class
+from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.diffusion.sigmas import SCHEDULES
 
 # A1111's labels. Where it has none the label is made here, for the text that goes into pictures.
 A1111_SAMPLERS = {
@@ -133,24 +134,24 @@ _SCHEDULES = {
 }
 
 
-class Named(NamedTuple):
+class SamplerName(NamedTuple):
     """A sampler, and the schedule if the name tells one too ("DPM++ 2M Karras")."""
 
     sampler: str
     schedule: str | None
 
 
-def sampler_named(name: str) -> Named | None:
+def sampler_named(name: str) -> SamplerName | None:
     """Which sampler a name of any of the vocabularies means; None if none.
 
     A class of diffusers that is several is the usual one of Stable Diffusion's checkpoints; see `own_sampler`.
     """
     plain = _plain(name)
     if plain in _SAMPLERS:
-        return Named(_SAMPLERS[plain], None)
+        return SamplerName(_SAMPLERS[plain], None)
     for ending, schedule in (("karras", "karras"), ("exponential", "exponential"), ("ka", "karras")):
         if plain.endswith(ending) and plain.removesuffix(ending) in _SAMPLERS:
-            return Named(_SAMPLERS[plain.removesuffix(ending)], schedule)
+            return SamplerName(_SAMPLERS[plain.removesuffix(ending)], schedule)
     return None
 
 

@@ -1,6 +1,6 @@
 """The registry of samplers: one row each.
 
-To add one: a function that takes a `Run` and gives the last latents, and a row in `SAMPLERS`.
+To add one: a function that takes a `SamplerRun` and gives the last latents, and a row in `SAMPLERS`.
 """
 
 import dataclasses
@@ -9,17 +9,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sdjax.diffusion.samplers import exponential, karras, variance_preserving
-from sdjax.diffusion.samplers.run import Options, Run
-from sdjax.diffusion.schedule import (
-    ScheduleError,
-    SchedulerConfig,
-    Spacing,
-    StepRules,
-    lay_steps,
-    steps_of_strength,
-    training_sigmas,
-)
+from sdjax.diffusion.samplers.sampler_run import Options, SamplerRun
+from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
 from sdjax.diffusion.tableau import Table, Vector, still
+from sdjax.diffusion.timestep_spacing import ScheduleError, Spacing, StepRules, lay_steps, steps_of_strength
 
 
 class Sampler(NamedTuple):
@@ -33,7 +26,7 @@ class Sampler(NamedTuple):
     config: fields of the scheduler's config that are set by the sampler's name.
     """
 
-    write: Callable[[Run], Vector]
+    write: Callable[[SamplerRun], Vector]
     rules: StepRules
     eta: float | None = None
     churns: bool = False
@@ -94,7 +87,7 @@ SAMPLERS: dict[str, Sampler] = {
     "uni_pc_bh2": Sampler(exponential.uni_pc_bh2, _NO_LU, orders=(2, 1, 3)),
 }
 
-# Those that begin with a picture as `Options.multistep_start` says.
+# Those that begin img2img as `Options.multistep_start` says.
 MULTISTEP = ("lms", "plms", "pndm")
 
 # Fields of a scheduler's config that only the checkpoint's own sampler heeds.
@@ -160,7 +153,7 @@ def table_of(
       sampler: a key of `SAMPLERS`.
       schedule, spacing, count: as for `lay_steps`.
       options: from `fill_in`.
-      strength: of what is done to a picture; see `steps_of_strength`. At 1 it is all steps, from noise alone.
+      strength: of img2img; see `steps_of_strength`. At 1 it is all steps, from noise alone.
 
     Raises:
       ScheduleError: if it can't be laid.
@@ -169,5 +162,5 @@ def table_of(
     steps = steps_of_strength(lay_steps(config, row.rules, schedule, spacing, count), strength)
     if not len(steps.timesteps):
         return still(float(training_sigmas(config)[0]))
-    run = Run(config, steps, options)
+    run = SamplerRun(config, steps, options)
     return run.table(row.write(run))

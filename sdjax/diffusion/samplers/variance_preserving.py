@@ -12,26 +12,27 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from sdjax.diffusion.samplers.run import Run, Step, alpha
-from sdjax.diffusion.schedule import ScheduleError, SchedulerConfig
+from sdjax.diffusion.samplers.sampler_run import SamplerRun, Step, alpha
+from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.diffusion.tableau import Vector
+from sdjax.diffusion.timestep_spacing import ScheduleError
 
 
-def _reached(run: Run, step: Step) -> float:
+def _reached(run: SamplerRun, step: Step) -> float:
     """The noise level at which a step of DDIM or PNDM arrives."""
     if run.steps.spacing == "k_diffusion":
         return step.after
     return _level_or_last(run, step.timestep - run.config.num_train_timesteps // run.steps.laid)
 
 
-def _level_or_last(run: Run, timestep: float) -> float:
+def _level_or_last(run: SamplerRun, timestep: float) -> float:
     """The noise at a whole timestep; below all of them what comes after the last step."""
     if round(timestep) >= 0:
         return run.level_of(timestep)
     return 0.0 if run.config.set_alpha_to_one else float(run.levels[0])
 
 
-def ddpm(run: Run) -> Vector:
+def ddpm(run: SamplerRun) -> Vector:
     """Ho et al. 2020 (arXiv:2006.11239), algorithm 2, with steps that skip."""
     scaled = run.start * alpha(run.steps.sigmas[0])
     for step in run:
@@ -47,7 +48,7 @@ def ddpm(run: Run) -> Vector:
     return scaled
 
 
-def ddim(run: Run) -> Vector:
+def ddim(run: SamplerRun) -> Vector:
     """Song et al. 2021 (arXiv:2010.02502), equation 12."""
     scaled = run.start * alpha(run.steps.sigmas[0])
     for step in run:
@@ -66,7 +67,7 @@ def ddim(run: Run) -> Vector:
 class _Outputs:
     """The network's own outputs, of which PNDM takes sums, and the way back to noise."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: SamplerRun) -> None:
         self._run = run
         self._is_v = run.config.prediction_type == "v_prediction"
 
@@ -95,7 +96,7 @@ def _sum(outputs: list[Vector], weights: tuple[float, ...]) -> Vector:
     return total
 
 
-def plms(run: Run) -> Vector:
+def plms(run: SamplerRun) -> Vector:
     """Liu et al. 2022, the pseudo linear multistep method; its second step is asked twice, as in Stable Diffusion.
 
     diffusers leaves out steps of a picture in the list of what is asked. So the latents are one step noisier from then
@@ -120,7 +121,7 @@ def plms(run: Run) -> Vector:
     return scaled
 
 
-def _began(run: Run, first: Step, second: Step) -> float:
+def _began(run: SamplerRun, first: Step, second: Step) -> float:
     """Where diffusers thinks that the first step began, seen from the second."""
     if run.steps.spacing == "k_diffusion":
         return first.now
@@ -142,7 +143,7 @@ class _Move(NamedTuple):
     after: float
 
 
-def pndm(run: Run) -> Vector:
+def pndm(run: SamplerRun) -> Vector:
     """Liu et al. 2022, algorithm 2: three pseudo Runge-Kutta steps, then linear multistep ones."""
     count = len(run.counted_steps())
     if count <= _RUNGE_KUTTA_STEPS:
@@ -169,7 +170,7 @@ def pndm(run: Run) -> Vector:
     return scaled
 
 
-def _by_levels(run: Run) -> list[_Move]:
+def _by_levels(run: SamplerRun) -> list[_Move]:
     """Runge and Kutta's middle is that of the logarithms of the levels."""
     moves = []
     for step in run:
@@ -186,7 +187,7 @@ def _by_levels(run: Run) -> list[_Move]:
     return moves
 
 
-def _by_timesteps(run: Run) -> list[_Move]:
+def _by_timesteps(run: SamplerRun) -> list[_Move]:
     """As diffusers, which leaves out steps of a picture in the list of what is asked, but not in that of beginnings."""
     steps = run.counted_steps()
     half = run.config.num_train_timesteps // run.steps.laid // 2
@@ -231,7 +232,7 @@ def distilled_timesteps(config: SchedulerConfig, count: int) -> Float64[np.ndarr
 _SIGMA_DATA = 0.5
 
 
-def lcm(run: Run) -> Vector:
+def lcm(run: SamplerRun) -> Vector:
     """Luo et al. 2023 (arXiv:2310.04378), algorithm 3."""
     scaled = run.start * alpha(run.steps.sigmas[0])
     for step in run:
@@ -246,7 +247,7 @@ def lcm(run: Run) -> Vector:
     return scaled
 
 
-def tcd(run: Run) -> Vector:
+def tcd(run: SamplerRun) -> Vector:
     """Zheng et al. 2024 (arXiv:2402.19159), algorithm 4; `eta` is the paper's gamma."""
     scaled = run.start * alpha(run.steps.sigmas[0])
     for step in run:

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from pipelines.inspect import describe
-from sdjax.images import metadata as words
-from sdjax.images.encode import PictureError, decode, describe_picture, read_metadata, read_parameters
-from sdjax.images.read import read_grey, read_picture
+from sdjax.images import metadata as metadata_text
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import decode, describe_image, read_metadata, read_parameters
+from sdjax.images.read import read_grey, read_image
 
 # A message is for people.
 _MOST_LETTERS = 1000
@@ -101,7 +102,7 @@ def xmp(rng: random.Random) -> bytes:
     """A packet of ours, of texts between its marks, or anything."""
     kind = rng.randrange(4)
     if kind == 0:
-        return words.xmp_packet(metadata(rng))
+        return metadata_text.xmp_packet(metadata(rng))
     if kind == 1:
         return f"<sdjax:metadata>{metadata(rng)}</sdjax:metadata>".encode("utf-8", "surrogatepass")
     if kind == 2:
@@ -220,7 +221,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 _FILES: tuple[Callable[[random.Random], bytes], ...] = (png, jpeg, webp, tiff, sound)
 
 
-def check_message(error: PictureError) -> None:
+def check_message(error: ImageError) -> None:
     """An error names the file and is short."""
     assert "x.png: " in str(error) and len(str(error)) < _MOST_LETTERS, str(error)[:2000]
 
@@ -229,7 +230,7 @@ def refused_by(read: Callable[[bytes, str], Any], data: bytes) -> bool:
     """Whether a reader refuses a file, clearly."""
     try:
         read(data, "x.png")
-    except PictureError as error:
+    except ImageError as error:
         check_message(error)
         return True
     return False
@@ -246,7 +247,7 @@ def warm(folder: Path) -> None:
 def case(rng: random.Random, folder: Path) -> bool:
     """A file of any kind, sound or damaged."""
     data = damaged(rng.choice(_FILES)(rng), rng)
-    readers = (describe_picture, read_metadata, read_parameters, decode, read_picture, read_grey)
+    readers = (describe_image, read_metadata, read_parameters, decode, read_image, read_grey)
     refusals = [refused_by(read, data) for read in readers]
     assert not (refusals[0] and not refusals[3]), "what can be decoded is described"
     path = folder / "x.png"

@@ -18,14 +18,15 @@ from pipelines.sinks import open_sink
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import remake, unusable
 from sdjax.adapters.files import AdapterError
-from sdjax.images.encode import PictureError, decode, read_metadata
+from sdjax.images.decode import ImageError
+from sdjax.images.encode import decode, read_metadata
 from sdjax.jobs.job import JobError
 from sdjax.jobs.records import job_of
 from sdjax.storage import StorageError
 from tests import toys
 
 # What readers of outputs may raise, each in words of its own.
-REFUSALS = (StorageError, TrustError, RunConfigError, PictureError)
+REFUSALS = (StorageError, TrustError, RunConfigError, ImageError)
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**64, 10**400, 1.5, 1e308, -0.0, "", " ", "a", "a" * 5000, "../secret.png",
     "/etc/passwd", "images/../../secret.png", "images/00/" + "0" * 32 + ".png", "\0", "\x1b[2J", "\ud800", "\u202e",
@@ -115,7 +116,7 @@ def of_image(rng: random.Random, out: Path) -> None:
     path = rng.choice([*sorted(out.rglob("*.png")), out / "none.png"])
     try:
         metadata, pixels = read_metadata(path, ""), decode(path, "")
-    except PictureError:
+    except ImageError:
         return
     changed = spoiled(rng, metadata)
     chunks = PngInfo()
@@ -186,7 +187,7 @@ def manifest_of(out: Path) -> bool:
     for path in sorted(out.glob("images/*/*.png")):
         try:
             metadata = read_metadata(path, str(path))
-        except PictureError:
+        except ImageError:
             continue
         if unusable(metadata) or too_large(metadata):
             continue

@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 from sdjax.jobs.job import MAX_PROMPT
-from sdjax.text import conditioning
-from sdjax.text.conditioning import SYNTAXES, Conditioning, PromptError, condition
+from sdjax.text import readings
+from sdjax.text.prompt_tokenizer import FIRST_VECTOR
+from sdjax.text.readings import PromptError
+from sdjax.text.tokenized_prompt import SYNTAXES, TokenizedPrompt, tokenize_prompt
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, clip_vocabulary, cut_down, write_tokenizer
-from sdjax.text.words import FIRST_VECTOR
 from tests.fuzz.kinds.templates import check_message
 from tests.toys import LENGTH, WORDS
 
@@ -42,7 +43,7 @@ def case(rng: random.Random, folder: Path) -> bool:
     prompt, negative = text(rng), text(rng) if rng.random() < 0.3 else ""
     steps = rng.choice([1, 2, 20, 1000])
     try:
-        found = condition(
+        found = tokenize_prompt(
             rng.choice(_tokenizers),
             prompt,
             negative,
@@ -59,15 +60,15 @@ def case(rng: random.Random, folder: Path) -> bool:
     return bool(found.problems)
 
 
-def check(found: Conditioning, steps: int, texts: dict[str, str]) -> None:
+def check(found: TokenizedPrompt, steps: int, texts: dict[str, str]) -> None:
     """Everything is of its size and within its limits, and what is told lies in the prompts."""
     assert len(found.schedule) == steps
     for row in found.schedule:
-        assert len(row) == len(found.part_weights) + 1 <= conditioning.MAX_PARTS + 1
+        assert len(row) == len(found.part_weights) + 1 <= readings.MAX_PARTS + 1
         assert all(0 <= place < len(found.texts) for place in row)
-    assert sum(len(reading.ids) for reading in found.readings) <= 3 * conditioning.MAX_CHUNKS_OF_TEXTS
+    assert sum(len(reading.ids) for reading in found.readings) <= 3 * readings.MAX_CHUNKS_OF_TEXTS
     for reading in found.readings:
-        assert 0 < len(reading.ids) == len(reading.weights) <= conditioning.MAX_CHUNKS
+        assert 0 < len(reading.ids) == len(reading.weights) <= readings.MAX_CHUNKS
         assert {len(row) for row in (*reading.ids, *reading.weights, *(reading.mask or ()))} == {LENGTH}
         assert all(index < FIRST_VECTOR + sum(found.vectors) for row in reading.ids for index in row)
     for told in found.problems:

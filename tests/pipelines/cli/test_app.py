@@ -12,7 +12,7 @@ import typer
 
 from pipelines import cli
 from pipelines.cli import app, convert, generate, verify
-from sdjax.diffusion.schedule import PREDICTION_TYPES
+from sdjax.diffusion.scheduler_config import PREDICTION_TYPES
 
 ROOT = Path(__file__).parents[3]
 NAMES = tuple(typer.main.get_group(app.app).commands)

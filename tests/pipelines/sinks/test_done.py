@@ -167,7 +167,7 @@ def test_verify_finds_steps_that_are_missing(with_steps, tmp_path, problems):
     out = shutil.copytree(with_steps, tmp_path / "out")
     assert problems(out) == [] and decode(next(out.glob("steps/*/*.png")), "").any()
     strip_gone(out)
-    assert problems(out) == ["its kept steps are missing or of another size; run the same generate command again"]
+    assert problems(out) == ["its previews are missing or of another size; run the same generate command again"]
 
 
 def test_a_row_that_states_no_sizes_of_steps_has_none(run_here, prompts, with_steps, tmp_path):
@@ -179,10 +179,10 @@ def test_a_row_that_states_no_sizes_of_steps_has_none(run_here, prompts, with_st
     assert run_here(prompts, out, preview_every=1).made == 2
 
 
-def test_verify_reads_kept_steps_whole(with_steps, tmp_path, problems):
+def test_verify_reads_previews_whole(with_steps, tmp_path, problems):
     out = shutil.copytree(with_steps, tmp_path / "out")
     for pattern in ("*.png", "*.webp"):
         path = next(out.glob(f"steps/*/{pattern}"))
         data = path.read_bytes()
         path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
-    assert ["damaged kept steps" in problem for problem in problems(out)] == [True, True]
+    assert [": a damaged" in problem for problem in problems(out)] == [True, True]

@@ -14,7 +14,7 @@ from pipelines.sinks.files import FilesSink
 from pipelines.sinks.sink import StoredItem, WriteResult
 from sdjax.engine.engine import Result
 from sdjax.images.encode import EncodeError, decode, encode, read_metadata
-from sdjax.images.steps import Preview
+from sdjax.images.previews import Preview
 from sdjax.storage import TEMPORARY, LocalStore, StorageError, open_store, write_whole
 from tests.rights import without_rights
 from tests.storage.folders import files_below

@@ -1,4 +1,4 @@
-"""The names of tensors in files, and ours: small tables, and the two functions that read them.
+"""Tables of tensor names: what our parameters are called in files, and in which layout they are stored there.
 
 Our trees follow diffusers' module names. What differs is said once: children of a list are numbered with an
 underscore (`resnets_0` for `resnets.0`), and leaves have Flax's names and layouts.
@@ -24,7 +24,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 
 
 class NameTable(NamedTuple):
-    """How one network's tensors are called.
+    """The names of one network's tensors in files.
 
     prefix: what stands before every name when written.
     other_prefixes: what may stand there instead when read.

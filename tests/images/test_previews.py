@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sdjax.images.captions import Grid, draw_grid, wrapped
-from sdjax.images.steps import ANIMATIONS, Preview, animation, strip
+from sdjax.images.previews import ANIMATIONS, Preview, animation, strip
 
 RESULT = np.full((100, 120, 3), (250, 250, 0), np.uint8)
 PREVIEWS = [

@@ -1,14 +1,14 @@
-"""What a single file carries of the folder that it was made of: the texts that have no place among tensors.
+"""The text files of a diffusers folder in the metadata of a single file that was made of it.
 
-They stand in the metadata of the safetensors file, each under its path in the folder: configs, a tokenizer that is not
-CLIP's own, and the headers of weights' files that safetensors itself would not write just so.
+Each stands in the safetensors file's metadata under its path in the folder: configs, a tokenizer that is not CLIP's
+own, and the headers of weights' files that safetensors itself would not write just so.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdjax.checkpoints.stored import CheckpointError
+from sdjax.checkpoints.stored_tensor import CheckpointError
 
 _KEY = "sdjax:"
 # A file of the folder, or of a folder in it, but for the one in which `convert` keeps its own account.
@@ -16,8 +16,8 @@ _PATH = re.compile(r"(?!original/)([A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*\.(j
 WEIGHTS = ".safetensors"
 
 
-def carried(metadata: Mapping[str, str], where: Path) -> dict[str, str]:
-    """Texts by their path in the folder; for a file of weights it is its header.
+def folder_texts(metadata: Mapping[str, str], where: Path) -> dict[str, str]:
+    """The texts by their path in the folder; of a file of weights it is the header.
 
     Args:
       metadata: of a single file.
@@ -36,16 +36,16 @@ def carried(metadata: Mapping[str, str], where: Path) -> dict[str, str]:
     return found
 
 
-def as_metadata(texts: Mapping[str, str]) -> dict[str, str]:
-    """The metadata in which `carried` finds these texts."""
+def to_metadata(texts: Mapping[str, str]) -> dict[str, str]:
+    """The metadata from which `folder_texts` gives these texts."""
     return {_KEY + path: text for path, text in sorted(texts.items())}
 
 
-def may_be_carried(path: str) -> bool:
-    """Whether a path in a folder is one that can be carried."""
+def is_folder_path(path: str) -> bool:
+    """Whether a path in a folder is that of a text which metadata can hold."""
     return bool(_PATH.fullmatch(path))
 
 
-def is_carried(key: str) -> bool:
-    """Whether a key of metadata is that of such a text."""
+def is_folder_key(key: str) -> bool:
+    """Whether a key of metadata holds such a text."""
     return key.startswith(_KEY)

@@ -1,4 +1,4 @@
-"""How a picture came about: the steps that were kept, as a strip and as an animation."""
+"""Previews of an image: what it looked like on the way, as a strip and as an animation."""
 
 import io
 from collections.abc import Sequence
@@ -9,62 +9,56 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax.images.captions import PAPER, Grid, draw_grid, enlarged
-from sdjax.images.encode import MAX_PIXELS, PictureError
+from sdjax.images.decode import MAX_PIXELS, ImageError, opened_image
 
 ANIMATIONS = ("webp", "gif")
+_FORMATS = ("PNG", "WEBP", "GIF")
 # Of an animation, in milliseconds.
 _EACH, _LAST = 200, 1500
 # Of a frame, and of a picture in a strip, in pixels: larger ones are made smaller.
 _NARROWEST, _WIDEST, _WIDEST_IN_STRIP = 256, 2048, 256
-# Frames of an animation: of all steps that are kept, and the result.
+# Frames of an animation: all previews, and the result.
 _MOST_FRAMES = 65
 # Between the two pictures of a frame, in pixels.
 _GAP = 4
 
 
 class Preview(NamedTuple):
-    """A step on the way: what the network was given, and the clean picture that it expected. sRGB."""
+    """An image at one step, decoded to sRGB: the noisy latents, and the network's denoised estimate."""
 
     step: int
     noisy: UInt8[np.ndarray, "h w 3"]
-    clean: UInt8[np.ndarray, "h w 3"]
+    denoised: UInt8[np.ndarray, "h w 3"]
 
 
-def check_steps(data: bytes, name: str) -> None:
-    """Reads a strip or an animation whole; raises `PictureError` if it is damaged, or larger than any of ours."""
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "GIF")) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames > _MOST_FRAMES or frames * image.width * image.height > _MOST_FRAMES * MAX_PIXELS // 16:
-                raise PictureError(
-                    f"{name}: {frames} frames of {image.width}x{image.height} pixels, more than are kept"
-                )
-            for frame in range(frames):
-                image.seek(frame)
-                image.load()
-    except PictureError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        raise PictureError(f"{name}: damaged kept steps: {error}") from error
+def check_previews(data: bytes, name: str) -> None:
+    """Decodes a strip or an animation whole; raises `ImageError` if it is damaged, or larger than any of ours."""
+    with opened_image(data, name, _FORMATS, most_pixels=_MOST_FRAMES * MAX_PIXELS // 16) as (image, _):
+        frames = getattr(image, "n_frames", 1)
+        if frames > _MOST_FRAMES or frames * image.width * image.height > _MOST_FRAMES * MAX_PIXELS // 16:
+            raise ImageError(f"{name}: {frames} frames of {image.width}x{image.height} pixels, more than are kept")
+        for frame in range(frames):
+            image.seek(frame)
+            image.load()
 
 
 def strip(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], title: str) -> bytes:
-    """All kept steps from left to right, as a PNG: the noisy latents above, below what the network expected.
+    """All previews from left to right, as a PNG: the noisy latents above, the denoised ones below.
 
     The last column is the result.
     """
 
-    def shown(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    def fitted(pixels: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
         return _fitting(Image.fromarray(pixels), _WIDEST_IN_STRIP)
 
-    final = shown(result)
+    final = fitted(result)
     grid = Grid(
         title,
         columns=[*(f"step {preview.step + 1}" for preview in previews), "result"],
         rows=["noisy latents", "predicted picture"],
         pictures=[
-            [*(shown(preview.noisy) for preview in previews), Image.new("RGB", final.size, PAPER)],
-            [*(shown(preview.clean) for preview in previews), final],
+            [*(fitted(preview.noisy) for preview in previews), Image.new("RGB", final.size, PAPER)],
+            [*(fitted(preview.denoised) for preview in previews), final],
         ],
     )
     data = io.BytesIO()
@@ -73,14 +67,14 @@ def strip(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], title
 
 
 def animation(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], kind: str) -> bytes:
-    """The kept steps one after the other, for ever: left the noisy latents, right what the network expected.
+    """The previews one after the other, for ever: the noisy latents on the left, the denoised ones on the right.
 
     Args:
       previews: at least one.
       result: shown last, and longest.
       kind: one of `ANIMATIONS`. GIF has 256 colours.
     """
-    frames = [_frame(preview.noisy, preview.clean) for preview in previews] + [_frame(result, result)]
+    frames = [_frame(preview.noisy, preview.denoised) for preview in previews] + [_frame(result, result)]
     times = [_EACH] * len(previews) + [_LAST]
     data = io.BytesIO()
     more = {"lossless": True} if kind == "webp" else {"disposal": 2}

@@ -1,4 +1,4 @@
-"""What a sampler is given, and the few formulas that several share."""
+"""What a sampler function is called with, its options, and the few formulas that several share."""
 
 import math
 from collections.abc import Iterator
@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Float64
 
 from sdjax.diffusion import elementary
-from sdjax.diffusion.schedule import SchedulerConfig, Steps, sigma_of, timestep_of, training_sigmas
+from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
+from sdjax.diffusion.sigmas import sigma_of, timestep_of
 from sdjax.diffusion.tableau import Recorder, Table, Vector
+from sdjax.diffusion.timestep_spacing import Steps
 
-# How multistep samplers begin with a picture, that is in the middle of the schedule: as diffusers' classes, which go on
+# How multistep samplers begin in img2img, that is in the middle of the schedule: as diffusers' classes, which go on
 # counting from the steps that were left out; or afresh, as k-diffusion and A1111.
 MULTISTEP_STARTS = ("diffusers", "k_diffusion")
 
@@ -46,8 +48,8 @@ class Step(NamedTuple):
     last: bool
 
 
-class Run:
-    """The network, the noise and the levels, for a sampler to be written down.
+class SamplerRun:
+    """What a sampler is called with: symbols of the latents, the network and the noise, and a record of what it does.
 
     Attributes:
       steps: the levels.
@@ -95,7 +97,7 @@ class Run:
         return self._recorder.start
 
     def start_at(self, sigma: float) -> Vector:
-        """The first latents of a sampler that begins a picture at another level than the first of the steps."""
+        """The first latents of a sampler that begins img2img at another level than the first of the steps."""
         return self.start * (sigma / self.steps.start if self.steps.skipped else 1.0)
 
     @property
@@ -134,7 +136,7 @@ class Run:
         self._recorder.step = index
 
     def denoise(self, latents: Vector, sigma: float, timestep: float | None = None) -> Vector:
-        """The clean latents that the network expects."""
+        """The denoised latents: the network's estimate of `x0`."""
         return self._recorder.denoise(latents, sigma, timestep)
 
     def keep(self, vector: Vector) -> Vector:
@@ -196,5 +198,5 @@ def lagrange_integrals(nodes: Float64[np.ndarray, " n"], start: float, end: floa
 
 
 def alpha(sigma: float) -> float:
-    """The share of the clean picture in latents of unit variance."""
+    """The share of `x0` in latents of unit variance."""
     return 1 / math.sqrt(1 + sigma * sigma)

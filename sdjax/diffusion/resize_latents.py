@@ -1,4 +1,4 @@
-"""Latents of one size as latents of another, as torch's `interpolate` makes them: each axis times a matrix."""
+"""Resizes latents as torch's `interpolate` does: each axis is multiplied by a matrix."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -72,8 +72,8 @@ def matrix(method: Method, size: int, result: int) -> Float32[np.ndarray, "r s"]
     return weights.astype(np.float32)
 
 
-def enlarged(latents: Float[Array, "b h w c"], method: str, height: int, width: int) -> Float[Array, "b i j c"]:
-    """Latents of another height and width, each image by itself; `method` is a key of `LATENT_UPSCALERS`."""
+def resize_latents(latents: Float[Array, "b h w c"], method: str, height: int, width: int) -> Float[Array, "b i j c"]:
+    """Resizes latents to a height and a width, each image by itself; `method` is a key of `LATENT_UPSCALERS`."""
     rows = matrix(LATENT_UPSCALERS[method], latents.shape[1], height)
     columns = matrix(LATENT_UPSCALERS[method], latents.shape[2], width)
 

@@ -1,4 +1,4 @@
-"""A tensor as it lies in a file: where its numbers are, and how they come out."""
+"""A tensor that is stored in a file: its dtype, shape and place there, and how it is read."""
 
 import io
 import math
@@ -15,7 +15,7 @@ class CheckpointError(ValueError):
     """A checkpoint is not whole, or not what its config says; the message names the file and the tensors."""
 
 
-# Kinds of number, in safetensors' words.
+# dtypes by safetensors' names.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     name: jnp.dtype(dtype)
     for name, dtype in {
@@ -42,7 +42,7 @@ _MOST_ELEMENTS = 1 << 58
 
 
 class Tensor(NamedTuple):
-    """A tensor that lies in a file; nothing of it is read yet.
+    """A tensor that is stored in a file; nothing of it is read yet.
 
     offset: of its first element in the file, in bytes.
     strides: elements from one index to the next, by axis; None if it lies without gaps, the last axis fastest.

@@ -1,4 +1,4 @@
-"""Reading the parameters of networks: each file once, from its beginning to its end, straight into our layout.
+"""Loads the parameters of networks: each file is read once, from its beginning to its end, straight into our layout.
 
 A file passes in pieces of a few rows of a tensor. While one piece is read, those before it are hashed and copied to
 their places, transposed and cast, by other threads: a piece is small enough to stay in the processor's cache until
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike, Shaped
 
-from sdjax.checkpoints import names
-from sdjax.checkpoints.stored import CheckpointError, Tensor, numbers, read_into, read_tensor
+from sdjax.checkpoints import name_table
+from sdjax.checkpoints.stored_tensor import CheckpointError, Tensor, numbers, read_into, read_tensor
 
 Params = dict[str, Any]
 
@@ -35,27 +35,27 @@ _ROWS = 16
 _COPYING = 2
 
 
-class Chosen(NamedTuple):
-    """A parameter and the tensor it comes from.
+class ParamTensor(NamedTuple):
+    """A parameter and the stored tensor it is loaded from.
 
     path: the parameter's in our tree.
     rows: the part of the tensor along its first axis (fused projections); None for the whole.
     """
 
-    path: names.Path
+    path: name_table.Path
     tensor: Tensor
     rows: tuple[int, int] | None = None
 
 
-class Part(NamedTuple):
-    """A network to be read.
+class NetworkTensors(NamedTuple):
+    """The tensors of which a network's parameters are loaded.
 
     chosen: one for each leaf of `shapes`, in any order.
     shapes: the network's tree, of anything with a `shape`.
     dtype: of the parameters in memory.
     """
 
-    chosen: Sequence[Chosen]
+    chosen: Sequence[ParamTensor]
     shapes: Params
     dtype: DTypeLike
 
@@ -80,7 +80,7 @@ class _Piece(NamedTuple):
     first: int = 0
 
 
-def load_parts(parts: Mapping[str, Part], hashed: bool = True) -> tuple[Params, dict[Path, str]]:
+def load_networks(parts: Mapping[str, NetworkTensors], hashed: bool = True) -> tuple[Params, dict[Path, str]]:
     """Reads networks' parameters, each straight to its place, cast once.
 
     Args:
@@ -99,7 +99,7 @@ def load_parts(parts: Mapping[str, Part], hashed: bool = True) -> tuple[Params, 
         shapes = {tuple(key.key for key in keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(part.shapes)}
         arrays = _allocated(shapes, jnp.dtype(part.dtype))
         for path, tensor, rows in part.chosen:
-            target, whole = names.in_file(path, arrays[path]), rows or (0, tensor.shape[0] if tensor.shape else 1)
+            target, whole = name_table.in_file(path, arrays[path]), rows or (0, tensor.shape[0] if tensor.shape else 1)
             _check(tensor, target, whole)
             places.setdefault(tensor.file, {}).setdefault(tensor, []).append(_Place(target, whole))
         params[name] = jax.tree.unflatten(jax.tree.structure(part.shapes), [arrays[path] for path in shapes])
@@ -112,7 +112,7 @@ def load_parts(parts: Mapping[str, Part], hashed: bool = True) -> tuple[Params, 
     return params, digests if hashed else {}
 
 
-def _allocated(shapes: Mapping[names.Path, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[names.Path, Any]:
+def _allocated(shapes: Mapping[name_table.Path, tuple[int, ...]], dtype: np.dtype[Any]) -> dict[name_table.Path, Any]:
     """An array for each parameter of a network, all in one block of memory, which the system gives in large pages."""
     sizes = {path: math.prod(shape) * dtype.itemsize for path, shape in shapes.items()}
     block = np.empty(sum(-(-size // _ALIGNED) * _ALIGNED for size in sizes.values()) + _ALIGNED, np.uint8)
@@ -124,9 +124,9 @@ def _allocated(shapes: Mapping[names.Path, tuple[int, ...]], dtype: np.dtype[Any
     return arrays
 
 
-def load_chosen(chosen: Sequence[Chosen], shapes: Params, dtype: DTypeLike) -> Params:
-    """Reads one network's parameters; arguments and errors are those of `Part` and `load_parts`."""
-    return load_parts({"": Part(chosen, shapes, dtype)}, hashed=False)[0][""]
+def load_params(chosen: Sequence[ParamTensor], shapes: Params, dtype: DTypeLike) -> Params:
+    """Reads one network's parameters; arguments and errors are those of `NetworkTensors` and `load_networks`."""
+    return load_networks({"": NetworkTensors(chosen, shapes, dtype)}, hashed=False)[0][""]
 
 
 def _check(tensor: Tensor, target: Shaped[np.ndarray, "..."], rows: tuple[int, int]) -> None:

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.text.conditioning import SYNTAXES, condition
+from sdjax.text.prompt_tokenizer import FIRST_VECTOR, PromptTokenizer
+from sdjax.text.tokenized_prompt import SYNTAXES, tokenize_prompt
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import write_tokenizer
-from sdjax.text.words import FIRST_VECTOR, Words
 from tests import toys
 from tests.golden import embeddings, prompts
-from tests.text import test_conditioning
-from tests.text.test_conditioning import reading_of
-from tests.text.test_grammar import ANY
+from tests.text import test_tokenized_prompt
+from tests.text.a1111_prompts import ANY
+from tests.text.test_tokenized_prompt import reading_of
 
 VECTORS = embeddings.VECTORS
 A1111, COMFYUI = embeddings.read("a1111"), embeddings.read("comfyui")
@@ -27,7 +27,7 @@ def clip(tokenizers):
 
 
 def of(tokenizer, prompt, negative_prompt="", *, syntax="a1111", known=VECTORS, steps=prompts.STEPS):
-    return condition(
+    return tokenize_prompt(
         tokenizer, prompt, negative_prompt, syntax=syntax, emphasis="original", steps=steps, embeddings=known
     )
 
@@ -159,7 +159,7 @@ def toy_encoders(tmp_path_factory):
     for name, toy in embeddings.TOYS.items():
         folder = tmp_path_factory.mktemp(name)
         write_tokenizer(folder, toys._WORDS, toys.LENGTH, toy.padding)
-        made[name] = Tokenizer(folder, toys.LENGTH), test_conditioning.Encoder(toy)
+        made[name] = Tokenizer(folder, toys.LENGTH), test_tokenized_prompt.Encoder(toy)
     return made
 
 
@@ -169,7 +169,7 @@ def encoded(tokenizer, encoder, prompt, syntax):
     found = of(tokenizer, prompt, syntax=syntax, known=known)
     width = encoder.toy.text_encoder.hidden_size
     learned = [row for name in found.embeddings for row in embeddings.vectors(name, width)]
-    return test_conditioning.encode(encoder, found, 0, learned) @ prompts.projection(width)
+    return test_tokenized_prompt.encode(encoder, found, 0, learned) @ prompts.projection(width)
 
 
 @pytest.mark.parametrize("toy", embeddings.TOYS)
@@ -267,11 +267,11 @@ def test_every_vector_that_is_read_has_an_embedding_and_none_is_divided(clip, pi
 
 
 def test_ids_are_shown_as_text_and_names(clip):
-    words = Words(clip, VECTORS)
-    ids = words.encode("a cat-toy cat-toy dog")
-    assert words.decode(ids) == "a cat-toy cat-toy dog"
-    assert words.decode(ids[2:-2]) == "cat-toy cat-toy"
-    assert words.decode([]) == ""
+    tokenizer = PromptTokenizer(clip, VECTORS)
+    ids = tokenizer.encode("a cat-toy cat-toy dog")
+    assert tokenizer.decode(ids) == "a cat-toy cat-toy dog"
+    assert tokenizer.decode(ids[2:-2]) == "cat-toy cat-toy"
+    assert tokenizer.decode([]) == ""
 
 
 # --- Concepts of diffusers ---

@@ -1,4 +1,4 @@
-"""The names of original single files (CompVis' and Stability AI's `ldm`), and the configs that can be told from them.
+"""The names of tensors in original single files (CompVis' and Stability AI's `ldm`).
 
 An original file holds the three networks under one roof: `model.diffusion_model.` the UNet, `first_stage_model.` the
 VAE, `cond_stage_model.` the text encoder, which is CLIP under transformers' names in Stable Diffusion 1 and OpenCLIP
@@ -6,20 +6,18 @@ under its own in 2. Where a parameter of ours lies is worked out from the networ
 """
 
 import contextlib
-import dataclasses
-import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path as File
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from sdjax.checkpoints import names
+from sdjax.checkpoints import name_table
 from sdjax.checkpoints.diffusers_folder import NetworkConfig, param_shapes
 from sdjax.checkpoints.identify import listed
-from sdjax.checkpoints.names import Path
-from sdjax.checkpoints.tensors import FLOATS, CheckpointError, Chosen, Tensor
+from sdjax.checkpoints.name_table import Path
+from sdjax.checkpoints.tensors import FLOATS, CheckpointError, ParamTensor, Tensor
 from sdjax.models import ConfigError, TextEncoderConfig, UNetConfig, VAEConfig
 
 UNET = "model.diffusion_model."
@@ -31,7 +29,7 @@ EMA = "model_ema."
 
 @contextlib.contextmanager
 def naming(file: File) -> Iterator[None]:
-    """What is raised in it of tensors and configs names the file."""
+    """A context whose errors about tensors and configs name the file."""
     try:
         yield
     except (CheckpointError, ConfigError) as error:
@@ -157,8 +155,8 @@ def _renamed(path: Path, modules: Modules, within: Mapping[str, str]) -> str:
     for length in range(len(path) - 1, 0, -1):
         start = modules.get(path[:length])
         if start is not None:
-            rest = [within.get(part, names.dotted(part)) for part in path[length:-1]]
-            return ".".join([start, *rest, names.LEAVES[path[-1]]])
+            rest = [within.get(part, name_table.dotted(part)) for part in path[length:-1]]
+            return ".".join([start, *rest, name_table.LEAVES[path[-1]]])
     raise AssertionError(f"no original module holds {path}")
 
 
@@ -166,7 +164,7 @@ def _leaves(config: NetworkConfig) -> Iterator[tuple[Path, tuple[int, ...]]]:
     """The parameters of a network with the shapes in which torch stores them, in the tree's order."""
     for keys, leaf in jax.tree.leaves_with_path(param_shapes(config)):
         path = tuple(key.key for key in keys)
-        yield path, names.shape_in_file(path, leaf.shape)
+        yield path, name_table.shape_in_file(path, leaf.shape)
 
 
 def unet_sources(config: UNetConfig, ema: bool = False) -> list[Source]:
@@ -198,9 +196,9 @@ def vae_sources(config: VAEConfig) -> list[Source]:
 
 def clip_sources(config: TextEncoderConfig) -> list[Source]:
     """CLIP's text encoder, under transformers' names."""
-    table = names.TEXT_ENCODER
+    table = name_table.TEXT_ENCODER
     return [
-        Source(path, CLIP + names.file_names(path, table)[0].removeprefix(table.prefix), None, shape)
+        Source(path, CLIP + name_table.file_names(path, table)[0].removeprefix(table.prefix), None, shape)
         for path, shape in _leaves(config)
     ]
 
@@ -221,7 +219,7 @@ def open_clip_sources(config: TextEncoderConfig) -> list[Source]:
 def _open_clip_name(path: Path) -> str:
     if path[0] == "position_embedding":
         return "positional_embedding"
-    leaf = names.LEAVES[path[-1]]
+    leaf = name_table.LEAVES[path[-1]]
     if path[0] == "token_embedding":
         return f"token_embedding.{leaf}"
     if path[0] == "final_layer_norm":
@@ -323,7 +321,7 @@ def is_average(name: str) -> bool:
 
 def choose(
     where: str, tensors: Mapping[str, Tensor], wanted: Mapping[str, list[Source]], is_known: Callable[[str], bool]
-) -> dict[str, list[Chosen]]:
+) -> dict[str, list[ParamTensor]]:
     """Finds the tensor of each parameter of some networks.
 
     Args:
@@ -335,7 +333,7 @@ def choose(
     Raises:
       CheckpointError: if tensors are missing, left over, of another shape, or no floating-point numbers.
     """
-    chosen: dict[str, list[Chosen]] = {}
+    chosen: dict[str, list[ParamTensor]] = {}
     missing, misshapen = [], []
     used = set()
     for part, listing in wanted.items():
@@ -350,7 +348,7 @@ def choose(
             elif tensor.dtype not in FLOATS:
                 misshapen.append(f"{tensor.name} holds {tensor.dtype}, not one of {', '.join(FLOATS)}")
             else:
-                chosen[part].append(Chosen(source.path, tensor, source.rows))
+                chosen[part].append(ParamTensor(source.path, tensor, source.rows))
     spare = [tensor.name for name, tensor in tensors.items() if name not in used and not is_known(name)]
     problems = [
         f"{title}: {listed(dict.fromkeys(found))}"
@@ -365,199 +363,3 @@ def choose(
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the axes at its end that 1x1 convolutions have and linear layers have not."""
     return shape[:-2] if len(shape) == 4 and shape[-2:] == (1, 1) else shape
-
-
-# --- Configs by names and shapes ---
-
-# Of the original code, which no file can say: groups of all norms, width of a head of CLIP.
-_GROUPS = 32
-_TEXT_HEAD = 64
-# Heads of the UNet: a number in version 1, each of a width in version 2.
-_HEADS_1, _HEAD_WIDTH_2 = 8, 64
-# OpenCLIP's ViT-H/14 has 24 layers in its text tower; files written from a diffusers folder have only the 23 used.
-_H_WIDTH, _H_USED = 1024, 23
-
-# More than published networks have of anything: 24 layers of text, 12 blocks of a UNet.
-_MOST_BLOCKS = 64
-
-
-class Heads(NamedTuple):
-    """How many attention heads each level of a UNet has: a number of them, or one for so many channels."""
-
-    number: int | None = None
-    width: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Shapes:
-    """What is stored under one start of names: its shapes by the rest of the name."""
-
-    where: str
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def __getitem__(self, name: str) -> tuple[int, ...]:
-        try:
-            return self.shapes[name]
-        except KeyError:
-            raise CheckpointError(f"{self.where}{name} is missing: the file is not whole") from None
-
-    def axis(self, name: str, axis: int) -> int:
-        """The length of one axis of a tensor."""
-        shape = self[name]
-        if axis >= len(shape):
-            raise CheckpointError(f"{self.where}{name} is {shape}, which has not {axis + 1} axes")
-        return shape[axis]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.shapes
-
-    def has(self, start: str) -> bool:
-        """Whether any name starts so."""
-        return any(name.startswith(start) for name in self.shapes)
-
-    def count(self, template: str) -> int:
-        """How many of "block.{}." there are, from 0 on without a gap.
-
-        Raises:
-          CheckpointError: if they are more than any network has.
-        """
-        start, end = template.split("{}")
-        found = {name.removeprefix(start).partition(end)[0] for name in self.shapes if name.startswith(start)}
-        number = next(number for number in itertools.count() if str(number) not in found)
-        if number > _MOST_BLOCKS:
-            raise CheckpointError(f"{self.where}{template} counts {number}; expected at most {_MOST_BLOCKS}")
-        return number
-
-
-def under(tensors: Mapping[str, Tensor], start: str) -> Shapes:
-    """The shapes of the tensors whose names start with `start`."""
-    file = next((f"{tensor.file}: " for tensor in tensors.values()), "")
-    return Shapes(
-        file + start, {name.removeprefix(start): t.shape for name, t in tensors.items() if name.startswith(start)}
-    )
-
-
-def infer_unet(stored: Shapes, heads: Heads | None = None) -> UNetConfig:
-    """The config of a UNet, but for its `sample_size`.
-
-    Args:
-      stored: what lies under `model.diffusion_model.`.
-      heads: what the shapes can't tell; None for those of the version: 8 where the projections of transformers are
-        convolutions (1), one for 64 channels where they are linear (2).
-
-    Raises:
-      CheckpointError: if names are missing.
-      ConfigError: if there can be no such network.
-    """
-    channels: list[int] = []
-    layers: list[int] = []
-    attention: list[bool] = []
-    transformers: list[int] = []
-    level_open = False
-    for block in range(1, stored.count("input_blocks.{}.")):
-        start = f"input_blocks.{block}"
-        if f"{start}.0.op.weight" in stored:
-            level_open = False
-            continue
-        if not level_open:
-            level_open = True
-            channels.append(stored.axis(f"{start}.0.out_layers.3.weight", 0))
-            layers.append(0)
-            attention.append(stored.has(f"{start}.1."))
-            transformers.append(stored.count(f"{start}.1.transformer_blocks.{{}}."))
-        layers[-1] += 1
-    middle = "middle_block.1"
-    linear = len(stored[f"{middle}.proj_in.weight"]) == 2
-    heads = heads or (Heads(width=_HEAD_WIDTH_2) if linear else Heads(number=_HEADS_1))
-    depth = stored.count(f"{middle}.transformer_blocks.{{}}.")
-    depths = tuple(number or depth for number in transformers)
-    return UNetConfig(
-        in_channels=stored.axis("input_blocks.0.0.weight", 1),
-        out_channels=stored.axis("out.2.weight", 0),
-        down_block_types=tuple("CrossAttnDownBlock2D" if given else "DownBlock2D" for given in attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if given else "UpBlock2D" for given in reversed(attention)),
-        block_out_channels=tuple(channels),
-        layers_per_block=_one(tuple(layers)),
-        norm_num_groups=_GROUPS,
-        cross_attention_dim=stored.axis(f"{middle}.transformer_blocks.0.attn2.to_k.weight", 1),
-        transformer_layers_per_block=_one(depths),
-        attention_head_dim=_one(tuple(heads.number or each // (heads.width or each) for each in channels)),
-        use_linear_projection=linear,
-        num_class_embeds=stored.axis("label_emb.weight", 0) if "label_emb.weight" in stored else None,
-    )
-
-
-def _one(values: tuple[int, ...]) -> Any:
-    """A tuple, or the number that is in each place of it."""
-    return values[0] if len(set(values)) == 1 else values
-
-
-class VAENames(NamedTuple):
-    """What the parts of a VAE are called, from which its config is told."""
-
-    level: str
-    block: str
-    attention: str
-
-
-ORIGINAL_NAMES = VAENames("encoder.down.{}.", "block.{}.", "decoder.mid.attn_1.")
-DIFFUSERS_NAMES = VAENames("encoder.down_blocks.{}.", "resnets.{}.", "decoder.mid_block.attentions.0.")
-
-
-def infer_vae(stored: Shapes, called: VAENames = ORIGINAL_NAMES) -> VAEConfig:
-    """The config of a VAE, with the scaling factor of Stable Diffusion 1 and 2.
-
-    Args:
-      stored: what lies under `first_stage_model.`.
-      called: by what names.
-
-    Raises:
-      CheckpointError: if names are missing.
-      ConfigError: if there can be no such network.
-    """
-    levels = stored.count(called.level)
-    last = called.block.format(0) + "conv2.weight"
-    return VAEConfig(
-        in_channels=stored.axis("encoder.conv_in.weight", 1),
-        out_channels=stored.axis("decoder.conv_out.weight", 0),
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(stored.axis(called.level.format(level) + last, 0) for level in range(levels)),
-        layers_per_block=stored.count(called.level.format(0) + called.block),
-        latent_channels=stored.axis("decoder.conv_in.weight", 1),
-        norm_num_groups=_GROUPS,
-        use_quant_conv="quant_conv.weight" in stored,
-        use_post_quant_conv="post_quant_conv.weight" in stored,
-        mid_block_add_attention=stored.has(called.attention),
-    )
-
-
-def infer_clip(stored: Shapes) -> TextEncoderConfig:
-    """The config of CLIP's text encoder (under `cond_stage_model.transformer.text_model.`)."""
-    tokens, width = (stored.axis("embeddings.token_embedding.weight", axis) for axis in (0, 1))
-    return TextEncoderConfig(
-        vocab_size=tokens,
-        hidden_size=width,
-        intermediate_size=stored.axis("encoder.layers.0.mlp.fc1.weight", 0),
-        num_hidden_layers=stored.count("encoder.layers.{}."),
-        num_attention_heads=max(1, width // _TEXT_HEAD),
-        max_position_embeddings=stored.axis("embeddings.position_embedding.weight", 0),
-        hidden_act="quick_gelu",
-    )
-
-
-def infer_open_clip(stored: Shapes, penultimate: bool = True) -> TextEncoderConfig:
-    """The config of OpenCLIP's text tower (under `cond_stage_model.model.`), up to the layer before the last."""
-    tokens, width = (stored.axis("token_embedding.weight", axis) for axis in (0, 1))
-    layers = stored.count("transformer.resblocks.{}.")
-    if penultimate and not (width == _H_WIDTH and layers == _H_USED):
-        layers -= 1
-    return TextEncoderConfig(
-        vocab_size=tokens,
-        hidden_size=width,
-        intermediate_size=stored.axis("transformer.resblocks.0.mlp.c_fc.weight", 0),
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // _TEXT_HEAD),
-        max_position_embeddings=stored.axis("positional_embedding", 0),
-        hidden_act="gelu",
-    )

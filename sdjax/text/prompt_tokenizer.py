@@ -1,4 +1,4 @@
-"""Words that stand for vectors: the embeddings (textual inversions) that a prompt names.
+"""The tokenizer of prompts, in which the names of embeddings (textual inversions) stand for vectors.
 
 Where a prompt names one is up to its syntax: in the web UI's anywhere, by the tokens of the name; in ComfyUI's behind
 `embedding:`; in the others as a word of its own.
@@ -24,23 +24,23 @@ _PIECE = re.compile("[\0-\u02ff]+[^\0-\u02ff]{0,1024}|[^\0-\u02ff]{1,1024}")
 _ENDINGS = ("safetensors", "pt", "bin")
 
 
-class Found(NamedTuple):
+class EmbeddingMatch(NamedTuple):
     """An embedding at some place of a row of tokens, and how many of these are its name."""
 
     name: str
     length: int
 
 
-class Words:
-    """A tokenizer and the embeddings there are; it remembers those that were named.
+class PromptTokenizer:
+    """The text encoder's tokenizer and the embeddings there are; it remembers those that were named.
 
-    named: the ids of each embedding that was named, in the order of first use; all together they are the numbers from
-      `FIRST_VECTOR` on.
-    left: words in angle brackets that are left as they are although a name is in them, and that name.
+    embeddings: the ids of each embedding that was named, in the order of first use; all together they are the numbers
+      from `FIRST_VECTOR` on.
+    left_as_text: words in angle brackets that are left as they are although a name is in them, and that name.
     """
 
     def __init__(self, tokenizer: Tokenizer, vectors: Mapping[str, int]) -> None:
-        """A prompt's words before anything of it is read.
+        """Before anything of a prompt is read.
 
         Args:
           tokenizer: of the text encoder.
@@ -48,27 +48,27 @@ class Words:
             number is never asked for.
         """
         self.tokenizer = tokenizer
-        self.named: dict[str, range] = {}
-        self.left: dict[str, str] = {}
+        self.embeddings: dict[str, range] = {}
+        self.left_as_text: dict[str, str] = {}
         self._vectors = vectors
 
-    def ids(self, name: str) -> range:
+    def embedding_ids(self, name: str) -> range:
         """The ids of an embedding's vectors."""
-        if name not in self.named:
-            start = FIRST_VECTOR + sum(map(len, self.named.values()))
-            self.named[name] = range(start, start + self._vectors[name])
-        return self.named[name]
+        if name not in self.embeddings:
+            start = FIRST_VECTOR + sum(map(len, self.embeddings.values()))
+            self.embeddings[name] = range(start, start + self._vectors[name])
+        return self.embeddings[name]
 
     # --- AUTOMATIC1111 ---
 
-    def at(self, tokens: Sequence[int], position: int) -> Found | None:
+    def embedding_at(self, tokens: Sequence[int], position: int) -> EmbeddingMatch | None:
         """The embedding whose name's tokens stand at a place; if there are several, the one with the most tokens."""
         for ids, name in self._by_first_token.get(tokens[position], ()):
             if tuple(tokens[position : position + len(ids)]) == ids:
-                return Found(name, len(ids))
+                return EmbeddingMatch(name, len(ids))
         return None
 
-    def pieces(self, text: str) -> Iterator[tuple[str, str | None, bool]]:
+    def split_at_angled(self, text: str) -> Iterator[tuple[str, str | None, bool]]:
         """A text in pieces around words in angle brackets: its embedding if it is one, and whether names may be in it.
 
         The web UI puts vectors into the middle of `<cat-toy>` if there is a `cat`; here it is the concept of that name,
@@ -78,13 +78,13 @@ class Words:
         for found in _ANGLED.finditer(text) if self._vectors else ():
             word = found[0]
             tokens = self.tokenizer.encode(word)
-            inner = next((name for at in range(len(tokens)) if (name := self.at(tokens, at))), None)
+            inner = next((name for at in range(len(tokens)) if (name := self.embedding_at(tokens, at))), None)
             if word not in self._vectors and inner is None:
                 continue
             if end < found.start():
                 yield text[end : found.start()], None, True
             if word not in self._vectors and inner:
-                self.left[word] = inner.name
+                self.left_as_text[word] = inner.name
             yield word, word if word in self._vectors else None, False
             end = found.end()
         if end < len(text):
@@ -113,10 +113,10 @@ class Words:
             place = bisect.bisect_right(angled, (found.start(), len(text))) - 1
             start, stop = angled[place] if place >= 0 else (0, 0)
             if found.end() <= stop and (found.start(), found.end()) != (start, stop):
-                self.left[text[start:stop]] = names[(found.lastindex or 1) - 1]
+                self.left_as_text[text[start:stop]] = names[(found.lastindex or 1) - 1]
                 continue
             ids += self.tokenizer.encode(text[end : found.start()])
-            ids += self.ids(names[(found.lastindex or 1) - 1])
+            ids += self.embedding_ids(names[(found.lastindex or 1) - 1])
             end = found.end()
         return ids + self.tokenizer.encode(text[end:])
 
@@ -128,7 +128,7 @@ class Words:
 
     # --- ComfyUI ---
 
-    def called(self, word: str) -> tuple[str | None, str]:
+    def comfyui_embedding(self, word: str) -> tuple[str | None, str]:
         """The embedding that `embedding:word` names, and what of the word is behind the name.
 
         A name may have a file's ending, and commas behind it.
@@ -141,7 +141,7 @@ class Words:
                     return name, word[word.index(given) + len(given) :]
         return None, word[word.index(stripped) + len(stripped) :]
 
-    def near(self, word: str) -> str:
+    def near_names(self, word: str) -> str:
         """What to write instead of a name that is not there."""
         if meant := hint(word.strip(","), self._vectors, 2):
             return meant
@@ -158,7 +158,7 @@ class Words:
             if index < FIRST_VECTOR:
                 tokens.append(index)
             else:
-                name, own = next((name, own) for name, own in self.named.items() if index in own)
+                name, own = next((name, own) for name, own in self.embeddings.items() if index in own)
                 if index == own.start or index != last + 1:
                     texts += [self.tokenizer.decode(tokens), name]
                     tokens.clear()

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.checkpoints.diffusers_folder import param_shapes
-from sdjax.text.conditioning import SYNTAXES, PromptError, condition
+from sdjax.text.prompt_tokenizer import FIRST_VECTOR
+from sdjax.text.readings import PromptError
+from sdjax.text.tokenized_prompt import SYNTAXES, tokenize_prompt
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import write_tokenizer
-from sdjax.text.words import FIRST_VECTOR
 from tests import toys
 from tests.golden import prompts
-from tests.text.test_grammar import ANY, seen
+from tests.text.a1111_prompts import ANY, seen
 
 A1111, COMFYUI, COMPEL = map(prompts.read, ("a1111", "comfyui", "compel"))
 WORDS = " ".join(f"cat{index}" for index in range(30))
@@ -30,14 +31,14 @@ def small(tmp_path_factory):
 
 
 def of(tokenizer, prompt, negative_prompt="", *, syntax="a1111", emphasis="original", steps=10):
-    return condition(tokenizer, prompt, negative_prompt, syntax=syntax, emphasis=emphasis, steps=steps)
+    return tokenize_prompt(tokenizer, prompt, negative_prompt, syntax=syntax, emphasis=emphasis, steps=steps)
 
 
-def reading_of(conditioning, step, branch):
+def reading_of(found, step, branch):
     """The one reading of a text that is one."""
-    ((reading, share),) = conditioning.texts[conditioning.schedule[step][branch]].mix
+    ((reading, share),) = found.texts[found.schedule[step][branch]].mix
     assert share == 1
-    return conditioning.readings[reading]
+    return found.readings[reading]
 
 
 # --- As the web UI reads ---
@@ -132,18 +133,18 @@ def norm(x, params, eps):
 erf = np.vectorize(math.erf)
 
 
-def encode(encoder, conditioning, text, vectors=()):
-    """A text of a conditioning, as the program that draws encodes it: (tokens, width)."""
+def encode(encoder, found, text, vectors=()):
+    """A text of a tokenized prompt, as the program that draws encodes it: (tokens, width)."""
 
     def chunks(index):
-        reading = conditioning.readings[index]
+        reading = found.readings[index]
         masks = reading.mask or [[True] * len(row) for row in reading.ids]
         return np.concatenate([encoder(ids, mask, vectors) for ids, mask in zip(reading.ids, masks, strict=True)])
 
-    base = chunks(conditioning.empty) if conditioning.around_empty else 0.0
+    base = chunks(found.empty) if found.around_empty else 0.0
     total = 0.0
-    for index, share in conditioning.texts[text].mix:
-        weights = np.concatenate(conditioning.readings[index].weights)[:, None]
+    for index, share in found.texts[text].mix:
+        weights = np.concatenate(found.readings[index].weights)[:, None]
         total = total + share * (base + weights * (chunks(index) - base))
     return total
 
@@ -278,7 +279,7 @@ def test_compels_adapters_are_named_in_the_prompt(small):
     found = of(small, "a withLora(nice, 0.5) cat", "red", syntax="compel")
     assert [tag.name for tag in found.tags] == ["nice"] and found.problems == ()
     (problem,) = of(small, "a cat", "red withLora(nice)", syntax="compel").problems
-    assert problem.startswith("negative_prompt, letter 9: an adapter acts on the whole picture; name it in the prompt")
+    assert problem.startswith("negative_prompt, letter 9: an adapter acts on the whole image; name it in the prompt")
 
 
 def test_and_is_a_word_in_a_negative_prompt(small):
@@ -371,7 +372,7 @@ def test_a_prompt_that_asks_for_too_much_is_an_error_that_names_the_limit(
 ):
     def read(text):
         texts = {"prompt": "", "negative_prompt": "", side: text}
-        return condition(tokenizers["sd1"], **texts, syntax=syntax, emphasis="original", steps=30)
+        return tokenize_prompt(tokenizers["sd1"], **texts, syntax=syntax, emphasis="original", steps=30)
 
     if side == "prompt":
         read(fitting)
@@ -386,5 +387,5 @@ def test_a_prompt_that_asks_for_too_much_is_an_error_that_names_the_limit(
 def test_embeddings_that_are_not_there_take_no_time(tokenizers, prompt):
     start = time.process_time()
     with contextlib.suppress(PromptError):
-        condition(tokenizers["sd1"], prompt, "", syntax="comfyui", emphasis="original", steps=2)
+        tokenize_prompt(tokenizers["sd1"], prompt, "", syntax="comfyui", emphasis="original", steps=2)
     assert time.process_time() - start < 5
