@@ -8,7 +8,8 @@ import pytest
 from apache_beam.internal import pickler
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from pipelines import config, generate, runners
+from pipelines import generate, runners
+from pipelines.config import reading
 from pipelines.run import Run
 
 # What Beam has pickled of its own: how `Create` was called. Elements are never in it, nor anything of a coder.
@@ -37,8 +38,8 @@ PAYLOAD_BYTES = 8192
 @pytest.fixture(params=[1, 8, 1000])
 def graph(request, tmp_path) -> Any:
     """The graph as runners get it, for so many workers."""
-    settings = {"model": "emoji", "run_seed": 3, "negative_prompt": "blurred", "steps": 20}
-    run = Run(config.make(settings), str(tmp_path), str(tmp_path), "run", request.param)
+    settings = {"model": "emoji", "run.seed": 3, "negative_prompt": "blurred", "steps": 20}
+    run = Run(reading.make(settings), str(tmp_path), str(tmp_path), "run", request.param)
     root = runners.pipeline([])
     generate.build(root, ["prompts.txt", "more.csv"], run)
     return root.to_runner_api()

@@ -6,6 +6,7 @@ from pipelines.config import RunConfigError
 from pipelines.config.reading import make
 from pipelines.config.sections import paths
 from pipelines.preflight import check_format, check_model, with_whole_paths
+from pipelines.sinks import open_sink
 
 
 def test_paths_are_found_from_any_folder_and_names_on_a_hub_stay(tmp_path, monkeypatch):
@@ -43,6 +44,7 @@ def test_an_output_keeps_to_the_format_of_its_images(tmp_path):
     folder = tmp_path / "images" / "ab"
     folder.mkdir(parents=True)
     (folder / f"{'ab' * 16}.png").write_bytes(b"x")
-    check_format(str(tmp_path), "png")
+    sink = open_sink(str(tmp_path))
+    check_format(sink, "png")
     with pytest.raises(RunConfigError, match="made by a run in another format than webp"):
-        check_format(str(tmp_path), "webp")
+        check_format(sink, "webp")

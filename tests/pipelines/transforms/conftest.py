@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import config
+from pipelines.config import reading
 from pipelines.run import Run
 
 
 @pytest.fixture
 def run(tiny_folder: Path, progress_folder: Path, tmp_path: Path) -> Run:
     """Into the test's folder; all such runs share one engine."""
-    keys = {"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", "host_batch": 2}
-    return Run(config.make(keys), str(tmp_path), str(progress_folder), "run", workers=1)
+    keys = {"model": str(tiny_folder), "engine.batch_size": 1, "steps": 2, "sampler": "euler", "run.host_batch": 2}
+    return Run(reading.make(keys), str(tmp_path), str(progress_folder), "run", workers=1)
