@@ -59,7 +59,7 @@ def _check_image(sink: "FilesSink", row: Mapping[str, Any], steps: Sequence[Stor
     elif row.get("file_size", len(data)) != len(data):
         yield Finding(name, f"it has {len(data)} bytes, and its row states {quoted(row['file_size'])}")
     elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *(each.size for each in steps)}:
-        yield Finding(name, f"its kept steps are missing or of another size; {_AGAIN}")
+        yield Finding(name, f"its previews are missing or of another size; {_AGAIN}")
     else:
         yield from _check_steps(sink, steps)
 

@@ -15,6 +15,7 @@ from pipelines.sinks.sink import StoredItem, WriteResult
 from sdjax.engine.engine import Result
 from sdjax.images.encode import EncodeError, decode, encode, read_metadata
 from sdjax.images.previews import Preview
+from sdjax.jobs.a1111_text import a1111_text
 from sdjax.storage import TEMPORARY, LocalStore, StorageError, open_store, write_whole
 from tests.rights import without_rights
 from tests.storage.folders import files_below
@@ -143,7 +144,7 @@ def test_an_image_that_its_format_can_not_hold_is_a_problem_and_its_neighbours_g
     sink = FilesSink(str(tmp_path), "jpeg", "webp")
     long = result._replace(metadata={**result.metadata, "prompt": "a" * 100_000}, previews=())
     with pytest.raises(EncodeError) as error:
-        encode(long.image, long.metadata, "jpeg")
+        encode(long.image, long.metadata, a1111_text(long.metadata), "jpeg")
     bad, good = sink.write([long, result])
     assert bad == WriteResult(result.metadata["id"], None, str(error.value))
     assert good.problem is None and (tmp_path / good.row["file_name"]).suffix == ".jpg"
