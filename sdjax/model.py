@@ -1,9 +1,10 @@
 """A model: networks, parameters, tokenizer and scheduler config, from a bundled name, a folder, a file or a hub."""
 
 import dataclasses
+import functools
 import secrets
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,8 +181,20 @@ class Model:
                 near = max(factor, round(side / factor) * factor)
                 raise JobError(f"{name} = {side}: expected a multiple of {factor}, the VAE's factor; {near} is near")
 
-    def _config(self, sampler: str) -> SchedulerConfig:
-        return config_for(self.scheduler, sampler, own=sampler == self.sampler)
+    # Kept for each model: plans of thousands of rows ask for the same few.
+    @functools.cached_property
+    def _config(self) -> Callable[[str], SchedulerConfig]:
+        """The scheduler's config as a sampler heeds it."""
+        return functools.cache(lambda sampler: config_for(self.scheduler, sampler, own=sampler == self.sampler))
+
+    @functools.cached_property
+    def _table(self) -> Callable[..., Table]:
+        """The table of a sampler's name, and of what else `table_of` takes."""
+
+        def table(sampler: str, *arguments: Any) -> Table:
+            return self.family.table(table_of(self._config(sampler), sampler, *arguments))
+
+        return functools.lru_cache(_MOST_TABLES)(table)
 
     def table(self, job: Job) -> Table:
         """The steps which a resolved job's sampler takes.
@@ -190,18 +203,11 @@ class Model:
           JobError: if the schedule has not so many.
         """
         assert job.sampler is not None and job.schedule is not None, "the job is not resolved"
-        spacing: Any = job.timestep_spacing
+        strength = 1.0 if job.strength is None else job.strength
         try:
-            table = table_of(
-                self._config(job.sampler),
-                job.sampler,
-                job.schedule,
-                spacing,
-                job.steps,
-                job.sampler_options,
-                1.0 if job.strength is None else job.strength,
+            return self._table(
+                job.sampler, job.schedule, job.timestep_spacing, job.steps, job.sampler_options, strength
             )
-            return self.family.table(table)
         except ScheduleError as error:
             raise JobError(str(error)) from error
         except ArithmeticError as error:
@@ -209,6 +215,8 @@ class Model:
             raise JobError(f"{asked}: has no coefficients ({error}); take another schedule") from error
 
 
+# Tables that a model keeps.
+_MOST_TABLES = 256
 # Samplers of diffusers that threshold the denoised latents and go on with the noise of those before.
 _KEEP_NOISE = ("ddim", "tcd")
 

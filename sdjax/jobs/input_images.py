@@ -38,6 +38,10 @@ _BASE64_SHORT = re.compile(r"[A-Za-z0-9+/_\s-]{24,}={0,2}\s*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
+# Named once: an annotation within a function is evaluated at each call.
+_Grey = Float32[np.ndarray, "h w"] | None
+
+
 class InputFiles(NamedTuple):
     """The input images of a job as their files have them.
 
@@ -172,7 +176,7 @@ def open_inputs(job: Job, read: Read) -> InputFiles:
         notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
         return found
 
-    def grey(field: str) -> Float32[np.ndarray, "h w"] | None:
+    def grey(field: str) -> _Grey:
         try:
             found = [read_grey(each, path) for path, each in data(field)]
         except ImageError as error:
@@ -224,6 +228,8 @@ def with_size(job: Job, files: InputFiles, factor: int) -> Job:
 
 def by_content(job: Job, digests: Mapping[str, tuple[str, ...]]) -> Job:
     """The job with its pictures named by what is in them: where they lie has no say in the image."""
+    if not digests:
+        return job
     named: dict[str, Any] = {field: "; ".join(found) for field, found in digests.items()}
     return dataclasses.replace(job, **named)
 
