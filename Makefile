@@ -8,7 +8,7 @@ TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow fuzz parity prism wheel golden docs check same-pixels lock emoji benchmark clean
+.PHONY: help install demo test test-slow fuzz parity cluster wheel golden docs check same-pixels lock emoji benchmark clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -46,8 +46,9 @@ fuzz: install ## hostile input of every kind, 20,000 cases each (an hour of one 
 parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers, k-diffusion and transformers
 	$(PARITY_VENV)/bin/python -m pytest -n 2 -m parity tests/parity
 
-prism: install build/prism ## the tests of Beam's runner Prism, which is built for it (minutes; needs Go)
-	SDJAX_PRISM=$(abspath build/prism) $(VENV)/bin/python -m pytest -s -m slow tests/pipelines/test_runners.py
+cluster: install build/prism ## the same files on the local runner, Prism and Dask, in processes of their own (minutes; needs Go)
+	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --group cluster
+	SDJAX_PRISM=$(abspath build/prism) $(VENV)/bin/python -m pytest -s -m cluster tests/pipelines/test_cluster.py
 
 build/prism:
 	GOBIN=$(abspath build) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
@@ -67,6 +68,7 @@ same-pixels: install ## jobs of every kind by the git revision BEFORE=... and by
 	$(VENV)/bin/python -m benchmarks.same_pixels $(or $(BEFORE),$(error say with which revision: make same-pixels BEFORE=main)) $(AFTER)
 
 lock: $(PARITY_VENV)/.installed ## pins what is installed now
+	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --group cluster
 	$(PARITY_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
 
 docs: install ## the tables of fields and keys in README.md and docs/

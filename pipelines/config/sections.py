@@ -108,7 +108,7 @@ class RunSection(Section, section="run"):
     shards: int | None = key(
         None,
         whole(1, 1 << 20),
-        "parts of the sampling, if there are batches for them; by default 1, or 4 per worker; changes no image",
+        "shards of the images that can share batches; by default 1 for one worker, else 4 for each; changes no image",
     )
 
 

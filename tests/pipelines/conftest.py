@@ -73,7 +73,7 @@ def finish(process: subprocess.Popen[str]) -> Finished:
     return Finished(process.returncode, out, err)
 
 
-def ended(process: subprocess.Popen[str], within: float) -> bool:
+def ended(process: subprocess.Popen[Any], within: float) -> bool:
     """Whether a process ends within so many seconds."""
     try:
         process.wait(within)
