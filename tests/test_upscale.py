@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
+from sdjax.checkpoints.upscaler_file import UpscalerNetwork, read_upscaler
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig
 from sdjax.upscale import upscaled
 from tests.golden import upscalers
@@ -20,7 +20,7 @@ UNSHUFFLED = RRDBNetConfig(blocks=1, features=32, growth=24, doublings=2, unshuf
 
 
 @functools.cache
-def upscaler_of(config: UpscalerConfig) -> Upscaler:
+def upscaler_of(config: UpscalerConfig) -> UpscalerNetwork:
     with tempfile.TemporaryDirectory() as folder:
         return read_upscaler(upscalers.write(Path(folder) / "it.safetensors", config))
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sdjax.checkpoints.tensors import CheckpointError
-from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
+from sdjax.checkpoints.upscaler_file import UpscalerNetwork, read_upscaler
 from sdjax.models import ConfigError
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig
 from tests import pickles
@@ -24,7 +24,7 @@ RRDB = RRDBNetConfig(blocks=2, features=6, growth=4)
 COMPACT = CompactConfig(convolutions=2, features=6, shuffle=2, scale=2)
 
 
-def read_state(file: Path, state: Arrays) -> Upscaler:
+def read_state(file: Path, state: Arrays) -> UpscalerNetwork:
     save_file(state, file)
     return read_upscaler(file)
 
@@ -33,7 +33,7 @@ def renamed(config: RRDBNetConfig, name: Callable[[str, RRDBNetConfig], str]) ->
     return {name(each, config): array for each, array in upscalers.state(config).items()}
 
 
-def check_params(upscaler: Upscaler, config: UpscalerConfig) -> None:
+def check_params(upscaler: UpscalerNetwork, config: UpscalerConfig) -> None:
     """The parameters are those of the state, convolutions as HWIO, those of all blocks along the first axis."""
     assert upscaler.config == config
     state = upscalers.state(config)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from sdjax.checkpoints.upscaler_file import Upscaler
+from sdjax.checkpoints.upscaler_file import UpscalerNetwork
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
 
 Arrays = dict[str, np.ndarray]
@@ -111,7 +111,7 @@ def pixels(case: Case) -> np.ndarray:
     return np.random.RandomState(32).uniform(0, 1, (2, *case.size, 3)).astype(np.float32)
 
 
-def given_by(upscaler: Upscaler, asked: np.ndarray) -> np.ndarray:
+def given_by(upscaler: UpscalerNetwork, asked: np.ndarray) -> np.ndarray:
     """What the network gives, not clipped."""
     network = network_of(upscaler.config)
     with jax.default_matmul_precision("highest"):

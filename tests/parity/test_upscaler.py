@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from sdjax.checkpoints.upscaler_file import Upscaler, read_upscaler
+from sdjax.checkpoints.upscaler_file import UpscalerNetwork, read_upscaler
 from tests.golden import upscalers
 from tests.golden.networks import relative_error
 
@@ -84,7 +84,7 @@ def psnr(found: np.ndarray, expected: np.ndarray) -> float:
 def test_published_weights(name: str) -> None:
     text = published(name)
     pixels = picture().astype(np.float32) / 255
-    upscaler: Upscaler = read_upscaler(text)
+    upscaler: UpscalerNetwork = read_upscaler(text)
     found = upscalers.given_by(upscaler, pixels[None])[0]
     assert found.shape == (32 * upscaler.scale, 40 * upscaler.scale, 3)
     similar = psnr(found, by_ncnn(text, pixels))
