@@ -18,11 +18,7 @@ from benchmarks.same_pixels.jobs import FIRST_SEED, SEEDS_OF_A_ROW, Row, Run
 # What every revision has: the command line as a process of its own.
 _GENERATE = "from pipelines.cli import program; program()"
 # Of what a command printed, in an error.
-_SHOWN_LETTERS = 4000
-
-
-class RevisionError(Exception):
-    """A revision's command failed; the message says which, and what it printed."""
+_SHOWN_LETTERS = 500
 
 
 class RowResult(NamedTuple):
@@ -58,8 +54,8 @@ def make(tree: Path, run: Run, files: Path, folder: Path, compiled: Path) -> lis
       folder: an empty one for the output, named after the run.
       compiled: folder of JAX's persistent compilation cache.
 
-    Raises:
-      RevisionError: if the command made nothing at all, which it says why.
+    Returns:
+      A result for each row; where the command made nothing at all, all are rejected with what it printed.
     """
     # Beside the files, so that rows name images relative to it.
     prompts, config, out = files / f"{folder.name}.jsonl", folder / "config.yaml", folder / "out"
@@ -75,8 +71,8 @@ def make(tree: Path, run: Run, files: Path, folder: Path, compiled: Path) -> lis
         check=False,
     )
     if not (out / "metadata.jsonl").is_file():
-        printed = (done.stdout + done.stderr)[-_SHOWN_LETTERS:]
-        raise RevisionError(f"{run.name}: {tree} ended with status {done.returncode} and no metadata:\n{printed}")
+        reason = f"the command ended with status {done.returncode}: {done.stderr.strip()[-_SHOWN_LETTERS:]}"
+        return [RowResult({}, [], reason) for _ in run.rows]
     return results_of(out, run.rows)
 
 
