@@ -74,7 +74,10 @@ def final_passes(upscalers: Upscalers, job: Job, model: Model, size: Size) -> tu
     resized = () if larger == (height, width) else (UpscaleImages(_resampling(job.upscaler), None, height, width),)
     if upscaler.family.conditioned_on == "latents":
         _check_latents(upscaler, job, model, size)
-        return (diffusion_sample(upscaler, job, larger, "on latents")._replace(weights=file),), resized
+        # Its own VAE may have another factor; it is not used.
+        own, factor = upscaler.vae.config.factor, model.vae.config.factor
+        sampled = larger[0] // factor * own, larger[1] // factor * own
+        return (diffusion_sample(upscaler, job, sampled, "on latents")._replace(weights=file),), resized
     sample = diffusion_sample(upscaler, job, larger, "on image")._replace(weights=file)
     return (), (sample, Decode(upscaler, file), *resized)
 
@@ -91,12 +94,14 @@ def hires_images(upscalers: Upscalers, job: Job, size: Size) -> UpscaleImages:
 
 
 def decoded_sizes(passes: Sequence[Pass], model: Model) -> list[Size]:
-    """The sizes at which upscalers' latents are decoded."""
-    return [
-        (each.bucket.height, each.bucket.width)
-        for each in passes
-        if isinstance(each, Sample) and each.model is not model
-    ]
+    """The sizes at which upscalers' latents are decoded: those of the x2 upscaler by the VAE of `model`."""
+    sizes = []
+    for each in passes:
+        if isinstance(each, Sample) and each.model is not model:
+            height, width, own = each.bucket.height, each.bucket.width, each.model.vae.config.factor
+            factor = model.vae.config.factor if each.start == "on latents" else own
+            sizes.append((height // own * factor, width // own * factor))
+    return sizes
 
 
 def diffusion_sample(upscaler: Model, job: Job, size: Size, start: Start) -> Sample:
