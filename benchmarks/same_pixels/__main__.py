@@ -13,8 +13,8 @@ Printed are, for each run, its rows and images, the seconds that both revisions 
 from an earlier time, which those of a commit are) and how many rows differ; then each row that differs, with what of it
 does (the image, kept steps, the number of them, a reject), its job, and the metadata that differ, which often tell why.
 The exit status is 0 if all rows are the same, 1 if any differs, is missing or rejected. Rows that an upscaler's network
-enlarges are counted by themselves, and with `--networks-may-differ` don't count: how its batch is compiled may change.
-Rows that only BEFORE rejects are those of something new: they are named, and don't count either.
+enlarges are listed by themselves, and with `--networks-may-differ` they may: its compiled batch may be of another size.
+Rows that only BEFORE rejects ask for something new: they are listed, and no failure.
 
 Everything is in build/same-pixels: the files that jobs name (`files.py`), the revisions' trees, results by commit, the
 last outputs. One revision takes about ten minutes on two cores the first time, less when most programs are compiled.
@@ -35,19 +35,23 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from benchmarks.same_pixels.comparison import Difference, differences
-from benchmarks.same_pixels.files import write_files
+from benchmarks.same_pixels.comparison import NETWORK, NEW, OTHER, Difference, differences
+from benchmarks.same_pixels.files import files_digest, write_files
 from benchmarks.same_pixels.jobs import RUNS, Run
-from benchmarks.same_pixels.runs import RevisionError, RowResult, make
+from benchmarks.same_pixels.runs import RowResult, make
 
 ROOT = Path(__file__).parent.parent.parent
 WORK = ROOT / "build" / "same-pixels"
 FILES, COMPILED = WORK / "files", WORK / "compiled"
 # What else than the revision decides bits on one machine.
 _DECIDING_PACKAGES = ("flax", "jax", "jaxlib", "numpy", "pillow", "scipy")
+
+
+class RevisionError(Exception):
+    """There is no such revision; the message says which."""
 
 
 class Revision(NamedTuple):
@@ -94,14 +98,15 @@ def machine() -> str:
     return "\n".join([platform.machine(), *processor, str(os.cpu_count()), *versions])
 
 
-def results(side: Revision, run: Run, files_digest: str) -> tuple[list[RowResult], str]:
+def results(side: Revision, run: Run) -> tuple[list[RowResult], str]:
     """What came out of each row of a run, and the seconds that it took or "kept".
 
-    Raises:
-      RevisionError: if the revision's command makes nothing.
+    The results of a commit are kept if no row was rejected.
     """
     name = run.name.replace(" ", "-")
-    key = hashlib.sha256(f"{machine()}{files_digest}{dataclasses.asdict(run)}".encode()).hexdigest()
+    used = [PurePath("images"), *(value for value in run.keys.values() if isinstance(value, PurePath))]
+    decides = f"{machine()}{files_digest(FILES, used)}{dataclasses.asdict(run)}"
+    key = hashlib.sha256(decides.encode()).hexdigest()
     kept = WORK / "results" / str(side.commit) / key[:16] / f"{name}.json"
     if side.commit and kept.is_file():
         return [RowResult(*each) for each in json.loads(kept.read_text("utf-8"))], "kept"
@@ -110,22 +115,18 @@ def results(side: Revision, run: Run, files_digest: str) -> tuple[list[RowResult
     folder.mkdir(parents=True)
     start = time.monotonic()
     found = make(side.tree, run, FILES, folder, COMPILED)
-    if side.commit:
+    if side.commit and not any(each.reason for each in found):
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(found), "utf-8")
     return found, f"{time.monotonic() - start:.0f} s"
 
 
 def compare(sides: Sequence[Revision], runs: Sequence[Run]) -> Iterator[Difference]:
-    """Makes the runs with both revisions, printing a line for each; gives the rows that differ.
-
-    Raises:
-      RevisionError: if a revision's command makes nothing.
-    """
-    files_digest = write_files(FILES)
+    """Makes the runs with both revisions, printing a line for each; gives the rows that differ."""
+    write_files(FILES)
     found: dict[str, list[list[RowResult]]] = {}
     for run in runs:
-        made = [results(side, run, files_digest) for side in sides]
+        made = [results(side, run) for side in sides]
         found[run.name] = [each for each, _ in made]
         apart = list(differences(run, *found[run.name]))
         for side, own, others in zip(sides, found[run.name], found.get(run.same_as or "", ()), strict=False):
@@ -141,20 +142,15 @@ def compare(sides: Sequence[Revision], runs: Sequence[Run]) -> Iterator[Differen
 
 def summary(found: Sequence[Difference], runs: Sequence[Run], networks_may_differ: bool) -> bool:
     """Prints the rows that differ and their counts; gives whether the comparison has failed."""
-    new = [each for each in found if each.is_new]
-    networks = [each for each in found if each.row.network and not each.is_new]
-    others = [each for each in found if not each.row.network and not each.is_new]
-    for title, group in (
-        ("rejected before, made after: something new", new),
-        ("enlarged by an upscaler's network" + ("; these may differ" if networks_may_differ else ""), networks),
-        ("", others),
-    ):
+    groups = {kind: [each for each in found if each.kind == kind] for kind in (NEW, NETWORK, OTHER)}
+    for kind, group in groups.items():
         if group:
-            print(f"\n{len(group)} differ" + (f", {title}" if title else ""))
+            print(f"\n{len(group)} {kind}")
             print("\n".join(each.report() for each in group))
     rows = sum(len(run.rows) for run in runs)
-    print(f"\n{rows} jobs in {len(runs)} runs: {len(others)} differ, {len(networks)} of upscalers, {len(new)} new")
-    return bool(others or (networks and not networks_may_differ))
+    counts = ", ".join(f"{len(group)} {kind}" for kind, group in groups.items())
+    print(f"\n{rows} jobs in {len(runs)} runs; differences: {counts}")
+    return bool(groups[OTHER] or (groups[NETWORK] and not networks_may_differ))
 
 
 def main() -> int:
@@ -175,11 +171,11 @@ def main() -> int:
     runs = [run for run in RUNS if options.only is None or run.name in options.only]
     try:
         sides = [revision(options.before), revision(options.after)]
-        print(f"before: {sides[0].name} ({sides[0].commit}), after: {sides[1].name}")
-        found = list(compare(sides, runs))
     except RevisionError as error:
         print(error, file=sys.stderr)
         return 1
+    print(f"before: {sides[0].name} ({sides[0].commit}), after: {sides[1].name}")
+    found = list(compare(sides, runs))
     return int(summary(found, runs, options.networks_may_differ))
 
 

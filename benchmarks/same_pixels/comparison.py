@@ -8,7 +8,11 @@ from benchmarks.same_pixels.jobs import Row, Run
 from benchmarks.same_pixels.runs import RowResult
 
 # Metadata that differ between revisions, or between two runs of one, and say nothing of what was done.
-_UNRELATED_METADATA = ("id", "file_name", "sdjax_version", "seconds", "image_bytes")
+_UNRELATED_METADATA = ("id", "file_name", "file_size", "steps_size", "animation_size", "sdjax")
+
+
+# Kinds of differences: only the revision before rejects the row; an upscaler's network enlarged both images; all else.
+NEW, NETWORK, OTHER = "new", "of upscalers' networks", "of others"
 
 
 class Difference(NamedTuple):
@@ -16,14 +20,14 @@ class Difference(NamedTuple):
 
     outputs: what does: "image", kept steps, a reject with its reason.
     metadata: those that differ, before and after.
-    is_new: whether the revision before rejects it, and the one after does not.
+    kind: `NEW`, `NETWORK` or `OTHER`.
     """
 
     run: Run
     number: int
     outputs: list[str]
     metadata: dict[str, tuple[Any, Any]]
-    is_new: bool = False
+    kind: str
 
     @property
     def row(self) -> Row:
@@ -43,8 +47,14 @@ def differences(run: Run, before: Sequence[RowResult], after: Sequence[RowResult
     """The rows whose results are not the same; those that made nothing in either are among them."""
     for number, (one, other) in enumerate(zip(before, after, strict=True)):
         if outputs := _differing_outputs(one, other):
-            is_new = bool(one.reason and not other.reason)
-            yield Difference(run, number, outputs, _differing_metadata(one, other), is_new)
+            kind = _kind(run.rows[number], one, other)
+            yield Difference(run, number, outputs, _differing_metadata(one, other), kind)
+
+
+def _kind(row: Row, before: RowResult, after: RowResult) -> str:
+    if before.reason and not after.reason:
+        return NEW
+    return NETWORK if row.network and before.digests and after.digests else OTHER
 
 
 def _differing_outputs(before: RowResult, after: RowResult) -> list[str]:

@@ -6,8 +6,8 @@ the same ones. They are written once, by the revision that this file belongs to,
 
 import hashlib
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePath
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -32,18 +32,23 @@ MODELS = {
 WILDCARDS = {"animals.txt": "cat\ndog\n# no animal\nred dog\n", "places/high.txt": "castle\n{blue|green} castle\n"}
 
 
-def write_files(folder: Path) -> str:
-    """Writes all of them, unless this code has done so; gives the sha256 of their names and contents."""
+def write_files(folder: Path) -> None:
+    """Writes all of them, unless this code has done so."""
     code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     finished = folder / "written-by"
-    if not finished.is_file() or finished.read_text() != code:
-        finished.unlink(missing_ok=True)
-        for kind, write in _WRITERS.items():
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            write(folder / kind)
-        finished.write_text(code)
+    if finished.is_file() and finished.read_text() == code:
+        return
+    finished.unlink(missing_ok=True)
+    for kind, write in _WRITERS.items():
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        write(folder / kind)
+    finished.write_text(code)
+
+
+def files_digest(folder: Path, names: Iterable[PurePath]) -> str:
+    """The sha256 of the names and contents of the files in some of the folders."""
     digest = hashlib.sha256()
-    for file in sorted(path for kind in _WRITERS for path in (folder / kind).rglob("*") if path.is_file()):
+    for file in sorted({path for name in names for path in (folder / name).rglob("*") if path.is_file()}):
         digest.update(str(file.relative_to(folder)).encode() + hashlib.sha256(_content(file)).digest())
     return digest.hexdigest()
 
@@ -129,11 +134,10 @@ def _write_hypernetworks(folder: Path) -> None:
 
 
 def _write_upscalers(folder: Path) -> None:
-    upscalers.write(folder / "esrgan.safetensors", upscalers.CASES["rrdb_x4"].config)
+    upscalers.write(folder / "esrgan.safetensors", upscalers.CASES["rrdb_x2_unshuffled"].config)
     upscalers.write(folder / "compact.safetensors", upscalers.CASES["compact_x2"].config)
-    upscalers.write_ncnn(folder / "ncnn.param", upscalers.CASES["rrdb_x2_unshuffled"].config)
+    upscalers.write_ncnn(folder / "ncnn.param", upscalers.CASES["rrdb_x4"].config)
     sd_upscalers.write(folder / "x4", sd_upscalers.X4_TOY)
-    # With as many pixels to a latent as the models that it is used with.
     sd_upscalers.write(folder / "x2", sd_upscalers.X2_TOY)
 
 

@@ -41,11 +41,7 @@ _SECTION_KEYS: Mapping[str, str] = {
     "repeat": "run.repeat",
 }
 # Of what a command printed, in an error.
-_SHOWN_LETTERS = 4000
-
-
-class RevisionError(Exception):
-    """A revision's command failed; the message says which, and what it printed."""
+_SHOWN_LETTERS = 500
 
 
 class RowResult(NamedTuple):
@@ -86,8 +82,8 @@ def make(tree: Path, run: Run, files: Path, folder: Path, compiled: Path) -> lis
       folder: an empty one for the output, named after the run.
       compiled: folder of JAX's persistent compilation cache.
 
-    Raises:
-      RevisionError: if the command made nothing at all, which it says why.
+    Returns:
+      A result for each row; where the command made nothing at all, all are rejected with what it printed.
     """
     # Beside the files, so that rows name images relative to it.
     prompts, config, out = files / f"{folder.name}.jsonl", folder / "config.yaml", folder / "out"
@@ -103,8 +99,8 @@ def make(tree: Path, run: Run, files: Path, folder: Path, compiled: Path) -> lis
         check=False,
     )
     if not (out / "metadata.jsonl").is_file():
-        printed = (done.stdout + done.stderr)[-_SHOWN_LETTERS:]
-        raise RevisionError(f"{run.name}: {tree} ended with status {done.returncode} and no metadata:\n{printed}")
+        reason = f"the command ended with status {done.returncode}: {done.stderr.strip()[-_SHOWN_LETTERS:]}"
+        return [RowResult({}, [], reason) for _ in run.rows]
     return results_of(out, run.rows)
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from sdjax.adapters.files import AdapterError, open_adapter
 from sdjax.checkpoints.tensors import CheckpointError, Params, list_file, read_tensor
+from sdjax.families.known_models import by_token_width
 
 # How wide the token embeddings are, and of what model.
-_MODELS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "Stable Diffusion XL"}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # A training's longest is far below; a tensor of more rows is none.
 _MOST_VECTORS = 1000
@@ -112,7 +112,8 @@ def check_width(embedding: Embedding, params: Params) -> None:
 
 
 def _of_model(width: int) -> str:
-    return f"{width} numbers wide" + (f", as {_MODELS[width]}'s" if width in _MODELS else "")
+    model = by_token_width(width)
+    return f"{width} numbers wide" + (f", as {model.name}'s" if model else "")
 
 
 def _check_shape(shape: tuple[int, ...], file: Path) -> None:

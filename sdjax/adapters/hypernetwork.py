@@ -25,10 +25,10 @@ from sdjax.adapters.lora_changes import Values
 from sdjax.checkpoints.pickled import read_pickle
 from sdjax.checkpoints.stored_tensor import CheckpointError, Tensor, read_tensor
 from sdjax.checkpoints.tensors import Params
+from sdjax.families.known_models import KNOWN_MODELS
 from sdjax.messages import quoted
 
 # Widths of text encoders, which tell what a file was trained for.
-_TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
 # torch's LayerNorm.
 _NORM_EPS = 1e-5
 # Widths of layers as multiples of the network's: what a file without a structure has, and the most one may ask for.
@@ -274,7 +274,8 @@ def check_fit(hypernetwork: Hypernetwork, unet: Params) -> None:
     given = hypernetwork.structure.widths
     others = [width for width in given if width not in used]
     if not used.intersection(given) or (others and not inputs["attn2"].intersection(given)):
-        made_for = [f"{width} is that of {name}" for width, name in _TEXT_WIDTHS.items() if width in others]
+        models = [model for model in KNOWN_MODELS if model.supported and model.context_width in others]
+        made_for = [f"{model.context_width} is that of {model.name}" for model in models]
         raise AdapterError(
             f"the hypernetwork {hypernetwork.name} is for another model: it changes the widths "
             f"{_listed(given)}{''.join(f' ({text})' for text in made_for)}; "

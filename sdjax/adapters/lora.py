@@ -22,6 +22,7 @@ from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
 from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, list_file, read_tensor
+from sdjax.families.known_models import by_context_width
 from sdjax.models import TextEncoderConfig, UNetConfig
 
 # How many names an error lists.
@@ -34,7 +35,6 @@ FILES_IN_FOLDERS = (
     "pytorch_lora_weights.bin",
 )
 # Width of the text, and the models that have it.
-_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 
 # What follows an embedding's name in A1111's bundles: the vectors of its only encoder.
 _EMBEDDING_FORMS = re.compile(r"emb_params|string_to_param\..+|clip_l")
@@ -165,7 +165,8 @@ def _made_for(stored: Stored, unet: UNetConfig) -> str:
             shape = tensors["down"].shape
             found = math.prod(shape[1:])
             if found != width:
-                model = f" as in {_WIDTHS[found]}" if found in _WIDTHS else ""
+                known = by_context_width(found)
+                model = f" as in {known.name}" if known else ""
                 return f", whose text is {width} wide (the file's {found}{model})"
     return ""
 

@@ -34,6 +34,7 @@ from sdjax.checkpoints.tensors import (
     weight_files,
     write_params,
 )
+from sdjax.families.known_models import by_context_width
 from sdjax.models import UNetConfig
 from sdjax.models.config import check_class
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
@@ -54,8 +55,6 @@ _POOLED = "shuffle"
 _EMBEDDING, _HINT = "controlnet_cond_embedding.", "input_hint_block."
 # Of a UNet's modules, those that a ControlNet has not.
 _WAY_UP = ("up_blocks_", "conv_norm_out", "conv_out")
-# Stable Diffusion XL's text is so wide.
-_XL_TEXT = 2048
 # Pixels along a side that a T2I adapter takes for one: 8 for Stable Diffusion 1 and 2, 16 for XL.
 _SQUARE, _XL_SQUARE = 8, 16
 _PICTURE_CHANNELS = (1, 3)
@@ -293,8 +292,9 @@ def infer_controlnet(stored: Shapes) -> ControlNetConfig:
     """
     # There is no way up to tell of.
     unet = infer_config.infer_unet(Shapes(stored.where, {**stored.shapes, "out.2.weight": (UNetConfig.out_channels,)}))
-    if unet.cross_attention_dim == _XL_TEXT:
-        raise CheckpointError("a ControlNet for Stable Diffusion XL: not supported")
+    model = by_context_width(unet.per_level("cross_attention_dim")[0])
+    if model and not model.supported:
+        raise CheckpointError(f"a ControlNet for {model.name}: not supported")
     last = next(index for index in itertools.count(0, 2) if f"{_HINT}{index + 2}.weight" not in stored)
     return ControlNetConfig(
         unet=unet,

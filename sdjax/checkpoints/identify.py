@@ -11,18 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from sdjax.checkpoints.stored_tensor import Tensor, read_tensor
+from sdjax.families.known_models import UNET_PURPOSES, by_context_width, by_token_width, context_width_of
 
 Fact = tuple[str, str]
 Facts = Iterator[Fact]
 Tensors = Mapping[str, Tensor]
 
-# What text is as wide as, and so what was trained with it.
-_TEXT_WIDTHS = {
-    768: "Stable Diffusion 1",
-    1024: "Stable Diffusion 2",
-    1280: "Stable Diffusion XL's refiner",
-    2048: "Stable Diffusion XL",
-}
 # How many names a line lists, and how many characters a value of metadata may have.
 _LISTED, _SHORT = 8, 160
 
@@ -94,31 +88,27 @@ def _count(tensors: Tensors, pattern: str) -> int:
 
 
 def _by_text(width: int | None) -> str:
-    return _TEXT_WIDTHS.get(width or 0, f"text of width {width}" if width else "not told by its shapes")
+    if model := by_context_width(width):
+        return model.name
+    return f"text of width {width}" if width else "not told by its shapes"
 
 
 # --- Checkpoints ---
 
 _CROSS_ATTENTION = r".*attn2\.to_k\.weight"
-_UNET_CHANNELS = {
-    4: "text to image",
-    5: "depth to image",
-    7: "upscaler (latents and a small picture)",
-    8: "InstructPix2Pix (latents and those of a picture)",
-    9: "inpainting",
-}
 
 
 def _checkpoint(tensors: Tensors) -> Facts:
     width = _axis(tensors, r"model\.diffusion_model\." + _CROSS_ATTENTION, 1)
     channels = _axis(tensors, r"model\.diffusion_model\.input_blocks\.0\.0\.weight", 1)
-    yield "variant", f"{_by_text(width)}, {_UNET_CHANNELS.get(channels or 0, f'{channels} channels in')}"
+    yield "variant", f"{_by_text(width)}, {UNET_PURPOSES.get(channels or 0, f'{channels} channels in')}"
     yield from _parts_of_checkpoint(tensors)
 
 
 def _is_xl(tensors: Tensors) -> bool:
     """Whether a UNet is XL's, or its refiner's, by the text that it attends to."""
-    return _axis(tensors, r"model\.diffusion_model\." + _CROSS_ATTENTION, 1) in (1280, 2048)
+    model = by_context_width(_axis(tensors, r"model\.diffusion_model\." + _CROSS_ATTENTION, 1))
+    return model is not None and not model.supported
 
 
 def _other_checkpoint(name: str) -> Callable[[Tensors], Facts]:
@@ -154,7 +144,7 @@ def _unet(tensors: Tensors) -> Facts:
     width = _axis(tensors, _CROSS_ATTENTION, 1)
     channels = _axis(tensors, r"conv_in\.weight|input_blocks\.0\.0\.weight", 1)
     style = "diffusers'" if "conv_in.weight" in tensors else "the original"
-    yield "variant", f"{_by_text(width)}, {_UNET_CHANNELS.get(channels or 0, f'{channels} channels in')}, {style} names"
+    yield "variant", f"{_by_text(width)}, {UNET_PURPOSES.get(channels or 0, f'{channels} channels in')}, {style} names"
     yield "UNet", f"{millions(tensors.values())} in {len(tensors)} tensors"
 
 
@@ -171,8 +161,9 @@ def _text_encoder(tensors: Tensors) -> Facts:
     width = _axis(tensors, r".*token_embedding\.weight", 1)
     layers = _count(tensors, r".*(?:resblocks|layers)\.(\d+)\.")
     style = "OpenCLIP's names" if any("resblocks" in name for name in tensors) else "transformers' names"
-    model = {768: "CLIP ViT-L/14 (Stable Diffusion 1)", 1024: "OpenCLIP ViT-H/14 (Stable Diffusion 2)"}
-    yield "variant", f"{model.get(width or 0, f'width {width}')}, {layers} layers, {style}"
+    model = by_token_width(width)
+    title = f"{model.text_encoder} ({model.name})" if model and model.supported else f"width {width}"
+    yield "variant", f"{title}, {layers} layers, {style}"
     yield "text encoder", f"{millions(tensors.values())} in {len(tensors)} tensors"
 
 
@@ -301,30 +292,27 @@ def _input_width(tensors: Tensors, module: str) -> int | None:
     return first * second if first and second else None
 
 
-_INVERSION_WIDTHS = {
-    768: "Stable Diffusion 1",
-    1024: "Stable Diffusion 2",
-    1280: "Stable Diffusion XL's second text encoder: not supported",
-}
-
-
 def _is_inversion(tensors: Tensors) -> bool:
     """One tensor (two for the text encoders of XL) of vectors as wide as token embeddings."""
     shapes = [tensor.shape for tensor in tensors.values()]
-    return 0 < len(shapes) <= 2 and all(len(shape) in (1, 2) and shape[-1] in _INVERSION_WIDTHS for shape in shapes)
+    return 0 < len(shapes) <= 2 and all(len(shape) in (1, 2) and by_token_width(shape[-1]) for shape in shapes)
 
 
 def _inversion(tensors: Tensors) -> Facts:
     for name, tensor in tensors.items():
         if len(tensor.shape) in (1, 2):
             vectors, width = (1, *tensor.shape)[-2:]
-            model = _INVERSION_WIDTHS.get(width, "no known model")
-            yield "vectors", f"{vectors} of width {width} ({model}), as {name!r}"
+            model = by_token_width(width)
+            unsupported = "" if model is None or model.supported else "'s second text encoder: not supported"
+            title = f"{model.name}{unsupported}" if model else "no known model"
+            yield "vectors", f"{vectors} of width {width} ({title}), as {name!r}"
 
 
 def _hypernetwork(tensors: Tensors) -> Facts:
     widths = sorted({int(name.split(".")[0]) for name in tensors})
-    yield "widths", f"{', '.join(map(str, widths))}{' (Stable Diffusion 2)' if 1024 in widths else ''}"
+    # Widths of the UNet's features are in all such files; of text only Stable Diffusion 2's is none of these.
+    title = " (Stable Diffusion 2)" if context_width_of("Stable Diffusion 2") in widths else ""
+    yield "widths", f"{', '.join(map(str, widths))}{title}"
     for width in widths[:1]:
         layers = [t.shape for name, t in tensors.items() if re.fullmatch(rf"{width}\.0\..*weight", name)]
         dense = [shape for shape in layers if len(shape) == 2]

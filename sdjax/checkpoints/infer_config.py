@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from sdjax.checkpoints.tensors import CheckpointError, Tensor
+from sdjax.families.known_models import by_token_width
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 
 # Of the original code, which no file can say: groups of all norms, width of a head of CLIP.
@@ -13,8 +14,6 @@ _GROUPS = 32
 _TEXT_HEAD = 64
 # Heads of the UNet: a number in version 1, each of a width in version 2.
 _HEADS_1, _HEAD_WIDTH_2 = 8, 64
-# OpenCLIP's ViT-H/14 has 24 layers in its text tower; files written from a diffusers folder have only the 23 used.
-_H_WIDTH, _H_USED = 1024, 23
 
 # More than published networks have of anything: 24 layers of text, 12 blocks of a UNet.
 _MOST_BLOCKS = 64
@@ -189,7 +188,9 @@ def infer_open_clip(stored: Shapes, penultimate: bool = True) -> TextEncoderConf
     """The config of OpenCLIP's text tower (under `cond_stage_model.model.`), up to the layer before the last."""
     tokens, width = (stored.axis("token_embedding.weight", axis) for axis in (0, 1))
     layers = stored.count("transformer.resblocks.{}.")
-    if penultimate and not (width == _H_WIDTH and layers == _H_USED):
+    model = by_token_width(width)
+    # Files written from a diffusers folder have no more than those that are used.
+    if penultimate and not (model and layers == model.text_layers):
         layers -= 1
     return TextEncoderConfig(
         vocab_size=tokens,

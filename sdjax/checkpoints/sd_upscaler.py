@@ -41,6 +41,7 @@ from sdjax.checkpoints.tensors import (
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.scheduler_classes import same_class
 from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.families.latent_upscaler import NOISE_FEATURES
 from sdjax.messages import quoted
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
@@ -52,8 +53,6 @@ _PICTURE = 3
 SCALING_FACTOR = 0.08333
 # The noisiest that a small picture can be made, if the folder does not say it.
 _MAX_NOISE_LEVEL = 350
-# What of the condition of the x2 upscaler is not the prompt: how noisy the latents to be upscaled are.
-NOISE_FEATURES = 128
 # Parts of such pipelines that are not used.
 _UNUSED_PARTS = frozenset({"safety_checker", "feature_extractor", "image_encoder", "watermarker"})
 # Of the original x4 upscaler.

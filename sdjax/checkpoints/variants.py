@@ -1,6 +1,7 @@
 """The variants of Stable Diffusion 1 and 2: what tells them apart, and what they are called."""
 
 from sdjax.checkpoints.stored_tensor import CheckpointError
+from sdjax.families.known_models import UNET_PURPOSES, context_width_of
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 
 # What a UNet sees beside the latents: nothing; a mask and the masked picture's latents; a depth map.
@@ -11,10 +12,6 @@ PIPELINES = {
     INPAINTING: "StableDiffusionInpaintPipeline",
     DEPTH: "StableDiffusionDepth2ImgPipeline",
 }
-# UNets of other purposes, by their `in_channels`.
-_OTHERS = {7: "an upscaler (latents and a small picture)", 8: "InstructPix2Pix (latents and those of a picture)"}
-# The width of the text encoder, which is that of the text that the UNet was trained with.
-_WIDTHS = {1: 768, 2: 1024}
 
 
 def extra_channels(unet: UNetConfig, vae: VAEConfig) -> int:
@@ -33,7 +30,7 @@ def check_fit(where: str, text_encoder: TextEncoderConfig, unet: UNetConfig, vae
         if found != expected:
             raise CheckpointError(f"{where}: {name} is {found}, expected {expected} for text to image")
     if extra_channels(unet, vae) not in PIPELINES:
-        purpose = f"; it is that of {_OTHERS[unet.in_channels]}" if unet.in_channels in _OTHERS else ""
+        purpose = f"; it is that of {UNET_PURPOSES[unet.in_channels]}" if unet.in_channels in UNET_PURPOSES else ""
         known = ", ".join(str(vae.latent_channels + extra) for extra in PIPELINES)
         raise CheckpointError(
             f"{where}: the UNet's in_channels is {unet.in_channels}{purpose}. "
@@ -58,7 +55,7 @@ def variant_name(unet: UNetConfig, vae: VAEConfig, prediction_type: str) -> str:
     """
     number = family(unet)
     width = unet.per_level("cross_attention_dim")[0]
-    size = "" if width == _WIDTHS[number] else " of another size"
+    size = "" if width == context_width_of(f"Stable Diffusion {number}") else " of another size"
     purposes = {0: "", INPAINTING: ", inpainting", DEPTH: ", depth to image"}
     purpose = purposes.get(extra_channels(unet, vae), "")
     classes = ", class labels" if unet.has_class_embedding else ""

@@ -11,10 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sdjax.checkpoints.sd_upscaler import NOISE_FEATURES
 from sdjax.diffusion import elementary
 from sdjax.diffusion.tableau import Table
 from sdjax.families.family import Family, Networks, TextStates, Tokens, UNetInputs
+
+# What of the condition is not the prompt: how noisy the latents to be upscaled are.
+NOISE_FEATURES = 128
 
 
 def encode_text(networks: Networks, tokens: Tokens) -> TextStates:

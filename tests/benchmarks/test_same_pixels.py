@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.same_pixels.comparison import differences
+from benchmarks.same_pixels.comparison import NEW, OTHER, differences
 from benchmarks.same_pixels.files import RECORDED_LORAS
 from benchmarks.same_pixels.jobs import FIRST_SEED, RUNS, Row, Run
 from benchmarks.same_pixels.runs import results_of
@@ -133,5 +133,5 @@ def test_a_row_that_is_rejected_is_a_difference_even_where_both_reject_it(tmp_pa
     [report] = found(rejected, rejected)
     assert "  rejected before: no such sampler\n  rejected after: no such sampler" in report
     results = [results_of(out, RUN.rows) for out in (rejected, made(tmp_path / "made"))]
-    assert [difference.is_new for difference in differences(RUN, *results)] == [True]
-    assert [difference.is_new for difference in differences(RUN, *results[::-1])] == [False]
+    assert [difference.kind for difference in differences(RUN, *results)] == [NEW]
+    assert [difference.kind for difference in differences(RUN, *results[::-1])] == [OTHER]

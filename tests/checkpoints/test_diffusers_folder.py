@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.variants import extra_channels
 from tests import pickles, toys
 
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -188,7 +189,7 @@ def test_folders_of_other_pipelines_of_the_same_networks_load(
     toys.write_toy(tmp_path, toy)
     edit_json(tmp_path / "model_index.json", lambda d: d.update(_class_name=pipeline))
     model = sdjax.load(tmp_path, weights=False)
-    assert (model.extra_channels, model.unet.config.num_class_embeds) == (extra, classes)
+    assert (extra_channels(model.unet.config, model.vae.config), model.unet.config.num_class_embeds) == (extra, classes)
 
 
 def test_inpainting_takes_no_runge_kutta_steps_as_in_diffusers_pipeline_whatever_the_file_says(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.checkpoints.single_file import read_file
+from sdjax.checkpoints.variants import extra_channels
 from tests import toys
 from tests.golden import checkpoints, networks, pictures
 
@@ -137,7 +138,11 @@ def test_variants_are_told_apart(
     variant: str, name: str, extra: int, sampler: str, size: int, files: Callable[[str], Path]
 ) -> None:
     model = checkpoints.load_toy(files(variant), variant, weights=False)
-    assert (model.variant_name, model.extra_channels, model.sampler) == (name, extra, sampler)
+    assert (model.variant_name, extra_channels(model.unet.config, model.vae.config), model.sampler) == (
+        name,
+        extra,
+        sampler,
+    )
     assert model.unet.config.sample_size == size
     assert model.tokenizer("a").ids[-1] == (49407 if variant.startswith("sd1") else 0)
     assert (model.name, model.revision, model.vae_dtype) == (variant, None, "float32")
@@ -361,7 +366,7 @@ def with_input(channels: int) -> Callable[[dict[str, np.ndarray]], None]:
             r"left over: model_ema\.surprise",
         ),
         (with_input(8), "in_channels is 8; it is that of InstructPix2Pix"),
-        (with_input(7), "in_channels is 7; it is that of an upscaler"),
+        (with_input(7), "in_channels is 7; it is that of upscaler"),
         (with_input(6), "in_channels is 6. Expected one of 4, 9, 5"),
         (without("model."), "no checkpoint .*: found VAE"),
         (
