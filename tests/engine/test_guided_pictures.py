@@ -49,7 +49,7 @@ def predict(tiny):
 
     @jax.jit
     def one(given, timestep, tokens):
-        context = tiny.text_encoder.apply({"params": tiny.params["text_encoder"]}, tokens).last_hidden_state
+        context = tiny.networks["text_encoder"].apply({"params": tiny.params["text_encoder"]}, tokens).last_hidden_state
         return tiny.unet.apply({"params": tiny.params["unet"]}, given, timestep, context)
 
     def prediction(given, timestep, text):

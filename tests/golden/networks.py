@@ -89,7 +89,11 @@ NETWORKS: dict[str, Network] = {
 def emoji_networks() -> dict[str, Network]:
     """The embedded model's networks."""
     model = sdjax.load("emoji")
-    configs = {"text_encoder": model.text_encoder.config, "vae": model.vae.config, "unet": model.unet.config}
+    configs = {
+        "text_encoder": model.networks["text_encoder"].config,
+        "vae": model.vae.config,
+        "unet": model.unet.config,
+    }
     return {
         f"emoji_{part}": Network(config, functools.partial(model.params.__getitem__, part))
         for part, config in configs.items()

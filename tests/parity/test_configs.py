@@ -70,7 +70,7 @@ def test_texts_are_as_long_as_in_diffusers(tmp_path: Path, said: int, positions:
     assert list(model.tokenizer(prompt).ids) == expected
     with torch.no_grad():
         theirs = pipeline.text_encoder(torch.tensor([expected]))[0].numpy()
-    ours = model.text_encoder.apply({"params": model.params["text_encoder"]}, jnp.array([expected]))
+    ours = model.networks["text_encoder"].apply({"params": model.params["text_encoder"]}, jnp.array([expected]))
     assert ours.last_hidden_state.shape == (1, said, 32)
     np.testing.assert_allclose(np.asarray(ours.last_hidden_state), theirs, atol=1e-5)
 

@@ -127,10 +127,10 @@ def read_whole_model(path: Path) -> None:
 
 def resolved(model: sdjax.Model) -> None:
     """Checks a model that has loaded."""
-    for config in (model.unet.config, model.vae.config, model.text_encoder.config, model.scheduler):
+    for config in (model.unet.config, model.vae.config, model.networks["text_encoder"].config, model.scheduler):
         sound(config)
     assert len(model.tokenizer("a red apple").ids) == model.tokenizer.length
-    assert max(model.tokenizer("a red apple").ids) < model.text_encoder.config.vocab_size
+    assert max(model.tokenizer("a red apple").ids) < model.networks["text_encoder"].config.vocab_size
     with contextlib.suppress(sdjax.JobError):
         model.resolve(sdjax.Job(prompt="a cat", seed=0, steps=2, height=8, width=8))
 
