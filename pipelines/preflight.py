@@ -65,8 +65,7 @@ def _job_for_all(fields: Mapping[str, Any], model: Model, samplers_differ: bool)
 
 def _check_library(config: RunConfig, fields: Mapping[str, Any], model: Model) -> None:
     """Finds out whether the folders are there, and what the fields of all jobs name in them."""
-    configs = model.networks["text_encoder"].config, model.unet.config, model.vae.config
-    library = OpenLibrary(library_of(config), *configs, DTYPES[model.dtype])
+    library = OpenLibrary(library_of(config), model.family, model.configs, DTYPES[model.dtype])
     controls = [control.name for control in read_controls(fields.get("controlnets", ""))]
     named = {fields[name] for name in ("hires_upscaler", "upscaler") if fields.get(name)}
     library.check(controls, sorted(named - {*PIXEL_UPSCALERS, *LATENT_UPSCALERS}))

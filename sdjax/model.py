@@ -29,7 +29,7 @@ from sdjax.families.family import Family
 from sdjax.families.stable_diffusion import SD1, SD2
 from sdjax.jobs.job import RANDOM_SEED, Job, JobError
 from sdjax.library.finding import FindingError, find_path
-from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig
+from sdjax.models import VAE, TextEncoderConfig, UNetConfig
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, PADDING_2, clip_tokenizer
 
@@ -73,6 +73,11 @@ class Model:
     vae_revision: str | None
     low_res: SchedulerConfig | None = None
     max_noise_level: int = 0
+
+    @functools.cached_property
+    def configs(self) -> Mapping[str, Any]:
+        """The configs of its networks, by name."""
+        return {name: module.config for name, module in self.networks.items()}
 
     @property
     def unet(self) -> Any:
@@ -126,7 +131,7 @@ class Model:
             )
         if job.seed is None:
             raise JobError("the job has no seed; give one from 0 on, or -1 for a random one")
-        layers = self.family.text_layers(self.networks)
+        layers = self.family.text_layers(self.configs)
         if job.clip_skip >= layers:
             raise JobError(f"clip_skip = {job.clip_skip}: the text encoder has {layers} layers; expected less")
         config = self._config(sampler)
@@ -304,14 +309,14 @@ def load(
       TokenizerError: if its tokenizer can't be read.
       ValueError: for another dtype, or arguments that say nothing of such a model.
     """
-    kind = _dtype_named("dtype", dtype)
+    dtype_name = _dtype_named("dtype", dtype)
     vae_kind = None if vae_dtype is None else _dtype_named("vae_dtype", vae_dtype)
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise ValueError(f"prediction_type = {prediction_type!r}: expected one of {', '.join(PREDICTION_TYPES)}")
     place = place_of(str(name), revision, variant, pickled)
     other_place, other_vae = (None, None) if vae is None else _other_vae(str(vae), vae_revision, variant, pickled)
     options: dict[str, Any] = {
-        "dtype": DTYPES[kind] if weights else None,
+        "dtype": DTYPES[dtype_name] if weights else None,
         "vae": other_vae,
         "vae_dtype": None if vae_kind is None else DTYPES[vae_kind],
         "prediction_type": prediction_type,
@@ -327,18 +332,17 @@ def load(
         )
     else:
         checkpoint = read_folder(place.path, variant, pickled=pickled, **options)
+    kind = family_of(checkpoint.unet)
     return Model(
         name=place.path.resolve().name if place.path.is_dir() else place.path.stem,
         digest=checkpoint.digest,
-        dtype=kind,
-        vae_dtype=jnp.dtype(vae_dtype_of(checkpoint.vae, DTYPES[kind], options["vae_dtype"])).name,
-        family=family_of(checkpoint.unet),
-        networks={
-            "text_encoder": TextEncoder(checkpoint.text_encoder),
-            "unet": UNet(checkpoint.unet),
-            "vae": VAE(checkpoint.vae),
-        },
-        tokenizer=tokenizer_for(checkpoint.text_encoder, checkpoint.tokenizer_folder, checkpoint.tokenizer_texts),
+        dtype=dtype_name,
+        vae_dtype=jnp.dtype(vae_dtype_of(checkpoint.vae, DTYPES[dtype_name], options["vae_dtype"])).name,
+        family=kind,
+        networks=kind.modules(checkpoint.configs),
+        tokenizer=tokenizer_for(
+            kind.text_config(checkpoint.configs), checkpoint.tokenizer_folder, checkpoint.tokenizer_texts
+        ),
         scheduler=checkpoint.scheduler,
         scheduler_class=checkpoint.scheduler_class,
         sampler=checkpoint.sampler,
@@ -372,17 +376,17 @@ def family_of(unet: UNetConfig) -> Family:
 
 
 def tokenizer_for(
-    text_encoder: TextEncoderConfig, folder: Path | None, texts: Mapping[str, str] = types.MappingProxyType({})
+    text: TextEncoderConfig, folder: Path | None, texts: Mapping[str, str] = types.MappingProxyType({})
 ) -> Tokenizer:
     """The tokenizer of a text encoder: of its folder, or CLIP's; `texts` are files that a single file carries."""
-    length = text_encoder.max_position_embeddings
+    length = text.max_position_embeddings
     if folder is None:
-        padding = PADDING_2 if is_open_clip(text_encoder) else END
+        padding = PADDING_2 if is_open_clip(text) else END
         tokenizer, where = clip_tokenizer(length, padding, texts), "its tokenizer"
     else:
         tokenizer, where = Tokenizer(folder, length), str(folder)
-    if tokenizer.size > text_encoder.vocab_size:
-        raise CheckpointError(f"{where} has {tokenizer.size} tokens, the text encoder only {text_encoder.vocab_size}")
+    if tokenizer.size > text.vocab_size:
+        raise CheckpointError(f"{where} has {tokenizer.size} tokens, the text encoder only {text.vocab_size}")
     return tokenizer
 
 

@@ -12,11 +12,11 @@ _SHORT = 12
 
 
 class WeightedLora(NamedTuple):
-    """A LoRA of an image, and how strongly it acts in the UNet and in the text encoder."""
+    """A LoRA of an image, and how strongly it acts in the UNet and in what reads text."""
 
     adapter: Lora
     weight: float
-    text_encoder_weight: float
+    text_weight: float
 
 
 class WeightedHypernetwork(NamedTuple):
@@ -36,7 +36,7 @@ class AdapterSet(NamedTuple):
     def identity(self) -> list[Any]:
         """What of them decides the bits of an image: no names."""
         return [
-            [[each.adapter.digest, each.weight, each.text_encoder_weight] for each in self.loras],
+            [[each.adapter.digest, each.weight, each.text_weight] for each in self.loras],
             [[each.adapter.digest, each.weight] for each in self.hypernetworks],
             [each.digest for each in self.embeddings],
         ]
@@ -45,7 +45,7 @@ class AdapterSet(NamedTuple):
         """What is applied, for metadata: JSON, or nothing if nothing is."""
         listed: list[dict[str, Any]] = []
         for each in self.loras:
-            weights = {"weight": each.weight, "text_encoder_weight": each.text_encoder_weight}
+            weights = {"weight": each.weight, "text_encoder_weight": each.text_weight}
             listed.append({"kind": "lora", **_file_of(each.adapter), **weights})
         listed += [
             {"kind": "hypernetwork", **_file_of(each.adapter), "weight": each.weight} for each in self.hypernetworks

@@ -8,7 +8,7 @@ the low-rank part then; both are the same at weight 1).
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
@@ -20,8 +20,10 @@ from sdjax.adapters import lora_kinds, lora_names
 from sdjax.adapters.files import AdapterError, AdapterFile, open_adapter
 from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
+from sdjax.checkpoints.diffusers_folder import NetworkConfig
 from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, list_file, read_tensor
+from sdjax.families.family import UNET
 from sdjax.families.known_models import by_context_width
 from sdjax.models import TextEncoderConfig, UNetConfig
 
@@ -49,7 +51,7 @@ class Lora(NamedTuple):
     name: the file's or the folder's, by which prompts call it; alias: the name that its trainer wrote into it, or None.
     digest: sha256 of the file (and of peft's config beside it, where there is one).
     short_hash: A1111's, see `AdapterFile`.
-    changes: by path of the parameter, the network ("unet", "text_encoder") first.
+    changes: by path of the parameter, the name of the network first.
     embeddings: that came with it: (vectors, width), by name.
     """
 
@@ -64,12 +66,12 @@ class Lora(NamedTuple):
 # --- Files ---
 
 
-def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pickled: bool = False) -> Lora:
+def read_lora(file: File, networks: Mapping[str, NetworkConfig], pickled: bool = False) -> Lora:
     """Reads an adapter for a model.
 
     Args:
       file: or a folder in which peft or diffusers wrote one.
-      text_encoder, unet: of the model that is to be changed.
+      networks: those of the model that are to be changed, by name: "unet", and those that read text.
       pickled: whether .pt and .bin files are read, by an unpickler that runs no code.
 
     Raises:
@@ -79,7 +81,9 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
     if file.is_dir():
         file = _file_in(file)
     opened = open_adapter(file, pickled)
-    modules = lora_names.modules_of(text_encoder, unet)
+    unet, texts = networks[UNET], [config for config in networks.values() if isinstance(config, TextEncoderConfig)]
+    assert isinstance(unet, UNetConfig), "it is the UNet's config"
+    modules = lora_names.modules_of(tuple(networks.items()))
     stored, embeddings = _sorted(opened, modules, unet)
     scales = read_scales(opened)
     changes: dict[Path, Change] = {}
@@ -92,7 +96,7 @@ def read_lora(file: File, text_encoder: TextEncoderConfig, unet: UNetConfig, pic
             problems.append(str(error))
     if problems:
         raise AdapterError(f"{file} can't be applied to this model{_made_for(stored, unet)}: {_listed(problems, '; ')}")
-    vectors = {each: _vectors(tensor, text_encoder) for each, tensor in embeddings.items()}
+    vectors = {each: _vectors(tensor, texts[0]) for each, tensor in embeddings.items()}
     digest = opened.digest
     if scales and scales.text:
         digest = hashlib.sha256(digest.encode() + scales.text).hexdigest()
@@ -176,8 +180,8 @@ def _listed(items: Sequence[str], separator: str = ", ") -> str:
     return separator.join(items[:_LISTED]) + more
 
 
-def _vectors(tensor: Tensor, text_encoder: TextEncoderConfig) -> Float[np.ndarray, "n width"]:
-    width = text_encoder.hidden_size
+def _vectors(tensor: Tensor, text: TextEncoderConfig) -> Float[np.ndarray, "n width"]:
+    width = text.hidden_size
     if (
         len(tensor.shape) not in (1, 2)
         or 0 in tensor.shape
@@ -204,7 +208,7 @@ def changed(params: Params, adapters: Sequence[Changes], weights: Sequence[Weigh
     Pure, and to be compiled as a whole. Sums are float32 whatever the parameters are, and rounded once.
 
     Args:
-      params: {"unet": ..., "text_encoder": ...}, and others that stay.
+      params: of all networks, by name.
       adapters: the changes of each.
       weights: of each adapter, by network. 0 changes no bit.
     """
@@ -242,14 +246,19 @@ def replaced(params: Params, leaves: Mapping[Path, Any]) -> Params:
     return result | {name: replaced(params[name], inner) for name, inner in by_child.items()}
 
 
-def apply(params: Params, lora: Lora, weight: float, text_encoder_weight: float | None = None) -> Params:
+def by_network(networks: Iterable[str], weight: Any, text_weight: Any) -> Weights:
+    """The weight of an adapter in each of some networks: in the UNet, and in those that read text."""
+    return {name: weight if name == UNET else text_weight for name in networks}
+
+
+def apply(params: Params, lora: Lora, weight: float, text_weight: float | None = None) -> Params:
     """A model's parameters with an adapter.
 
     Args:
-      params: {"unet": ..., "text_encoder": ..., ...}.
+      params: of all networks, by name.
       weight: 1 is as trained; 0 leaves the parameters of the UNet what they are, and negative ones do the opposite.
-      text_encoder_weight: the same for the text encoder; `weight` if None.
+      text_weight: the same for what reads text; `weight` if None.
     """
-    weights = {"unet": weight, "text_encoder": weight if text_encoder_weight is None else text_encoder_weight}
+    weights = by_network(params, weight, weight if text_weight is None else text_weight)
     acting = {path: change for path, change in lora.changes.items() if weights[path[0]]}
     return replaced(params, changed(params, [acting], [weights]))

@@ -14,38 +14,9 @@ import jax
 from sdjax.checkpoints import name_table, original_names
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.checkpoints.name_table import Path
+from sdjax.families.known_models import FOREIGN_LORA_MODULES
+from sdjax.families.stable_diffusion import LORA_PREFIXES, LORA_UNUSED
 from sdjax.models import TextEncoderConfig, UNetConfig
-
-# Before a module's name, until none is left; the network it says, or None where the name itself must tell.
-_PREFIXES = (
-    ("base_model.model.", None),
-    ("lora_unet_", "unet"),
-    ("lora_te_", "text_encoder"),
-    ("lora_te1_", "text_encoder"),
-    ("lycoris_", None),
-    ("unet.", "unet"),
-    ("text_encoder.", "text_encoder"),
-    ("model.diffusion_model.", "unet"),
-    ("diffusion_model.", "unet"),
-    ("diffusion_model_", "unet"),
-    ("cond_stage_model.transformer.", "text_encoder"),
-    ("cond_stage_model.", "text_encoder"),
-    # ComfyUI, of Stable Diffusion 1 and 2.
-    ("text_encoders.", None),
-    ("clip_l.transformer.", "text_encoder"),
-    ("clip_h.transformer.", "text_encoder"),
-)
-# Modules that only other models have, and which.
-_OTHER_MODELS = (
-    (r"(lora_te2_|text_encoder_2\.|(text_encoders\.)?clip_g\.).*", "Stable Diffusion XL (a second text encoder)"),
-    (r".*(add_embedding|label_emb)[._].*", "Stable Diffusion XL (size conditioning)"),
-    (r".*(double_blocks|single_blocks|single_transformer_blocks|joint_blocks)[._].*", "Flux or Stable Diffusion 3"),
-    (
-        r"(lora_te3_|text_encoder_3\.|(text_encoders\.)?t5\w*\.|lora_transformer_|transformer\.).*",
-        "Flux, Stable Diffusion 3 or another transformer",
-    ),
-    (r".*motion_modules[._].*", "AnimateDiff (moving pictures)"),
-)
 
 # What a tensor is to its module, by the end of its name.
 _ROLES = tuple(
@@ -124,20 +95,20 @@ def refused_kind(name: str) -> str | None:
 
 def other_model(name: str) -> str | None:
     """The model for which a file with such a name in it is, if it is for another."""
-    return next((model for pattern, model in _OTHER_MODELS if re.fullmatch(pattern, name)), None)
+    return next((model for pattern, model in FOREIGN_LORA_MODULES if re.fullmatch(pattern, name)), None)
 
 
 def without_prefix(module: str) -> tuple[str | None, str]:
     """The network that a module's prefix says, or None, and the rest of its name."""
     part: str | None = None
-    while found := next(((prefix, says) for prefix, says in _PREFIXES if module.startswith(prefix)), None):
+    while found := next(((prefix, says) for prefix, says in LORA_PREFIXES if module.startswith(prefix)), None):
         module, part = module.removeprefix(found[0]), found[1] or part
     return part, module
 
 
 def is_unused(module: str) -> bool:
-    """Whether a module is of the text encoder and has no say in pictures: ComfyUI writes it with all others."""
-    return without_prefix(module) == ("text_encoder", "text_projection")
+    """Whether a module has no say in images."""
+    return without_prefix(module) in LORA_UNUSED
 
 
 class Modules(NamedTuple):
@@ -162,15 +133,16 @@ def _underscored(name: str) -> str:
 
 
 @functools.cache
-def modules_of(text_encoder: TextEncoderConfig, unet: UNetConfig) -> Modules:
-    """All modules of a model's two networks, and the names which files have for them."""
+def modules_of(networks: tuple[tuple[str, UNetConfig | TextEncoderConfig], ...]) -> Modules:
+    """All modules of the networks that LoRAs change, (name, config) each, and the names which files have for them."""
     shapes: dict[Path, dict[str, tuple[int, ...]]] = {}
-    for part, tree in (("unet", param_shapes(unet)), ("text_encoder", param_shapes(text_encoder))):
-        for keys, leaf in jax.tree.leaves_with_path(tree):
+    paths: dict[str, dict[str, Path]] = {}
+    for part, config in networks:
+        for keys, leaf in jax.tree.leaves_with_path(param_shapes(config)):
             path = tuple(key.key for key in keys)
             shapes.setdefault((part, *path[:-1]), {})[path[-1]] = name_table.shape_in_file(path, leaf.shape)
-    named = {"unet": _unet_names(unet), "text_encoder": _text_encoder_names(text_encoder)}
-    paths = {part: {_underscored(name): (part, *path) for path, name in modules} for part, modules in named.items()}
+        names = _unet_names(config) if isinstance(config, UNetConfig) else _text_names(config)
+        paths[part] = {_underscored(name): (part, *path) for path, name in names}
     return Modules(paths, shapes)
 
 
@@ -188,7 +160,7 @@ def _unet_names(config: UNetConfig) -> Iterator[tuple[Path, str]]:
             yield source.path[:-1], name.removesuffix(".0")
 
 
-def _text_encoder_names(config: TextEncoderConfig) -> Iterator[tuple[Path, str]]:
+def _text_names(config: TextEncoderConfig) -> Iterator[tuple[Path, str]]:
     """Each module with each of its names."""
     for source in original_names.open_clip_sources(config):
         for name in name_table.file_names(source.path, name_table.TEXT_ENCODER):

@@ -18,11 +18,12 @@ from jaxtyping import Array, DTypeLike, Float
 from sdjax.adapters.lora_changes import Change, LowRank, Values, factors
 from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import Params
+from sdjax.families.family import UNET
 
 # The least compiled rank; others are this times a power of 2.
 _LEAST_RANK = 4
 
-Group = Literal["attention", "feed_forward", "others", "text_encoder"]
+Group = Literal["attention", "feed_forward", "others", "text"]
 _GROUPS: Mapping[str, Group] = {
     **dict.fromkeys(("to_q", "to_k", "to_v", "to_out_0"), "attention"),
     **dict.fromkeys(("proj", "net_2", "proj_in", "proj_out"), "feed_forward"),
@@ -30,7 +31,7 @@ _GROUPS: Mapping[str, Group] = {
 
 
 def _group(path: Path) -> Group:
-    return "text_encoder" if path[0] == "text_encoder" else _GROUPS.get(path[-2], "others")
+    return _GROUPS.get(path[-2], "others") if path[0] == UNET else "text"
 
 
 class Shape(NamedTuple):
@@ -39,13 +40,13 @@ class Shape(NamedTuple):
     attention: of the UNet: to_q, to_k, to_v, to_out.
     feed_forward: the other linear layers of its transformers.
     others: its convolutions, and what takes in the time.
-    text_encoder: all its linear layers.
+    text: all linear layers of what reads text.
     """
 
     attention: int
     feed_forward: int
     others: int
-    text_encoder: int
+    text: int
 
 
 class Factors(NamedTuple):
@@ -60,11 +61,11 @@ class Factors(NamedTuple):
 
 
 class Weighted(NamedTuple):
-    """An adapter of an image, by path of the kernel, and how strongly it acts in each network."""
+    """An adapter of an image, by path of the kernel, and how strongly it acts in the UNet and in what reads text."""
 
     changes: Mapping[Path, Factors]
-    unet: float
-    text_encoder: float
+    weight: float
+    text_weight: float
 
 
 class Layer(NamedTuple):
@@ -93,10 +94,9 @@ def _acting(image: Sequence[Weighted]) -> dict[Path, list[tuple[float, Factors]]
     """The changes of an image by layer; those without weight are left out."""
     acting: dict[Path, list[tuple[float, Factors]]] = {}
     for adapter in image:
-        weights = {"unet": adapter.unet, "text_encoder": adapter.text_encoder}
         for path, change in adapter.changes.items():
-            if weights[path[0]]:
-                acting.setdefault(path, []).append((weights[path[0]], change))
+            if weight := adapter.weight if path[0] == UNET else adapter.text_weight:
+                acting.setdefault(path, []).append((weight, change))
     return acting
 
 
@@ -121,20 +121,20 @@ def arrays(
     Args:
       images: the adapters of each, all of this shape.
       shape: from `shape_of`.
-      params: {"unet": ..., "text_encoder": ...}, or anything with their shapes.
+      params: of the networks that are changed, by name; or anything with their shapes.
       dtype: in which the layers calculate.
 
     Returns:
-      {"unet": changes, "text_encoder": changes}, by path within each.
+      The changes by network, and by path within each.
     """
     acting = [_acting(image) for image in images]
     return {
         part: {
             path[:-1]: _layer([each.get((part, *path), []) for each in acting], rank, kernel.shape, dtype)
-            for path, kernel in _kernels(params[part])
+            for path, kernel in _kernels(tree)
             if (rank := getattr(shape, _group((part, *path))))
         }
-        for part in ("unet", "text_encoder")
+        for part, tree in params.items()
     }
 
 

@@ -73,6 +73,11 @@ class Checkpoint(NamedTuple):
     file_digest: str | None = None
     tokenizer_texts: Mapping[str, str] = types.MappingProxyType({})
 
+    @property
+    def configs(self) -> dict[str, Any]:
+        """The configs of the networks, by name."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+
 
 NetworkConfig = TextEncoderConfig | UNetConfig | VAEConfig
 

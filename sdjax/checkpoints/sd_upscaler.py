@@ -86,6 +86,11 @@ class UpscalerCheckpoint(NamedTuple):
     digest: str
     file_digest: str | None = None
 
+    @property
+    def configs(self) -> dict[str, Any]:
+        """The configs of the networks, by name."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+
 
 def read_upscaler(
     path: Path,

@@ -59,7 +59,7 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
       params: of the model, or anything with their shapes.
       computed: before.
     """
-    model, bucket = batch[0].model, batch[0].bucket
+    bucket = batch[0].bucket
     jobs, tables = [sample.job for sample in batch], [sample.table for sample in batch]
 
     def floats(*values: float) -> Float32[np.ndarray, " b"]:
@@ -88,9 +88,7 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
             class_labels=np.array([job.class_label for job in jobs], np.int32) if labelled else None,
             extra_channels=computed.extra_channels,
             hypernetwork_weights=np.array(weights, np.float32) if hypernetworks else None,
-            low_rank=None
-            if bucket.low_rank is None
-            else per_image.arrays([each.low_rank for each in batch], bucket.low_rank, params, DTYPES[model.dtype]),
+            low_rank=_low_rank(batch, params),
             mask=latent_masks(batch) if bucket.masked else None,
             init_latents=computed.init_latents,
             init_noise=computed.init_noise,
@@ -113,6 +111,15 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
             controls=computed.controls,
         ),
     )
+
+
+def _low_rank(batch: Sequence[Sample], params: Any) -> Any:
+    """What is added to layers for each image, by network; None if nothing is."""
+    model, shape = batch[0].model, batch[0].bucket.low_rank
+    if shape is None:
+        return None
+    adapted = {name: params[name] for name in model.family.adapted_networks}
+    return per_image.arrays([sample.low_rank for sample in batch], shape, adapted, DTYPES[model.dtype])
 
 
 def seed_words(batch: Sequence[Sample]) -> UInt32[np.ndarray, "b 2"]:

@@ -150,14 +150,7 @@ class Engine:
         Arguments and errors as of an engine; after an error those of before count.
         """
         model = self.model
-        opened = OpenLibrary(
-            library or Library(),
-            model.networks["text_encoder"].config,
-            model.unet.config,
-            model.vae.config,
-            DTYPES[model.dtype],
-            self._store,
-        )
+        opened = OpenLibrary(library or Library(), model.family, model.configs, DTYPES[model.dtype], self._store)
         opened.check()
         self.planner = Planner(
             model=model,

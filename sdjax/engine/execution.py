@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from sdjax.adapters.lora import changed, replaced
+from sdjax.adapters.lora import by_network, changed, replaced
 from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
 from sdjax.checkpoints.tensors import Params
 from sdjax.diffusion.sample import Previews
@@ -250,13 +250,10 @@ class Execution:
             return self.params
         if self._merged[0] != loras:
             self._merged = ((), self.params)  # first: the devices hold one set of merged weights at a time
-            weighted = sample.adapters.loras
+            weighted, networks = sample.adapters.loras, self.model.family.adapted_networks
             given = (
                 [each.adapter.changes for each in weighted],
-                [
-                    {"unet": np.float32(each.weight), "text_encoder": np.float32(each.text_encoder_weight)}
-                    for each in weighted
-                ],
+                [by_network(networks, np.float32(each.weight), np.float32(each.text_weight)) for each in weighted],
             )
             key = ("merge", jax.tree.structure(given), shapes_of(given))
             leaves = self.devices.run(

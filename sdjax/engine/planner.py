@@ -174,7 +174,7 @@ class Planner(NamedTuple):
             resized_from=noise_resized_from(job, model.vae.config.factor) if resizes else None,
             loras=()
             if low_rank
-            else tuple((each.adapter.digest, each.weight, each.text_encoder_weight) for each in adapters.loras),
+            else tuple((each.adapter.digest, each.weight, each.text_weight) for each in adapters.loras),
             hypernetworks=tuple(each.adapter.digest for each in adapters.hypernetworks),
             masked=masked,
             controls=tuple(control.digest for control in controls),

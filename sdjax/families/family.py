@@ -4,9 +4,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.diffusion.tableau import Table
+from sdjax.models import TextEncoderConfig
+
+# The name of the network that denoises, which every family has.
+UNET = "unet"
 
 
 class Networks(NamedTuple):
@@ -85,7 +90,8 @@ class Family(NamedTuple):
     """One kind of model.
 
     name: for people.
-    text_networks: which of its networks read text.
+    networks: the modules by name; among them "unet" and "vae".
+    text_networks: which of them read text.
     encode_text: (networks, tokens) -> states; pure.
     predict: (networks, inputs, residuals of ControlNets or None) -> the UNet's output, of the latents' channels; pure.
     table: a sampler's table with the times that the UNet is told.
@@ -96,6 +102,7 @@ class Family(NamedTuple):
     """
 
     name: str
+    networks: Mapping[str, type[nn.Module]]
     text_networks: tuple[str, ...]
     encode_text: Callable[[Networks, Tokens], TextStates]
     predict: Callable[[Networks, UNetInputs, Any], Float[Array, "q h w c"]]
@@ -104,6 +111,20 @@ class Family(NamedTuple):
     upscales: int = 1
     prediction_type: str | None = None
 
-    def text_layers(self, modules: Mapping[str, Any]) -> int:
+    @property
+    def adapted_networks(self) -> tuple[str, ...]:
+        """The networks that LoRAs change: all but the VAE."""
+        return (UNET, *self.text_networks)
+
+    def modules(self, configs: Mapping[str, Any]) -> dict[str, nn.Module]:
+        """The networks of a model, of their configs."""
+        return {name: module(configs[name]) for name, module in self.networks.items()}
+
+    def text_config(self, configs: Mapping[str, Any]) -> TextEncoderConfig:
+        """The config of the text encoder whose tokens prompts and embeddings are made of."""
+        config: TextEncoderConfig = configs[self.text_networks[0]]
+        return config
+
+    def text_layers(self, configs: Mapping[str, Any]) -> int:
         """How many layers the shallowest of its text encoders has."""
-        return min(int(modules[name].config.num_hidden_layers) for name in self.text_networks)
+        return min(int(configs[name].num_hidden_layers) for name in self.text_networks)

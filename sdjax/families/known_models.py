@@ -38,6 +38,17 @@ UNET_PURPOSES = {
     8: "InstructPix2Pix (latents and those of an image)",
     9: "inpainting",
 }
+# Patterns of whole names of LoRAs' modules that only other models have, and which.
+FOREIGN_LORA_MODULES = (
+    (r"(lora_te2_|text_encoder_2\.|(text_encoders\.)?clip_g\.).*", "Stable Diffusion XL (a second text encoder)"),
+    (r".*(add_embedding|label_emb)[._].*", "Stable Diffusion XL (size conditioning)"),
+    (r".*(double_blocks|single_blocks|single_transformer_blocks|joint_blocks)[._].*", "Flux or Stable Diffusion 3"),
+    (
+        r"(lora_te3_|text_encoder_3\.|(text_encoders\.)?t5\w*\.|lora_transformer_|transformer\.).*",
+        "Flux, Stable Diffusion 3 or another transformer",
+    ),
+    (r".*motion_modules[._].*", "AnimateDiff (moving pictures)"),
+)
 
 
 def by_context_width(width: int | None) -> KnownModel | None:

@@ -14,6 +14,8 @@ from jaxtyping import Array, Float
 from sdjax.diffusion import elementary
 from sdjax.diffusion.tableau import Table
 from sdjax.families.family import Family, Networks, TextStates, Tokens, UNetInputs
+from sdjax.families.stable_diffusion import NETWORKS, TEXT_NETWORKS
+from sdjax.models.latent_upscaler import LatentUpscalerUNet
 
 # What of the condition is not the prompt: how noisy the latents to be upscaled are.
 NOISE_FEATURES = 128
@@ -43,7 +45,8 @@ def table(steps: Table) -> Table:
 
 LATENT_UPSCALER = Family(
     "Stable Diffusion x2 latent upscaler",
-    ("text_encoder",),
+    {**NETWORKS, "unet": LatentUpscalerUNet},
+    TEXT_NETWORKS,
     encode_text,
     predict,
     table,

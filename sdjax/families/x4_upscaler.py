@@ -6,8 +6,8 @@ al. 2021 (arXiv:2106.15282), section 4.2.
 """
 
 from sdjax.families.family import Family
-from sdjax.families.stable_diffusion import encode_text, predict
+from sdjax.families.stable_diffusion import NETWORKS, TEXT_NETWORKS, encode_text, predict
 
 X4_UPSCALER = Family(
-    "Stable Diffusion x4 upscaler", ("text_encoder",), encode_text, predict, conditioned_on="image", upscales=4
+    "Stable Diffusion x4 upscaler", NETWORKS, TEXT_NETWORKS, encode_text, predict, conditioned_on="image", upscales=4
 )

@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from sdjax.adapters.hypernetwork import Hypernetwork, check_fit, read_hypernetwo
 from sdjax.adapters.lora import FILES_IN_FOLDERS, Lora, read_lora, trainers_name
 from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.checkpoints.tensors import CheckpointError, Params
+from sdjax.families.family import Family
 from sdjax.jobs.job import PIXEL_UPSCALERS, JobError
 from sdjax.library import controlnets, depth, upscalers
 from sdjax.library.classifier import load_classifier
@@ -34,7 +35,7 @@ from sdjax.library.kinds import KINDS
 from sdjax.library.library import Library
 from sdjax.library.store import Store
 from sdjax.library.upscalers import UpscalerFile
-from sdjax.models import ConfigError, TextEncoderConfig, UNetConfig, VAEConfig
+from sdjax.models import ConfigError
 from sdjax.text.controls import Control
 from sdjax.text.tags import Tag
 
@@ -56,9 +57,8 @@ class OpenLibrary:
     def __init__(
         self,
         library: Library,
-        text_encoder: TextEncoderConfig,
-        unet: UNetConfig,
-        vae: VAEConfig,
+        family: Family,
+        configs: Mapping[str, Any],
         dtype: DTypeLike,
         store: Store | None = None,
     ) -> None:
@@ -66,7 +66,8 @@ class OpenLibrary:
 
         Args:
           library: where all is.
-          text_encoder, unet, vae: of the model.
+          family: of the model.
+          configs: of its networks, by name.
           dtype: of the parameters of ControlNets, and of upscalers that are diffusion models.
           store: with what has been read already for the same model and dtype, from `new_store`.
 
@@ -74,7 +75,9 @@ class OpenLibrary:
           CheckpointError: if a folder is not there.
         """
         self._library, self._dtype = library, dtype
-        self._text_encoder, self._unet, self._vae = text_encoder, unet, vae
+        self._unet, self._vae = configs["unet"], configs["vae"]
+        self._adapted = {name: configs[name] for name in family.adapted_networks}
+        self._text = family.text_config(configs)
         self._store = store or new_store()
         self._estimator: DepthModel | None = None
         names_inside: dict[str, Callable[[Path], str | None]] = {
@@ -122,15 +125,13 @@ class OpenLibrary:
         Raises:
           AdapterError: if one is not there, can't be read, or is for another model.
         """
-        loras = [
-            WeightedLora(self.lora(tag.name), tag.weight, tag.text_encoder_weight) for tag in tags if tag.kind == "lora"
-        ]
+        loras = [WeightedLora(self.lora(tag.name), tag.weight, tag.text_weight) for tag in tags if tag.kind == "lora"]
         hypernetworks = [
             WeightedHypernetwork(self.hypernetwork(tag.name), tag.weight) for tag in tags if tag.kind == "hypernetwork"
         ]
         bundled = _bundled(each.adapter for each in loras)
         return AdapterSet(
-            tuple(each for each in loras if each.weight or each.text_encoder_weight),
+            tuple(each for each in loras if each.weight or each.text_weight),
             tuple(each for each in hypernetworks if each.weight),
             tuple(bundled[name] if name in bundled else self.embedding(name) for name in embeddings),
         )
@@ -142,7 +143,7 @@ class OpenLibrary:
             # A file that peft or diffusers wrote is called after its folder.
             is_part = place.name.lower() in FILES_IN_FOLDERS and place.parent != self._folders["loras"].root
             whole = place.parent if is_part else place
-            return read_lora(whole, self._text_encoder, self._unet, self._library.pickled)
+            return read_lora(whole, self._adapted, self._library.pickled)
 
         return self._adapter("loras", name, read)
 
@@ -161,7 +162,7 @@ class OpenLibrary:
 
         def read(file: Path) -> Embedding:
             found = read_embedding(file, self._library.pickled)
-            check_width(found, param_shapes(self._text_encoder))
+            check_width(found, param_shapes(self._text))
             return found
 
         return self._adapter("embeddings", name, read)
@@ -189,7 +190,7 @@ class OpenLibrary:
             factors = self._store.get(key, functools.partial(per_image.low_rank, each.adapter.changes))
             if factors is None:
                 return None
-            found.append(per_image.Weighted(factors, each.weight, each.text_encoder_weight))
+            found.append(per_image.Weighted(factors, each.weight, each.text_weight))
         return tuple(found)
 
     # --- ControlNets ---

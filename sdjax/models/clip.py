@@ -50,7 +50,7 @@ _FIXED = {
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
-    """`text_encoder/config.json`."""
+    """`config.json`."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -87,7 +87,7 @@ class TextEncoderConfig:
         return self.num_hidden_layers
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str = "text_encoder/config.json") -> "TextEncoderConfig":
+    def from_json(cls, data: Mapping[str, Any], where: str = "config.json") -> "TextEncoderConfig":
         """Reads transformers' config; raises `ConfigError` for what is not implemented."""
         named = data.get("architectures")
         for name in named if isinstance(named, list | tuple) else [named]:

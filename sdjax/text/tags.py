@@ -34,13 +34,13 @@ class Tag(NamedTuple):
 
     kind: a value of `KINDS`.
     weight: in the UNet.
-    text_encoder_weight: in the text encoder; of a hypernetwork, which acts in the UNet alone, the same as `weight`.
+    text_weight: in what reads text; of a hypernetwork, which acts in the UNet alone, the same as `weight`.
     """
 
     kind: str
     name: str
     weight: float
-    text_encoder_weight: float
+    text_weight: float
 
 
 class Cut(NamedTuple):
@@ -129,7 +129,7 @@ def as_tags(tags: Sequence[Tag]) -> str:
 
 
 def _weights(tag: Tag) -> list[str]:
-    values = [tag.text_encoder_weight] + ([tag.weight] if tag.weight != tag.text_encoder_weight else [])
+    values = [tag.text_weight] + ([tag.weight] if tag.weight != tag.text_weight else [])
     return [f"{int(value) if value.is_integer() else value}" for value in values]
 
 
@@ -159,11 +159,11 @@ def _read(kind: str, text: str) -> Tag:
         raise TagError(
             f"{quoted(positional[most])} is too much; expected a name and {most - 1} weight{'s'[: most - 2]}"
         )
-    text_encoder = _number(named.get("te", positional[1] if len(positional) > 1 else "1"))
-    unet = text_encoder
+    text_weight = _number(named.get("te", positional[1] if len(positional) > 1 else "1"))
+    weight = text_weight
     if "unet" in named or len(positional) > 2:
-        unet = _number(named["unet"] if "unet" in named else positional[2])
-    return Tag(kind, positional[0], unet, text_encoder)
+        weight = _number(named["unet"] if "unet" in named else positional[2])
+    return Tag(kind, positional[0], weight, text_weight)
 
 
 def _number(text: str) -> float:

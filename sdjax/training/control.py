@@ -63,14 +63,14 @@ def train(
     model: sdjax.Model, folder: Path, data: SceneSet, recipe: state.Recipe = RECIPE, batch: int = BATCH
 ) -> state.Params:
     """Trains the network to its last step; gives its averaged parameters."""
-    network = ControlNet(config(model))
+    network, [text_network] = ControlNet(config(model)), model.family.text_networks
     frozen = state.on_devices(
-        {name: jax.tree.map(jnp.asarray, model.params[name]) for name in ("unet", "text_encoder")}, PartitionSpec()
+        {name: jax.tree.map(jnp.asarray, model.params[name]) for name in ("unet", text_network)}, PartitionSpec()
     )
 
     def loss(params: state.Params, batch: tuple[Array, ...], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, edges, ids = batch
-        context = model.networks["text_encoder"].apply({"params": frozen["text_encoder"]}, ids).last_hidden_state
+        context = model.networks[text_network].apply({"params": frozen[text_network]}, ids).last_hidden_state
         picture = jnp.repeat(edges[..., None].astype(jnp.float32) / 255, 3, axis=-1)
 
         def predict(noisy: Array, timesteps: Array) -> Array:

@@ -113,15 +113,15 @@ def train_unet(
     model: sdjax.Model, folder: Path, data: SceneSet, recipe: state.Recipe = UNET_RECIPE, batch: int = BATCH
 ) -> state.Params:
     """Trains the UNet to its last step; gives its averaged parameters."""
-    unet = UNet(config(model))
-    text = state.on_devices(jax.tree.map(jnp.asarray, model.params["text_encoder"]), PartitionSpec())
+    unet, [text_network] = UNet(config(model)), model.family.text_networks
+    text = state.on_devices(jax.tree.map(jnp.asarray, model.params[text_network]), PartitionSpec())
     side = data.latents.shape[1]
     # What the pipeline makes of a depth map.
     data = data._replace(seen=normalised(data.seen.astype(np.float32), side, side)[..., 0])
 
     def loss(params: state.Params, batch: tuple[Array, ...], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, depth, ids = batch
-        context = model.networks["text_encoder"].apply({"params": text}, ids).last_hidden_state
+        context = model.networks[text_network].apply({"params": text}, ids).last_hidden_state
 
         def predict(noisy: Array, timesteps: Array) -> Array:
             seen = jnp.concatenate([noisy, depth[..., None]], axis=-1)

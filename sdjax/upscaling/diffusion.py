@@ -11,8 +11,6 @@ from sdjax.families.latent_upscaler import LATENT_UPSCALER
 from sdjax.families.x4_upscaler import X4_UPSCALER
 from sdjax.jobs.job import Job
 from sdjax.model import DTYPES, Model, place_of, tokenizer_for
-from sdjax.models import VAE, TextEncoder, UNet
-from sdjax.models.latent_upscaler import LatentUpscalerUNet
 
 
 def load_diffusion_upscaler(
@@ -60,12 +58,8 @@ def diffusion_upscaler_of(found: UpscalerCheckpoint, place: Path, dtype: str) ->
         dtype=dtype,
         vae_dtype=jnp.dtype(vae_dtype_of(found.vae, DTYPES[dtype], None)).name,
         family=family,
-        networks={
-            "text_encoder": TextEncoder(found.text_encoder),
-            "unet": LatentUpscalerUNet(found.unet) if found.low_res is None else UNet(found.unet),
-            "vae": VAE(found.vae),
-        },
-        tokenizer=tokenizer_for(found.text_encoder, found.tokenizer_folder),
+        networks=family.modules(found.configs),
+        tokenizer=tokenizer_for(family.text_config(found.configs), found.tokenizer_folder),
         scheduler=found.scheduler,
         scheduler_class=found.scheduler_class,
         sampler=found.sampler,

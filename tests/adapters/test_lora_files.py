@@ -22,6 +22,7 @@ from tests.golden import full_size
 from tests.models.test_full_size import config_of
 
 TOY = toys.SD1
+NETWORKS = {"unet": TOY.unet, "text_encoder": TOY.text_encoder}
 TO_Q = ("unet", "down_blocks_0", "attentions_0", "transformer_blocks_0", "attn1", "to_q")
 CONV = ("unet", "down_blocks_0", "resnets_0", "conv1")
 Q_PROJ = ("text_encoder", "layers_1", "self_attn", "q_proj")
@@ -45,7 +46,7 @@ PAIR = pair(f"{KOHYA}.lora_down.weight", f"{KOHYA}.lora_up.weight")
 
 def read(tmp_path: Path, tensors: Tensors, metadata: dict[str, str] | None = None, unet: UNetConfig = TOY.unet) -> Lora:
     save_file({name: np.asarray(value) for name, value in tensors.items()}, tmp_path / "it.safetensors", metadata)
-    return read_lora(tmp_path / "it.safetensors", TOY.text_encoder, unet)
+    return read_lora(tmp_path / "it.safetensors", {**NETWORKS, "unet": unet})
 
 
 # --- Names ---
@@ -92,11 +93,11 @@ def read(tmp_path: Path, tensors: Tensors, metadata: dict[str, str] | None = Non
     ],
 )  # fmt: skip
 def test_modules_by_the_names_that_trainers_give_them(module: str, path: tuple[str, ...] | None) -> None:
-    assert lora_names.modules_of(TOY.text_encoder, TOY.unet).find(module) == path
+    assert lora_names.modules_of(tuple(NETWORKS.items())).find(module) == path
 
 
 def test_every_module_of_stable_diffusion_2_is_found_under_diffusers_name() -> None:
-    modules = lora_names.modules_of(config_of("sd21", "text_encoder"), config_of("sd21", "unet"))
+    modules = lora_names.modules_of(tuple((name, config_of("sd21", name)) for name in ("unet", "text_encoder")))
     for part, start in (("unet", "lora_unet_"), ("text_encoder", "lora_te_text_model_")):
         names = {name.rpartition(".")[0] for name in full_size.recorded("sd21", part)}
         found = {modules.find(start + name.replace(".", "_")) for name in names}
@@ -213,11 +214,11 @@ def peft_folder(folder: Path, **config: object) -> Path:
 
 
 def test_a_folder_of_peft_is_read_with_its_config(tmp_path: Path) -> None:
-    lora = read_lora(peft_folder(tmp_path), TOY.text_encoder, TOY.unet)
+    lora = read_lora(peft_folder(tmp_path), NETWORKS)
     [change] = lora.changes.values()
     assert lora.name == tmp_path.name
     np.testing.assert_allclose(change.product.up, 1.5 * _normal(16, 2).T, rtol=1e-6)
-    other = read_lora(peft_folder(tmp_path, lora_alpha=4), TOY.text_encoder, TOY.unet)
+    other = read_lora(peft_folder(tmp_path, lora_alpha=4), NETWORKS)
     assert other.digest != lora.digest
 
 
@@ -246,7 +247,7 @@ def test_patterns_of_ranks_and_alphas_are_those_of_peft(patterns: list[str], tmp
     values = {pattern: index + 5 for index, pattern in enumerate(patterns)}
     rank, alpha = (2, 3) if found is None else (values[found], 3 * values[found])
     config = {"rank_pattern": values, "alpha_pattern": {key: 3 * value for key, value in values.items()}}
-    [change] = read_lora(peft_folder(tmp_path, **config), TOY.text_encoder, TOY.unet).changes.values()
+    [change] = read_lora(peft_folder(tmp_path, **config), NETWORKS).changes.values()
     np.testing.assert_allclose(change.product.up, alpha / rank * _normal(16, 2).T, rtol=1e-6)
 
 
@@ -254,7 +255,7 @@ def test_a_pattern_that_takes_too_long_to_match_is_no_hang(tmp_path: Path) -> No
     start = time.process_time()
     patterns = {"(?:a|b|_|.)*" * 20 + "!": 1, "(.*.*.*.*)*!": 1, r"(\w+\.?)+!": 1}
     with contextlib.suppress(AdapterError):
-        read_lora(peft_folder(tmp_path, rank_pattern=patterns), TOY.text_encoder, TOY.unet)
+        read_lora(peft_folder(tmp_path, rank_pattern=patterns), NETWORKS)
     assert time.process_time() - start < 2
 
 
@@ -298,13 +299,13 @@ def test_a_layer_without_a_bias_gets_that_of_its_lora(tmp_path: Path) -> None:
 )
 def test_configs_of_peft_that_are_refused(config: dict[str, object], reason: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=reason):
-        read_lora(peft_folder(tmp_path, **config), TOY.text_encoder, TOY.unet)
+        read_lora(peft_folder(tmp_path, **config), NETWORKS)
 
 
 def test_a_config_that_is_not_json(tmp_path: Path) -> None:
     (peft_folder(tmp_path) / "adapter_config.json").write_text("{")
     with pytest.raises(AdapterError, match=r"adapter_config.json is not JSON"):
-        read_lora(tmp_path, TOY.text_encoder, TOY.unet)
+        read_lora(tmp_path, NETWORKS)
 
 
 # --- What is refused ---
@@ -363,10 +364,10 @@ def test_files_that_are_refused(tensors: Tensors, reason: str, tmp_path: Path) -
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"absent\.safetensors is missing"):
-        read_lora(tmp_path / "absent.safetensors", TOY.text_encoder, TOY.unet)
+        read_lora(tmp_path / "absent.safetensors", NETWORKS)
 
 
 def test_a_pickled_file_has_to_be_allowed(tmp_path: Path) -> None:
     (tmp_path / "it.pt").write_bytes(b"PK\x03\x04")
     with pytest.raises(AdapterError, match="pickled"):
-        read_lora(tmp_path / "it.pt", TOY.text_encoder, TOY.unet)
+        read_lora(tmp_path / "it.pt", NETWORKS)

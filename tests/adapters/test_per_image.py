@@ -57,7 +57,7 @@ def merged(image: list[Weighted]) -> dict[str, Any]:
         for each in image:
             if path in each.changes:
                 down, up = each.changes[path]
-                values = values + getattr(each, path[0]) * (down @ up)
+                values = values + (each.weight if path[0] == "unet" else each.text_weight) * (down @ up)
         return values.astype(np.float32)
 
     return jax.tree.map_with_path(leaf, PARAMS)

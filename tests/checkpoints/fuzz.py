@@ -211,7 +211,7 @@ def walk(file: Path) -> None:
 
 
 def lora(file: Path) -> object:
-    return read_lora(file, toys.SD1.text_encoder, toys.SD1.unet, pickled=True)
+    return read_lora(file, {"unet": toys.SD1.unet, "text_encoder": toys.SD1.text_encoder}, pickled=True)
 
 
 def controlnet_of(file: Path) -> object:

@@ -174,7 +174,7 @@ def test_merged_or_beside_the_weights_the_pictures_are_the_same_but_for_rounding
 
 def test_a_merged_picture_is_that_of_a_model_with_the_changed_weights(tiny, library, engine, pictures):
     file = Path(str(library.loras)) / "chalk.safetensors"
-    chalk = read_lora(file, tiny.networks["text_encoder"].config, tiny.unet.config)
+    chalk = read_lora(file, {name: tiny.configs[name] for name in tiny.family.adapted_networks})
     changed = dataclasses.replace(tiny, params=jax.tree.map(np.asarray, apply(tiny.params, chalk, 1.0, 0.5)))
     whole = engine._execution.params
     engine._execution.params = jax.device_put({**whole, **changed.params}, jax.tree.leaves(whole)[0].sharding)

@@ -111,7 +111,7 @@ def toy_params(toy: str) -> Mapping[str, Any]:
 def read(case: Case, file: Path) -> Lora:
     """The case's adapter, as sdjax reads it."""
     toy = TOYS[case.toy]
-    return read_lora(file, toy.text_encoder, toy.unet, pickled=True)
+    return read_lora(file, {"unet": toy.unet, "text_encoder": toy.text_encoder}, pickled=True)
 
 
 def changed_by(cases: Sequence[tuple[Case, Lora]]) -> list[dict[name_table.Path, jax.Array]]:

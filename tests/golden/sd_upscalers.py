@@ -19,6 +19,7 @@ from sdjax.engine.devices import Devices
 from sdjax.engine.execution import Execution, start_of
 from sdjax.engine.passes import Decode, Task
 from sdjax.engine.upscaling_passes import diffusion_sample
+from sdjax.families.stable_diffusion import SD1
 from sdjax.jobs.job import Job
 from sdjax.library.library import Library
 from sdjax.library.opened import OpenLibrary
@@ -263,8 +264,8 @@ def upscaled(upscaler: Model, case: Case, places: Sequence[int] = (0, 1, 2), dev
     on_devices = Devices(jax.local_devices()[:devices])
     # Another model draws the image; its networks are not used here.
     execution = Execution(dataclasses.replace(upscaler), None, on_devices, 1, 0, lambda bucket: None)
-    toy = toys.TINY
-    library = OpenLibrary(Library(), toy.text_encoder, toy.unet, toy.vae, np.float32)
+    configs = {"text_encoder": toys.TINY.text_encoder, "unet": toys.TINY.unet, "vae": toys.TINY.vae}
+    library = OpenLibrary(Library(), SD1, configs, np.float32)
     execution.run(samples, state, library)
     if of_latents:
         return state.latents

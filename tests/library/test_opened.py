@@ -18,6 +18,7 @@ from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
 from sdjax.checkpoints.sd_upscaler import read_upscaler as read_diffusion_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.checkpoints.upscaler_file import read_upscaler
+from sdjax.families.stable_diffusion import SD1
 from sdjax.jobs.job import JobError
 from sdjax.library.depth import load_depth
 from sdjax.library.library import Library
@@ -35,7 +36,8 @@ IMAGE = np.zeros((32, 32, 3), np.uint8)
 
 
 def opened(library: Library, toy: toys.Toy = toys.TINY, store: Store | None = None) -> OpenLibrary:
-    return OpenLibrary(library, toy.text_encoder, toy.unet, toy.vae, jnp.float32, store)
+    configs = {"text_encoder": toy.text_encoder, "unet": toy.unet, "vae": toy.vae}
+    return OpenLibrary(library, SD1, configs, jnp.float32, store)
 
 
 def lora(file: Path, name_inside: str | None = None, **tensors: np.ndarray) -> Path:
