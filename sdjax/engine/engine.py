@@ -253,4 +253,4 @@ class Engine:
 
     def _previewed(self, task: Task) -> Sample:
         """The pass of which previews are kept: the last by the engine's model."""
-        return [sample for sample in task.samples if sample.model is self.model][-1]
+        return [sample for sample in task.samples if sample.model.digest == self.model.digest][-1]

@@ -127,6 +127,10 @@ class Execution:
             ]
             state.images = np.stack(pasted)
 
+    def _loaded(self, model: Model) -> Model:
+        """The engine's own model for what was planned with it, in whatever process; an upscaler as it is."""
+        return self.model if model.digest == self.model.digest else model
+
     # --- Sampling ---
 
     def _sample(self, samples: list[Sample], state: BatchState, library: OpenLibrary) -> None:
@@ -145,7 +149,7 @@ class Execution:
 
     def _sampled(self, batch: list[Sample], params: Params, begins_with: Any, library: OpenLibrary) -> Any:
         """Latents of a compiled batch, and those that are kept on the way."""
-        model, bucket = batch[0].model, batch[0].bucket
+        model, bucket = self._loaded(batch[0].model), batch[0].bucket
         controls = tuple(
             self.devices.kept(control.digest, functools.partial(library.controlnet_params, control))
             for control in batch[0].controls
@@ -169,8 +173,9 @@ class Execution:
     def sample_program(self, sample: Sample) -> Callable[..., Any]:
         """The program of a pass, for one device's share."""
         log_probability = self._classifier.log_probability if self._classifier else None
-        shape = latent_shape(sample.model, sample.bucket.height, sample.bucket.width)
-        return functools.partial(sample_latents, sample.model, log_probability, sample.bucket, shape)
+        model, bucket = self._loaded(sample.model), sample.bucket
+        shape = latent_shape(model, bucket.height, bucket.width)
+        return functools.partial(sample_latents, model, log_probability, bucket, shape)
 
     def _computed(
         self, batch: list[Sample], params: Params, begins_with: Any, controls: tuple[Any, ...]
@@ -334,8 +339,8 @@ class Execution:
     # --- Decoding ---
 
     def _decode(self, each: Decode, state: BatchState, library: OpenLibrary) -> None:
-        model, given, size = each.model, state.latents, self._in_batch(each.model)
-        if model is self.model:
+        model, given, size = self._loaded(each.model), state.latents, self._in_batch(each.model)
+        if model.digest == self.model.digest:
             if isinstance(given, np.ndarray):
                 given = self._padded(given, size)
             state.decoded, state.decoder, state.images = self._decoded(model, given, self.params), model, None
