@@ -145,7 +145,7 @@ class PromptTokenizer:
         """What to write instead of a name that is not there."""
         if meant := hint(word.strip(","), self._vectors, 2):
             return meant
-        return "; there are none, set embedding_folder" if not self._vectors else "; its file is not in the folder"
+        return "; there are none, set library.embeddings" if not self._vectors else "; its file is not in the folder"
 
     # --- What was read ---
 

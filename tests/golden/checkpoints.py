@@ -185,7 +185,7 @@ def outputs(
     asked = inputs(model.unet.config.in_channels)
 
     def apply(part: str, *arguments: np.ndarray, method: str | None = None) -> Any:
-        network = functools.partial(getattr(model, part).apply, method=method)
+        network = functools.partial(model.networks[part].apply, method=method)
         return jax.jit(network)({"params": model.params[part]}, *arguments)
 
     given = {

@@ -141,7 +141,7 @@ def test_names_that_are_not_there_are_problems_in_comfyuis_syntax(clip, prompt, 
 
 
 def test_without_a_folder_it_is_said_how_to_name_one(clip):
-    assert "there are none, set embedding_folder" in of(clip, "embedding:cat", syntax="comfyui", known={}).problems[0]
+    assert "there are none, set library.embeddings" in of(clip, "embedding:cat", syntax="comfyui", known={}).problems[0]
 
 
 def test_brackets_around_an_embedding_weigh_as_others(clip):
