@@ -246,7 +246,7 @@ def replaced(params: Params, leaves: Mapping[Path, Any]) -> Params:
     return result | {name: replaced(params[name], inner) for name, inner in by_child.items()}
 
 
-def by_network(networks: Iterable[str], weight: Any, text_weight: Any) -> Weights:
+def by_network(networks: Iterable[str], weight: Any, text_weight: Any) -> dict[str, Any]:
     """The weight of an adapter in each of some networks: in the UNet, and in those that read text."""
     return {name: weight if name == UNET else text_weight for name in networks}
 
