@@ -391,15 +391,12 @@ class Execution:
 
         One after the other: decoded, they take far more room than as latents.
         """
-        previews = state.previews
-        assert previews is not None
-        return [
-            self._mended(self.model, values[place], self._decoded(self.model, values[place], self.params), self.params)[
-                0
-            ]
-            for place in range(count)
-            for values in previews
-        ]
+        assert state.previews is not None, "the batch keeps some"
+        images = []
+        for latents_of_step in (values[place] for place in range(count) for values in state.previews):
+            decoded = self._decoded(self.model, latents_of_step, self.params)
+            images.append(self._mended(self.model, latents_of_step, decoded, self.params)[0])
+        return images
 
 
 def _goes_on(scale: int, size: tuple[int, int], height: int, width: int) -> bool:

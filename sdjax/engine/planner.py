@@ -107,9 +107,8 @@ class Planner(NamedTuple):
             if job.hires_upscaler in LATENT_UPSCALERS:
                 factor = self.model.vae.config.factor
                 last = self._sample(second, files, "latents", steps)
-                passes += [
-                    ResizeLatents(job.hires_upscaler, second.height // factor, second.width // factor), last
-                ]  # fmt: skip
+                size = second.height // factor, second.width // factor
+                passes += [ResizeLatents(job.hires_upscaler, *size), last]
             else:
                 size = second.height, second.width
                 last = self._sample(second, files, "image", steps)

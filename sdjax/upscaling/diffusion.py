@@ -5,34 +5,12 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from sdjax.checkpoints.diffusers_folder import vae_dtype_of
-from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint, read_upscaler
+from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.families.latent_upscaler import LATENT_UPSCALER
 from sdjax.families.x4_upscaler import X4_UPSCALER
 from sdjax.jobs.job import Job
-from sdjax.model import DTYPES, Model, place_of, tokenizer_for
-
-
-def load_diffusion_upscaler(
-    path: str | Path, *, dtype: str = "float32", variant: str | None = None, pickled: bool = False
-) -> Model:
-    """Loads one of the two upscalers.
-
-    Args:
-      path: a folder that diffusers wrote, or of the x4 upscaler an original single file; or "org/name" on a hub.
-      dtype: "float32", "bfloat16" or "float16"; a VAE that overflows in half precision stays float32.
-      variant: which files of a folder to take, for example "fp16".
-      pickled: allows files that torch pickled, which are read by a reader that runs nothing.
-
-    Raises:
-      CheckpointError: if it is no such upscaler, or not whole, or its scheduler is of a kind that is not supported.
-      ConfigError: if a config asks for what is not implemented.
-      ValueError: for another dtype.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype = {dtype!r}: expected one of {', '.join(DTYPES)}")
-    place = place_of(str(path), None, variant, pickled).path
-    return diffusion_upscaler_of(read_upscaler(place, variant, DTYPES[dtype], pickled=pickled), place, dtype)
+from sdjax.model import DTYPES, Model, tokenizer_for
 
 
 def diffusion_upscaler_of(found: UpscalerCheckpoint, place: Path, dtype: str) -> Model:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from sdjax.checkpoints.diffusers_folder import PARTS
-from sdjax.checkpoints.sd_upscaler import SCALING_FACTOR, X2, X4, shapes_of
+from sdjax.checkpoints.sd_upscaler import SCALING_FACTOR, X2, X4, read_upscaler, shapes_of
 from sdjax.checkpoints.tensors import Params, write_params
 from sdjax.engine.devices import Devices
 from sdjax.engine.execution import Execution, start_of
@@ -27,6 +27,7 @@ from sdjax.model import Model
 from sdjax.models import TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 from sdjax.text.vocabulary import END, START, clip_vocabulary, cut_down, write_tokenizer
+from sdjax.upscaling.diffusion import diffusion_upscaler_of
 from tests import toys
 
 RECORDED = Path(__file__).parent / "sd_upscalers.npz"
@@ -230,6 +231,11 @@ CASES = {
     "x4": {"as published": Case(10, 9.0), "without guidance": Case(5, 1.0, 0), "very noisy": Case(7, 4.0, 350)},
     "x2": {"guided": Case(10, 9.0), "without guidance": Case(7, 1.0), "without prompt": Case(20, 0.0)},
 }
+
+
+def load(folder: Path) -> Model:
+    """The upscaler in a folder or file, with its parameters."""
+    return diffusion_upscaler_of(read_upscaler(folder), folder, "float32")
 
 
 def upscaled(upscaler: Model, case: Case, places: Sequence[int] = (0, 1, 2), devices: int = 1, **changes: Any) -> Any:

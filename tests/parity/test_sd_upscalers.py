@@ -8,7 +8,6 @@ import pytest
 from sdjax.checkpoints import name_table, original_names
 from sdjax.checkpoints.sd_upscaler import shapes_of
 from sdjax.models import UNetConfig
-from sdjax.upscaling.diffusion import load_diffusion_upscaler
 from tests.golden import pictures, sd_upscalers
 from tests.golden.networks import TOLERANCE, relative_error
 
@@ -33,7 +32,7 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
 def test_pictures_are_those_of_diffusers(name: str, title: str, tmp_path: Path) -> None:
     toy = sd_upscalers.TOYS[name]
     folder = sd_upscalers.write(tmp_path, toy)
-    upscaler = load_diffusion_upscaler(folder)
+    upscaler = sd_upscalers.load(folder)
     case = sd_upscalers.CASES[name][title]
     found, expected = sd_upscalers.upscaled(upscaler, case), reference.upscaled(folder, toy, case)
     with np.load(sd_upscalers.RECORDED) as stored:

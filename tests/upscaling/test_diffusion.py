@@ -22,7 +22,6 @@ from sdjax.diffusion.scheduler_config import training_sigmas
 from sdjax.jobs.job import JobError
 from sdjax.model import Model
 from sdjax.models import ConfigError, UNetConfig
-from sdjax.upscaling.diffusion import load_diffusion_upscaler
 from tests.golden import sd_upscalers
 from tests.golden.pictures import TOLERATED_SHARE, share_that_differs
 
@@ -35,7 +34,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def upscalers(folders: dict[str, Path]) -> dict[str, Model]:
-    return {name: load_diffusion_upscaler(folder) for name, folder in folders.items()}
+    return {name: sd_upscalers.load(folder) for name, folder in folders.items()}
 
 
 @functools.cache
@@ -63,10 +62,10 @@ def upscaled_on(cores: set[int], folder: Path) -> list[str]:
     lines = f"""
         import os; os.sched_setaffinity(0, {cores})
         import hashlib
-        from sdjax.upscaling.diffusion import load_diffusion_upscaler
+        from pathlib import Path
         from tests.golden import sd_upscalers
         for name in ("x4", "x2"):
-            upscaler = load_diffusion_upscaler({str(folder)!r} + "/" + name)
+            upscaler = sd_upscalers.load(Path({str(folder)!r}) / name)
             found = sd_upscalers.upscaled(upscaler, sd_upscalers.Case(2, 9.0, 20), (0,), noise_source="threefry")
             print(hashlib.sha256(found.tobytes()).hexdigest())
     """
@@ -198,7 +197,7 @@ def test_what_is_no_upscaler_is_refused(
             link.write_bytes(path.read_bytes())
     changed(tmp_path, file, **changes)
     with pytest.raises((CheckpointError, ConfigError), match=said):
-        load_diffusion_upscaler(tmp_path)
+        sd_upscalers.load(tmp_path)
 
 
 # --- What can't be done ---
