@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from pipelines.sinks import open_sink
+from pipelines.sinks import open_output
 from pipelines.sinks.sink import Sink
 from pipelines.sources.sweeps import values_of
 from sdjax import storage
@@ -54,7 +54,7 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     x_field, y_field, z_field = (axis.field if axis else "" for axis in axes)
     used = [axis for axis in axes if axis]
     chosen = {axis.field: set(axis.values) for axis in used if axis.values is not None}
-    sink = open_sink(out)
+    sink = open_output(out)
     rows = [
         row
         for row in sink.rows()

@@ -32,4 +32,4 @@ class Run(NamedTuple):
 
 def sink_of(run: Run) -> Sink:
     """Where the images of a run go."""
-    return open_sink(run.out, run.config.output.format, run.config.output.animation)
+    return open_sink(run.out, run.config.output.format, run.config.output.animation, run.config.output.sink)

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.sinks import open_sink
+from pipelines.sinks import open_output
 from sdjax import storage
 from sdjax.images.captions import FAINT, INK, LETTERS, LINE, PAPER, wrapped
 from sdjax.images.encode import decode
@@ -35,7 +35,7 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     """
     if columns < 1 or limit < 1:
         raise ValueError(f"columns = {columns}, limit = {limit}: expected at least 1")
-    sink = open_sink(out)
+    sink = open_output(out)
     rows = sorted(sink.rows(), key=lambda row: (row["prompt"], row["seed"]))
     if not rows:
         raise ValueError(f"{out}: there are no pictures in it yet")

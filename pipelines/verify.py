@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines import trust
-from pipelines.sinks import open_sink
+from pipelines.sinks import open_output
 from pipelines.sinks.sink import Finding, Sink, format_of
 from sdjax.engine.engine import Engine, Result
 from sdjax.engine.passes import Task
@@ -98,7 +98,7 @@ def sampled(image_id: str, share: float) -> bool:
 
 def count_sampled(out: str, share: float) -> int:
     """How many pictures of an output are among the share that is made again."""
-    return sum(sampled(image.id, share) for image in open_sink(out).images())
+    return sum(sampled(image.id, share) for image in open_output(out).images())
 
 
 def remake(
@@ -120,7 +120,7 @@ def remake(
     Raises:
       StorageError: if the output can't be read.
     """
-    sink = open_sink(out)
+    sink = open_output(out)
     findings = list(sink.check())
     broken = {finding.file for finding in findings}
     pictures, images = 0, list[Image]()

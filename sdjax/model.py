@@ -20,7 +20,7 @@ from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Para
 from sdjax.checkpoints.vae_file import find_vae
 from sdjax.checkpoints.variants import DEPTH, INPAINTING, extra_channels, family, variant_name
 from sdjax.diffusion.noise import MAX_SEED
-from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, table_of
+from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, sampler_row, table_of
 from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
 from sdjax.diffusion.sigmas import default_schedule
 from sdjax.diffusion.tableau import Table
@@ -136,7 +136,7 @@ class Model:
             raise JobError(f"clip_skip = {job.clip_skip}: the text encoder has {layers} layers; expected less")
         config = self._config(sampler)
         schedule = job.schedule or default_schedule(self.scheduler)
-        spacing = job.timestep_spacing or default_spacing(config, SAMPLERS[sampler].rules, schedule)
+        spacing = job.timestep_spacing or default_spacing(config, sampler_row(sampler).rules, schedule)
         try:
             options = fill_in(config, sampler, job.sampler_options)
         except ScheduleError as error:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. A part imports itself and what is below it, and nothing beside it. A module that stands elsewhere
 # than the rest of its folder is named in full.
 LAYERS = (
-    {"sdjax.messages", "sdjax.version"},
+    {"sdjax.messages", "sdjax.version", "sdjax.extensions"},
     {"sdjax.storage"},
     {"sdjax.models", "sdjax.assets", "sdjax.engine.device", "sdjax.engine.settings", "sdjax.library.finding"},
     {"sdjax.library.folder", "sdjax.library.store"},

@@ -115,7 +115,7 @@ def _generate(options: Options, config: "RunConfig") -> "Counts":
 
 
 def _print(counts: "Counts", out: str) -> None:
-    from pipelines.sinks import open_sink
+    from pipelines.sinks import open_output
     from pipelines.sinks.output import REJECTS
 
     rejected = counts.rejected_rows + counts.failed + counts.broken_files + counts.damaged
@@ -126,7 +126,7 @@ def _print(counts: "Counts", out: str) -> None:
         f"images   {counts.wanted:>8}  {counts.made} made, {counts.there} there already, "
         f"{counts.duplicates} the same as others, {counts.failed} failed"
     )
-    sink = open_sink(out)
+    sink = open_output(out)
     terminal.line(f"written  {sink.path(sink.manifest)}")
     if rejected:
         terminal.line(f"rejects  {sink.path(REJECTS)}")

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NamedTuple
 
+from sdjax import extensions
 from sdjax.assets import BUNDLED
 from sdjax.messages import quoted
 
@@ -49,6 +50,15 @@ def one_of(known: Iterable[str]) -> Kind:
     """One of some names."""
     names = tuple(known)
     return Kind(f"one of {', '.join(names)}", lambda value: _is_text(value) and value in names)
+
+
+def one_of_or_added(known: Iterable[str], group: str) -> Kind:
+    """One of some names, or one that another package adds to a group of entry points."""
+    kind = one_of(known)
+    return kind._replace(
+        expected=f"{kind.expected}, or one that another package adds",
+        holds=lambda value: kind.holds(value) or value in extensions.names(group),
+    )
 
 
 def whole(least: int, most: int) -> Kind:

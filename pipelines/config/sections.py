@@ -14,10 +14,13 @@ from pipelines.config.keys import (
     Section,
     key,
     one_of,
+    one_of_or_added,
     or_bundled,
     whole,
 )
+from pipelines.sinks import FILES, SINKS
 from pipelines.sources.sweeps import MAX_PER_ROW, ROW_KEYS
+from sdjax import extensions
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.scheduler_config import PREDICTION_TYPES
 from sdjax.engine.planner import LORA_MODES
@@ -88,8 +91,9 @@ class EngineSection(Section, section="engine"):
 
 @dataclasses.dataclass(frozen=True)
 class OutputSection(Section, section="output"):
-    """What files are written."""
+    """What is written, and how."""
 
+    sink: str = key(FILES, one_of_or_added(SINKS, extensions.SINKS), "the kind of output")
     format: str = key("png", one_of(FORMATS), "of the image files; `webp` is lossless")
     animation: str = key("webp", one_of(ANIMATIONS), "format of the previews (`preview_every`)")
 

@@ -1,21 +1,57 @@
 """Where images and their rows go: one module for each kind of output, all behind the contract in `sink.py`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines.sinks.files import FilesSink
+from pipelines.sinks.output import SUMMARY, read_config
 from pipelines.sinks.sink import Sink
+from sdjax import extensions
+from sdjax.extensions import Extension
+from sdjax.storage import StorageError, open_store
 
-# By the name of the kind: from an output's URL, the format of images and the kind of animations to a sink.
-SINKS: Mapping[str, Callable[[str, str, str], Sink]] = {"files": FilesSink}
+FILES = "files"
+# By the name of the kind: classes that are made from an output's URL, the format of images and that of animations.
+SINKS: Mapping[str, type[Any]] = {FILES: FilesSink}
 
 
-def open_sink(url: str, image_format: str = "png", animation: str = "webp", kind: str = "files") -> Sink:
+def open_sink(url: str, image_format: str = "png", animation: str = "webp", kind: str = FILES) -> Sink:
     """The sink of an output.
 
     Args:
       url: of the output.
       image_format: of what is written, a key of `FORMATS`; what is read says it itself.
-      animation: of kept steps, one of `ANIMATIONS`, likewise.
-      kind: a key of `SINKS`.
+      animation: of previews, one of `ANIMATIONS`, likewise.
+      kind: a key of `SINKS`, or of one that another package adds.
+
+    Raises:
+      KeyError: if there is no such kind.
+      ExtensionError: if it is another package's and can't be used.
     """
-    return SINKS[kind](url, image_format, animation)
+    sink: Sink = extensions.row_named(kind, SINKS, extensions.SINKS, type)(url, image_format, animation)
+    return sink
+
+
+def open_output(url: str) -> Sink:
+    """The sink of an output as its last run wrote it: of the kind that its summary says; of files if it has none.
+
+    Raises:
+      StorageError: if the summary is not what a run writes, or names a kind that is not installed.
+    """
+    store = open_store(url)
+    kind = _recorded_kind(read_config(store), store.path(SUMMARY)) if store.exists(SUMMARY) else FILES
+    return open_sink(url, kind=kind)
+
+
+def _recorded_kind(config: Mapping[str, Any], summary: str) -> str:
+    section = config.get("output")
+    kind = section.get("sink", FILES) if isinstance(section, dict) else FILES
+    known = (*SINKS, *extensions.names(extensions.SINKS))
+    if kind not in known:
+        raise StorageError(f"{summary}: the output is of the sink {kind!r}; installed are {', '.join(known)}")
+    return str(kind)
+
+
+def extension_of(kind: str) -> Extension | None:
+    """The package that adds a kind of sink; None for one of `SINKS`."""
+    return extensions.added_by(kind, SINKS, extensions.SINKS)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sdjax.extensions import Extension
 from sdjax.storage import TEMPORARY, StorageError, Store
 
 REJECTS, SUMMARY = "rejects.jsonl", "summary.json"
@@ -31,9 +32,12 @@ def write_rejects(store: Store, rejects: Iterable[Mapping[str, Any]]) -> None:
         store.delete(REJECTS, missing_ok=True)
 
 
-def write_summary(store: Store, counts: Mapping[str, int], config: Mapping[str, Any]) -> None:
-    """Writes `summary.json`: what became of everything, and how the run was configured."""
-    text = json.dumps({"counts": dict(counts), "config": dict(config)}, indent=2, sort_keys=True)
+def write_summary(
+    store: Store, counts: Mapping[str, int], config: Mapping[str, Any], sink: Extension | None = None
+) -> None:
+    """Writes `summary.json`: what became of everything, how the run was configured, and whose sink wrote it."""
+    added = {"sink": str(sink)} if sink else {}
+    text = json.dumps({"counts": dict(counts), "config": dict(config), **added}, indent=2, sort_keys=True)
     store.put(SUMMARY, text.encode() + b"\n")
 
 

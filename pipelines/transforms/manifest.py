@@ -14,6 +14,7 @@ from pipelines import runners
 from pipelines.config.recorded import to_record
 from pipelines.elements import Count, Element, ManifestPart, ManifestRow, decode, encode
 from pipelines.run import Run, sink_of
+from pipelines.sinks import extension_of
 from pipelines.sinks.output import temporary_name, write_rejects, write_summary
 from pipelines.sources.prompts import Reject
 from pipelines.transforms import steps
@@ -84,7 +85,7 @@ def finish(elements: Iterable[Element], run: Run) -> None:
         _check_whole(sum(parts.values()), counts)
         sink_of(run).finish(run.name, parts)
         write_rejects(store, (reject._asdict() for reject in rejects))
-        write_summary(store, counts._asdict(), to_record(run.config))
+        write_summary(store, counts._asdict(), to_record(run.config), extension_of(run.config.output.sink))
         store.put(temporary_name(run.name, _COUNTS), json.dumps(counts._asdict()).encode())
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from sdjax import extensions
 from sdjax.diffusion import elementary
 from sdjax.diffusion.scheduler_config import SchedulerConfig
 
@@ -164,6 +165,16 @@ SCHEDULES: dict[str, Schedule] = {
     "align_your_steps": Schedule(_align_your_steps),
     "kl_optimal": Schedule(_between_ends(_kl_optimal_sigmas)),
 }
+
+
+def schedule_row(name: str) -> Schedule:
+    """The row of a schedule, of this package or another.
+
+    Raises:
+      KeyError: if there is none.
+      ExtensionError: if it is another package's and can't be used.
+    """
+    return extensions.row_named(name, SCHEDULES, extensions.SCHEDULES, Schedule)
 
 
 def default_schedule(config: SchedulerConfig) -> str:

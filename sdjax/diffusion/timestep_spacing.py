@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from sdjax.diffusion.scheduler_config import TIMESTEP_SPACINGS, SchedulerConfig, training_sigmas
-from sdjax.diffusion.sigmas import SCHEDULES, exponential_sigmas, log_levels, timestep_of
+from sdjax.diffusion.sigmas import exponential_sigmas, log_levels, schedule_row, timestep_of
 
 Spacing = Literal["leading", "linspace", "trailing", "k_diffusion"]
 # Of diffusers' schedulers, as each class rounds them; and k-diffusion's, which A1111 and ComfyUI use for all samplers.
@@ -118,7 +118,7 @@ def lay_steps(config: SchedulerConfig, rules: StepRules, schedule: str, spacing:
     Args:
       config: the checkpoint's.
       rules: the sampler's.
-      schedule: a key of `SCHEDULES`.
+      schedule: of `schedule_row`.
       spacing: one of `SPACINGS`.
       count: from 1 to `config.num_train_timesteps`.
 
@@ -158,7 +158,7 @@ def _freely(
     levels: Float64[np.ndarray, " t"], rules: StepRules, schedule: str, count: int
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " m"]]:
     more = count + rules.discards_penultimate
-    laid = SCHEDULES[schedule].free(levels, more)
+    laid = schedule_row(schedule).free(levels, more)
     sigmas = laid if schedule == "kl_optimal" else np.append(laid, 0.0)
     if rules.discards_penultimate:
         sigmas = np.append(sigmas[:-2], sigmas[-1])
@@ -177,7 +177,7 @@ def _as_diffusers(
     sigmas: Float64[np.ndarray, " n"] = np.interp(timesteps, np.arange(total), levels)
     to_zero = rules.final == "zero" or (rules.final == "config" and config.final_sigmas_type == "zero")
     last = 0.0 if to_zero else float(levels[0])
-    between = SCHEDULES[schedule].between
+    between = schedule_row(schedule).between
     if between is not None and schedule != "uniform":
         low, high = (sigmas[-1], sigmas[0]) if rules.range == "steps" else (levels[0], levels[-1])
         if schedule != "lu":

@@ -1,14 +1,17 @@
 """A job to the passes that make its image: all that is decided before anything is computed, without devices."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import PIL
 
+from sdjax import extensions
 from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
+from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.sigmas import SCHEDULES
 from sdjax.engine import upscaling_passes
 from sdjax.engine.passes import (
     Bucket,
@@ -23,6 +26,7 @@ from sdjax.engine.passes import (
     noise_resized_from,
 )
 from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
+from sdjax.extensions import Extension
 from sdjax.images import masks
 from sdjax.jobs import input_images
 from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
@@ -34,7 +38,7 @@ from sdjax.library.depth import check_size
 from sdjax.library.opened import OpenLibrary
 from sdjax.model import Model
 from sdjax.models.vae_tiles import tile_of
-from sdjax.text.tokenized_prompt import TokenizedPrompt, tokenize_prompt
+from sdjax.text.tokenized_prompt import SYNTAXES, TokenizedPrompt, tokenize_prompt
 from sdjax.upscaling.upscalers import Upscalers
 
 # Numbers of previews that are compiled: those of a job are rounded up to the next.
@@ -230,6 +234,8 @@ class Planner(NamedTuple):
             fingerprint["lora_mode"] = "batched" if first.low_rank else "merged"
         if first.bucket.classifier:
             fingerprint["classifier_digest"] = _checked_classifier(self.classifier, job).digest
+        if added := [str(each) for each in _extensions(job)]:
+            fingerprint["extensions"] = "; ".join(added)
         last = samples[-1].bucket
         sizes = [(last.height, last.width), *upscaling_passes.decoded_sizes(passes, model)]
         if tile := max(tile_of(*size, self.vae_tile) for size in sizes):
@@ -271,6 +277,17 @@ class Planner(NamedTuple):
             estimator = self.library.depth_model()
             found |= {"depth_digest": estimator.digest} if estimator else {}
         return found | self.upscalers.digests(job)
+
+
+def _extensions(job: Job) -> Iterator[Extension]:
+    """What other packages add that a job uses, as it is resolved."""
+    for name, own, group in (
+        (job.sampler, SAMPLERS, extensions.SAMPLERS),
+        (job.schedule, SCHEDULES, extensions.SCHEDULES),
+        (job.prompt_syntax, SYNTAXES, extensions.SYNTAXES),
+    ):
+        if added := extensions.added_by(name, own, group):
+            yield added
 
 
 def hires_job(job: Job, model: Model) -> Job | None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.samplers import sampler_row
 from sdjax.images.metadata import NO_TEXT
 from sdjax.jobs.canonical import split
 from sdjax.jobs.job import FIELDS
@@ -71,8 +71,8 @@ def _quoted(text: str) -> str:
 def _always(metadata: Metadata) -> dict[str, Any]:
     return {
         **_numbers(metadata, "steps"),
-        _label("sampler"): FIELDS["sampler"].labels[metadata["sampler"]],
-        _label("schedule"): FIELDS["schedule"].labels[metadata["schedule"]],
+        _label("sampler"): _choice("sampler", metadata),
+        _label("schedule"): _choice("schedule", metadata),
         **_numbers(metadata, "guidance_scale", "seed"),
         _label("width"): f"{metadata['width']}x{metadata['height']}",
         _label("model_digest"): (metadata["model_file_digest"] or metadata["model_digest"])[:_HASH_DIGITS],
@@ -169,7 +169,7 @@ def _variation(metadata: Metadata) -> dict[str, Any]:
 
 def _sampler_options(metadata: Metadata) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    if metadata["eta"] is not None and metadata["eta"] != SAMPLERS[metadata["sampler"]].eta:
+    if metadata["eta"] is not None and metadata["eta"] != sampler_row(metadata["sampler"]).eta:
         settings |= _numbers(metadata, "eta")
     for name in _CHURN:
         if metadata[name] != FIELDS[name].default:

@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable
 
+from sdjax import extensions
 from sdjax.diffusion.samplers import SAMPLERS, names
 from sdjax.diffusion.sigmas import SCHEDULES
 from sdjax.diffusion.timestep_spacing import SPACINGS
@@ -43,7 +44,7 @@ def sampler(name: str, text: str) -> str:
             f"{name} = {text!r}: an adaptive sampler decides from image to image how many steps it takes, which the "
             "compiled loop can't; dpm_fast is the same solver with fixed steps"
         )
-    raise not_among(name, text, SAMPLERS, names.known_sampler_names())
+    raise not_among(name, text, (*SAMPLERS, *extensions.names(extensions.SAMPLERS)), names.known_sampler_names())
 
 
 @functools.lru_cache(_KEPT)
@@ -60,7 +61,8 @@ def schedule(name: str, text: str) -> str | None:
         raise JobError(f"{name} = {text!r}: that is how timesteps are laid; say it in timestep_spacing")
     found = names.schedule_named(text)
     if found is None:
-        raise not_among(name, text, SCHEDULES, names.A1111_SCHEDULES.values())
+        known = (*SCHEDULES, *extensions.names(extensions.SCHEDULES))
+        raise not_among(name, text, known, names.A1111_SCHEDULES.values())
     return found or None
 
 

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from sdjax import extensions
 from sdjax.messages import near_match, quoted
 
 REQUIRED: Any = dataclasses.MISSING
@@ -30,6 +31,7 @@ class Field(NamedTuple):
     known: texts that `read` takes, in their usual spellings, where it does not take any.
     spellings: other texts for choices, as `plain_choice` leaves them, such as the numbers of A1111's API.
     refused: choices of other tools that can't be had, as `plain_choice` leaves them, and how the error goes on.
+    extended_by: the group of entry points by which other packages add values (`sdjax.extensions`).
     labels: what choices are called in the text that A1111 writes into images; these are read, too.
     read: (name of the field, value) -> the canonical value, or a `JobError`.
     paths: of fields that name image files: value -> the paths in it.
@@ -53,6 +55,7 @@ class Field(NamedTuple):
     known: tuple[str, ...] = ()
     spellings: Mapping[str, str] = {}
     refused: Mapping[str, str] = {}
+    extended_by: str = ""
     labels: Mapping[str, str] = {}
     read: Callable[[str, Any], Any] | None = None
     paths: Callable[[str | None], tuple[str, ...]] | None = None
@@ -153,13 +156,18 @@ def plain_choice(text: str) -> str:
 
 
 def _choice(field: Field, text: str) -> str:
-    if text in field.choices:
+    if text in field.choices or text in _added(field):
         return text
     plain = plain_choice(text)
     found = field.spellings.get(plain, plain)
     if found not in field.choices:
-        raise not_among(field.name, text, field.choices, hint=field.refused.get(plain, ""))
+        raise not_among(field.name, text, (*field.choices, *_added(field)), hint=field.refused.get(plain, ""))
     return found
+
+
+def _added(field: Field) -> tuple[str, ...]:
+    """Choices that other packages add."""
+    return extensions.names(field.extended_by) if field.extended_by else ()
 
 
 def not_among(name: str, text: str, known: Iterable[str], spellings: Iterable[str] = (), hint: str = "") -> JobError:

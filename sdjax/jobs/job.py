@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sdjax import extensions
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.noise import MAX_SEED, SOURCES
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
@@ -64,7 +65,7 @@ class Job:
     prompt: str = row(Field(group="prompts", longest=MAX_PROMPT, doc="What the image shows."))
     negative_prompt: str = row(Field("", group="prompts", longest=MAX_PROMPT, label="Negative prompt",
         doc="What the image does not show: guidance moves away from it."))
-    prompt_syntax: str = row(Field("a1111", group="prompts", choices=tuple(SYNTAXES),
+    prompt_syntax: str = row(Field("a1111", group="prompts", choices=tuple(SYNTAXES), extended_by=extensions.SYNTAXES,
         doc="The grammar in which both prompts are read."))
     emphasis: str = row(Field("original", group="prompts", choices=EMPHASES,
         labels={"no_norm": "No norm", "ignore": "Ignore"}, label="Emphasis",
@@ -106,11 +107,12 @@ class Job:
     steps: int = row(Field(20, group="sampling", within=(1, MAX_STEPS), aliases=("num_inference_steps",), label="Steps",
         doc="The steps of the sampler."))
     sampler: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", values="a sampler's name",
-        read=canonical.sampler, known=canonical.SAMPLER_NAMES, labels=names.A1111_SAMPLERS, aliases=("sampler_name",),
-        label="Sampler",
+        read=canonical.sampler, known=canonical.SAMPLER_NAMES, extended_by=extensions.SAMPLERS,
+        labels=names.A1111_SAMPLERS, aliases=("sampler_name",), label="Sampler",
         doc="The sampler, by its name here or in diffusers, A1111 or ComfyUI."))
     schedule: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", values="a schedule's name",
-        read=canonical.schedule, known=canonical.SCHEDULE_NAMES, labels=names.A1111_SCHEDULES, aliases=("scheduler",),
+        read=canonical.schedule, known=canonical.SCHEDULE_NAMES, extended_by=extensions.SCHEDULES,
+        labels=names.A1111_SCHEDULES, aliases=("scheduler",),
         label="Schedule type",
         doc="The noise levels of the steps, by their name here or in diffusers, A1111 or ComfyUI."))
     timestep_spacing: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", choices=SPACINGS,

@@ -69,6 +69,8 @@ _OTHERS = (
     _column("vae_tile", DECIDED, "The side of the VAE's tiles in pixels.", json="integer", optional=True),
     _column("settings", DECIDED, "Settings of XLA and JAX that are not the defaults, as JSON.", optional=True),
     _column("lora_mode", DECIDED, "Whether LoRAs were merged into the weights or ran beside them.", optional=True),
+    _column("extensions", DECIDED, "What other packages add that acted: group, name, distribution, version and sha256.",
+        optional=True),
     _column("adapters_applied", DECIDED, "Kind, name, sha256 and weights of the adapters that acted, as JSON.",
         label="Lora hashes"),
     _column("classifier_digest", DECIDED, "The digest of the classifier that guided.", optional=True),

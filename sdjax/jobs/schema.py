@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sdjax import extensions
 from sdjax.jobs.fields import REQUIRED, Field
 from sdjax.jobs.job import FIELDS
 from sdjax.jobs.rules import either
@@ -99,10 +100,11 @@ def _number(field: Field) -> Schema:
 
 
 def _known(field: Field) -> tuple[str, ...]:
+    added = extensions.names(field.extended_by) if field.extended_by else ()
     if not field.choices:
-        return field.known
+        return (*field.known, *added)
     labels = (field.labels[choice] for choice in field.choices if choice in field.labels)
-    return tuple(dict.fromkeys((*field.choices, *labels, *field.spellings)))
+    return tuple(dict.fromkeys((*field.choices, *added, *labels, *field.spellings)))
 
 
 def _joined(known: Iterable[str]) -> Schema:

@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from sdjax import extensions
 from sdjax.text.a1111 import read_a1111
 from sdjax.text.chunks import empty_chunk
 from sdjax.text.comfyui import EMBEDDING, read_comfyui
@@ -120,7 +121,7 @@ def tokenize_prompt(
       tokenizer: of the text encoder.
       prompt: any string.
       negative_prompt: any string.
-      syntax: one of `SYNTAXES`. "a1111" is AUTOMATIC1111's grammar and chunks; "compel" is the package's, version 2;
+      syntax: of `syntax_row`. "a1111" is AUTOMATIC1111's grammar and chunks; "compel" is the package's, version 2;
         "comfyui" is ComfyUI's; "plain" takes every sign as text and cuts what does not fit in one chunk, as diffusers.
       emphasis: what weights do in "a1111": "original", "no_norm" (the same without restoring means) or "ignore".
       steps: of the sampler, at least 1.
@@ -133,7 +134,7 @@ def tokenize_prompt(
       PromptError: for more parts, chunks or texts of steps than `MAX_PARTS` and the limits beside it allow.
     """
     prompt_tokenizer = PromptTokenizer(tokenizer, embeddings)
-    kind = SYNTAXES[syntax]
+    kind = syntax_row(syntax)
     span = Pass(steps, steps_before, followed)
     positive = _read("prompt", kind, prompt_tokenizer, prompt, span)
     negative = _read("negative_prompt", kind, prompt_tokenizer, negative_prompt, span)
@@ -253,9 +254,19 @@ def _larger_than_a_chunk(prompt_tokenizer: PromptTokenizer) -> Iterable[str]:
             )
 
 
-SYNTAXES = {
+SYNTAXES: Mapping[str, Syntax] = {
     "a1111": Syntax(read_a1111, around_empty=False, even=False),
     "compel": Syntax(read_compel, around_empty=True, even=True),
     "comfyui": Syntax(read_comfyui, around_empty=True, even=False),
     "plain": Syntax(read_plain, around_empty=False, even=False),
 }
+
+
+def syntax_row(name: str) -> Syntax:
+    """The row of a prompt syntax, of this package or another.
+
+    Raises:
+      KeyError: if there is none.
+      ExtensionError: if it is another package's and can't be used.
+    """
+    return extensions.row_named(name, SYNTAXES, extensions.SYNTAXES, Syntax)

@@ -3,6 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
+from sdjax import extensions
 from sdjax.diffusion.samplers.registry import SAMPLERS
 from sdjax.diffusion.scheduler_classes import same_class
 from sdjax.diffusion.scheduler_config import SchedulerConfig
@@ -152,7 +153,7 @@ def sampler_named(name: str) -> SamplerName | None:
     for ending, schedule in (("karras", "karras"), ("exponential", "exponential"), ("ka", "karras")):
         if plain.endswith(ending) and plain.removesuffix(ending) in _SAMPLERS:
             return SamplerName(_SAMPLERS[plain.removesuffix(ending)], schedule)
-    return None
+    return SamplerName(name, None) if name in extensions.names(extensions.SAMPLERS) else None
 
 
 def is_adaptive(name: str) -> bool:
@@ -162,7 +163,10 @@ def is_adaptive(name: str) -> bool:
 
 def schedule_named(name: str) -> str | None:
     """Which schedule a name means; None if none. "Automatic" is the checkpoint's own: the empty text."""
-    return "" if _plain(name) == _AUTOMATIC else _SCHEDULES.get(_plain(name))
+    if _plain(name) == _AUTOMATIC:
+        return ""
+    added = name if name in extensions.names(extensions.SCHEDULES) else None
+    return _SCHEDULES.get(_plain(name), added)
 
 
 def known_sampler_names() -> list[str]:

@@ -1,6 +1,7 @@
 """The registry of samplers: one row each.
 
-To add one: a function that takes a `SamplerRun` and gives the last latents, and a row in `SAMPLERS`.
+To add one: a function that takes a `SamplerRun` and gives the last latents, and a row in `SAMPLERS`; or the row as an
+entry point of another package (`sdjax.extensions`).
 """
 
 import dataclasses
@@ -8,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from sdjax import extensions
 from sdjax.diffusion.samplers import exponential, karras, variance_preserving
 from sdjax.diffusion.samplers.sampler_run import Options, SamplerRun
 from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
@@ -87,6 +89,17 @@ SAMPLERS: dict[str, Sampler] = {
     "uni_pc_bh2": Sampler(exponential.uni_pc_bh2, _NO_LU, orders=(2, 1, 3)),
 }
 
+
+def sampler_row(name: str) -> Sampler:
+    """The row of a sampler, of this package or another.
+
+    Raises:
+      KeyError: if there is none.
+      ExtensionError: if it is another package's and can't be used.
+    """
+    return extensions.row_named(name, SAMPLERS, extensions.SAMPLERS, Sampler)
+
+
 # Those that begin img2img as `Options.multistep_start` says.
 MULTISTEP = ("lms", "plms", "pndm")
 
@@ -107,11 +120,11 @@ def config_for(config: SchedulerConfig, sampler: str, own: bool) -> SchedulerCon
 
     Args:
       config: the checkpoint's.
-      sampler: a key of `SAMPLERS`.
+      sampler: of `sampler_row`.
       own: whether this is the sampler that the checkpoint names; the options of another class say nothing.
     """
     kept = config if own else dataclasses.replace(config, **_OWN)
-    return dataclasses.replace(kept, **dict(SAMPLERS[sampler].config))
+    return dataclasses.replace(kept, **dict(sampler_row(sampler).config))
 
 
 def fill_in(config: SchedulerConfig, sampler: str, options: Options) -> Options:
@@ -120,7 +133,7 @@ def fill_in(config: SchedulerConfig, sampler: str, options: Options) -> Options:
     Raises:
       ScheduleError: for an option that the sampler does not have; it would be ignored.
     """
-    row = SAMPLERS[sampler]
+    row = sampler_row(sampler)
     if row.eta is None and options.eta is not None:
         takers = ", ".join(name for name, other in SAMPLERS.items() if other.eta is not None)
         raise ScheduleError(f"eta = {options.eta}: {sampler} has none; leave it out, or take one of {takers}")
@@ -150,7 +163,7 @@ def table_of(
 
     Args:
       config: from `config_for`.
-      sampler: a key of `SAMPLERS`.
+      sampler: of `sampler_row`.
       schedule, spacing, count: as for `lay_steps`.
       options: from `fill_in`.
       strength: of img2img; see `steps_of_strength`. At 1 it is all steps, from noise alone.
@@ -158,7 +171,7 @@ def table_of(
     Raises:
       ScheduleError: if it can't be laid.
     """
-    row = SAMPLERS[sampler]
+    row = sampler_row(sampler)
     steps = steps_of_strength(lay_steps(config, row.rules, schedule, spacing, count), strength)
     if not len(steps.timesteps):
         return still(float(training_sigmas(config)[0]))
