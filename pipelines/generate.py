@@ -67,7 +67,7 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
     run = Run(config, out, progress, uuid.uuid4().hex, workers=runners.workers(pipeline))
     store, sink = storage.open_store(out), sink_of(run)
     with store.exclusive(terminal.note), store.removing(temporary_name(run.name, "")):
-        preflight.check_format(sink, config.output.format)
+        preflight.check_output(sink, config)
         sink.remove_leftovers()
         check_writable(store, run.name)
         build(pipeline, paths, run)

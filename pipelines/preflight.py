@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.config.sections import paths, replaced
 from pipelines.loading import library_of, load_model
+from pipelines.sinks import recorded_kind
 from pipelines.sinks.sink import Sink, format_of
 from sdjax import storage
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
@@ -15,6 +16,7 @@ from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.job import Job, JobError, check_fields
 from sdjax.library.opened import OpenLibrary
 from sdjax.model import DTYPES, Model
+from sdjax.storage import StorageError
 from sdjax.text.controls import read_controls
 
 # Fields of which the model decides whether it can do them.
@@ -74,8 +76,22 @@ def _check_library(config: RunConfig, fields: Mapping[str, Any], model: Model) -
         raise RunConfigError(f"library.wildcards = {wildcards}: there is no such folder, or no file in it")
 
 
-def check_format(sink: Sink, format_name: str) -> None:
-    """Raises `RunConfigError` if an output holds images of another format: each image is there once."""
+def check_output(sink: Sink, config: RunConfig) -> None:
+    """Finds out whether an output's images are of the kind that a run makes: each image is there once.
+
+    Raises:
+      RunConfigError: if they are in another format, or were written by another kind of sink.
+      StorageError: if its images can't be listed.
+    """
+    format_name = config.output.format
+    try:
+        written_by = recorded_kind(sink.url)
+    except StorageError:  # a summary that says nothing is written anew
+        written_by = None
+    if written_by not in (None, config.output.sink):
+        raise RunConfigError(
+            f"{sink.url} was written by the sink {written_by}: set output.sink to it, or choose another output"
+        )
     image = next(sink.images(), None)
     if image and format_of(image.name) != format_name:
         raise RunConfigError(

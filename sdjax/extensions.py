@@ -13,7 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -47,7 +47,7 @@ class Extension(NamedTuple):
 
     def __str__(self) -> str:
         """As it stands in ids and metadata."""
-        return f"{self.group} {self.name}: {self.distribution} {self.version} {self.digest}"
+        return f"{self.group} {self.name}: {self.distribution} {self.version} sha256 {self.digest}"
 
 
 @functools.cache
@@ -85,14 +85,18 @@ def _source_digest(entry: EntryPoint) -> str:
     """sha256 over the names and contents of the source files of an entry point's package."""
     top = entry.module.partition(".")[0]
     spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
+    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         raise ExtensionError(f"{entry.group} {entry.name}: there is no module {top} with a file; reinstall its package")
-    root = Path(spec.origin).parent
-    files = sorted(root.rglob("*.py")) if spec.submodule_search_locations else [Path(spec.origin)]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(root).as_posix()} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    if spec.submodule_search_locations:
+        files = {file.relative_to(root): file for root in spec.submodule_search_locations for file in _sources(root)}
+    else:
+        files = {Path(top): Path(str(spec.origin))}
+    lines = (f"{name.as_posix()} {hashlib.sha256(files[name].read_bytes()).hexdigest()}\n" for name in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sources(root: str) -> Iterator[Path]:
+    return Path(root).rglob("*.py")
 
 
 def row_named(name: str, own: Mapping[str, Row], group: str, kind: type[Row]) -> Row:

@@ -8,6 +8,7 @@ from pipelines.sinks.output import SUMMARY, read_config
 from pipelines.sinks.sink import Sink
 from sdjax import extensions
 from sdjax.extensions import Extension
+from sdjax.messages import quoted
 from sdjax.storage import StorageError, open_store
 
 FILES = "files"
@@ -38,18 +39,24 @@ def open_output(url: str) -> Sink:
     Raises:
       StorageError: if the summary is not what a run writes, or names a kind that is not installed.
     """
-    store = open_store(url)
-    kind = _recorded_kind(read_config(store), store.path(SUMMARY)) if store.exists(SUMMARY) else FILES
+    kind = recorded_kind(url) or FILES
+    known = (*SINKS, *extensions.names(extensions.SINKS))
+    if kind not in known:
+        raise StorageError(f"{url} was written by the sink {quoted(kind)}; installed are {', '.join(known)}")
     return open_sink(url, kind=kind)
 
 
-def _recorded_kind(config: Mapping[str, Any], summary: str) -> str:
-    section = config.get("output")
-    kind = section.get("sink", FILES) if isinstance(section, dict) else FILES
-    known = (*SINKS, *extensions.names(extensions.SINKS))
-    if kind not in known:
-        raise StorageError(f"{summary}: the output is of the sink {kind!r}; installed are {', '.join(known)}")
-    return str(kind)
+def recorded_kind(url: str) -> str | None:
+    """The kind of sink that wrote an output, as its summary says; None without one.
+
+    Raises:
+      StorageError: if the summary is not what a run writes.
+    """
+    store = open_store(url)
+    if not store.exists(SUMMARY):
+        return None
+    output = read_config(store).get("output")
+    return str(output.get("sink", FILES)) if isinstance(output, dict) else FILES
 
 
 def extension_of(kind: str) -> Extension | None:

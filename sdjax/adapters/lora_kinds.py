@@ -202,7 +202,7 @@ def _difference(stored: ModuleTensors, role: str, leaf: str) -> Difference:
     return Difference(np.ascontiguousarray(name_table.to_ours((leaf,), values)))
 
 
-class _Kind(NamedTuple):
+class LoraKind(NamedTuple):
     """A member of the family.
 
     needed: for each of its matrices, the sets of roles of which just one has to be there.
@@ -230,16 +230,16 @@ def _whole_or_two(name: str) -> tuple[frozenset[str], ...]:
     return frozenset({name}), frozenset({f"{name}_a", f"{name}_b"})
 
 
-_KINDS = (
-    _Kind("LoRA", _each("down", "up"), frozenset({"middle", "up_bias"}), ("down",), _low_rank),
-    _Kind(
+KINDS = (
+    LoraKind("LoRA", _each("down", "up"), frozenset({"middle", "up_bias"}), ("down",), _low_rank),
+    LoraKind(
         "LoHa",
         _each("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
         frozenset({"hada_t1", "hada_t2"}),
         ("hada_w1_b",),
         _hadamard,
     ),
-    _Kind(
+    LoraKind(
         "LoKr",
         (_whole_or_two("lokr_w1"), _whole_or_two("lokr_w2")),
         frozenset({"lokr_t2"}),
@@ -267,7 +267,7 @@ def changes(stored: ModuleTensors) -> dict[Path, Change]:
     """
     found: dict[str, Change] = {}
     left = set(stored.tensors)
-    kinds = [kind for kind in _KINDS if kind.roles & left]
+    kinds = [kind for kind in KINDS if kind.roles & left]
     if len(kinds) > 1:
         raise AdapterError(f"{stored.name} is {' and '.join(kind.name for kind in kinds)} at once")
     for kind in kinds:
@@ -291,7 +291,7 @@ def changes(stored: ModuleTensors) -> dict[Path, Change]:
     return {(*stored.path, leaf): change for leaf, change in found.items()}
 
 
-def _check_whole(stored: ModuleTensors, kind: _Kind) -> None:
+def _check_whole(stored: ModuleTensors, kind: LoraKind) -> None:
     present = stored.tensors.keys()
     for alternatives in kind.needed:
         begun = [roles for roles in alternatives if roles & present]
@@ -304,7 +304,7 @@ def _check_whole(stored: ModuleTensors, kind: _Kind) -> None:
         raise AdapterError(f"{stored.name} has both of {' and '.join(_MAGNITUDES)}")
 
 
-def _scale(stored: ModuleTensors, kind: _Kind) -> float:
+def _scale(stored: ModuleTensors, kind: LoraKind) -> float:
     """What the matrices are multiplied with: alpha / rank, or 1 if one of the two is not known."""
     scalar = stored.number("scalar")
     factor = 1.0 if scalar is None else scalar

@@ -4,12 +4,13 @@ As torch pickled them, as safetensors, or as ncnn's two files; under the names o
 before that. The config is told from names and shapes, and of ncnn's files from the layers.
 """
 
+import functools
 import itertools
 import math
 import re
 import types
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,30 +237,54 @@ def _in_tensors(path: Path, pickled: bool) -> _Found:
     tensors = list_file(path, pickled).tensors
     start = next((each for each in (_AVERAGES, _WEIGHTS) if any(name.startswith(each) for name in tensors)), "")
     shapes = {name.removeprefix(start): each.shape for name, each in tensors.items() if name.startswith(start)}
-    found = _by_names(shapes)
+    found = next(filter(None, (structure(shapes) for structure in STRUCTURES)), None)
     if found is None:
         raise CheckpointError(f"{path} holds no upscaler: it is a file of kind {identify(tensors).kind!r}")
     config, modules = found
     return _Found(config, {module: start + name for module, name in modules.items()}, tensors)
 
 
-def _by_names(shapes: Shapes) -> tuple[UpscalerConfig, Modules] | None:
-    """None if it is no upscaler's."""
-    for called in (_REAL_ESRGAN, _ESRGAN):
-        if blocks := _count(called.pattern, shapes):
-            config = _rrdb_config(shapes, called, blocks, _count(called.doubled.format(r"\d+") + r"\.weight", shapes))
-            return config, _rrdb_modules(config, called)
-    if blocks := _count(_OLD_PATTERN, shapes):
-        # The list has the first convolution, one for each doubling, and two at the end.
-        doublings = max(_count(r"model\.\d+\.weight", shapes) - 3, 0)
-        called = _old_esrgan(blocks, doublings)
-        config = _rrdb_config(shapes, called, blocks, doublings)
-        return config, _rrdb_modules(config, called)
+class Structure(NamedTuple):
+    """A network that the names and shapes of a file's tensors tell, and what the file calls its modules."""
+
+    config: UpscalerConfig
+    modules: Modules
+
+
+def _rrdb(called: _Naming, shapes: Shapes) -> Structure | None:
+    blocks = _count(called.pattern, shapes)
+    if not blocks:
+        return None
+    config = _rrdb_config(shapes, called, blocks, _count(called.doubled.format(r"\d+") + r"\.weight", shapes))
+    return Structure(config, _rrdb_modules(config, called))
+
+
+def _old_rrdb(shapes: Shapes) -> Structure | None:
+    blocks = _count(_OLD_PATTERN, shapes)
+    if not blocks:
+        return None
+    # The list has the first convolution, one for each doubling, and two at the end.
+    doublings = max(_count(r"model\.\d+\.weight", shapes) - 3, 0)
+    called = _old_esrgan(blocks, doublings)
+    config = _rrdb_config(shapes, called, blocks, doublings)
+    return Structure(config, _rrdb_modules(config, called))
+
+
+def _compact(shapes: Shapes) -> Structure | None:
     convolutions = [name for name, shape in shapes.items() if len(shape) == 4 and re.fullmatch(_COMPACT_PATTERN, name)]
     if len(convolutions) < 2 or "body.0.weight" not in convolutions:
         return None
-    compact = _compact_config(shapes, len(convolutions) - 2)
-    return compact, _compact_modules(compact)
+    config = _compact_config(shapes, len(convolutions) - 2)
+    return Structure(config, _compact_modules(config))
+
+
+# What tells a network by the names and shapes of its tensors, each None of another's; the first that does counts.
+STRUCTURES: tuple[Callable[[Shapes], Structure | None], ...] = (
+    functools.partial(_rrdb, _REAL_ESRGAN),
+    functools.partial(_rrdb, _ESRGAN),
+    _old_rrdb,
+    _compact,
+)
 
 
 def _count(pattern: str, shapes: Shapes) -> int:

@@ -6,6 +6,8 @@ clipped. Modules are called as in Real-ESRGAN's checkpoints.
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -93,7 +95,21 @@ class CompactConfig:
         return self.convolutions + 2 + (self.scale < self.shuffle)
 
 
-UpscalerConfig = RRDBNetConfig | CompactConfig
+@runtime_checkable
+class UpscalerConfig(Protocol):
+    """What tiles are laid by, of the config of any network that upscales; configs are frozen."""
+
+    @property
+    def scale(self) -> int:
+        """How many times larger an image becomes."""
+
+    @property
+    def unshuffle(self) -> int:
+        """Sides of images are multiples of it."""
+
+    @property
+    def reach(self) -> int:
+        """Pixels around one on which what becomes of it depends, at most."""
 
 
 def _activated(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -180,6 +196,10 @@ class Compact(nn.Module):
         return x
 
 
-def network_of(config: UpscalerConfig) -> RRDBNet | Compact:
+# The module of each config.
+NETWORKS: Mapping[type[Any], Callable[[Any], nn.Module]] = {RRDBNetConfig: RRDBNet, CompactConfig: Compact}
+
+
+def network_of(config: UpscalerConfig) -> nn.Module:
     """The module of a config."""
-    return RRDBNet(config) if isinstance(config, RRDBNetConfig) else Compact(config)
+    return NETWORKS[type(config)](config)

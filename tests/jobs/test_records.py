@@ -35,8 +35,8 @@ from tests.jobs.values import OTHER
 from tests.results import make
 
 SMALL = {"width": 16, "height": 16, "steps": 1, "sampler": "euler", "seed": 2**64 - 1}
-# Of the fingerprint: settings of XLA and JAX that are not the defaults, of which there are none here.
-NOT_HERE = {"settings"}
+# Settings of XLA and JAX that are not the defaults, and what other packages add: of which there is nothing here.
+NOT_HERE = {"settings", "extensions"}
 TYPES: Mapping[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 

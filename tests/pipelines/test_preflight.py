@@ -5,8 +5,10 @@ import pytest
 from pipelines.config import RunConfigError
 from pipelines.config.reading import make
 from pipelines.config.sections import paths
-from pipelines.preflight import check_format, check_model, with_whole_paths
-from pipelines.sinks import open_sink
+from pipelines.preflight import check_model, check_output, with_whole_paths
+from pipelines.sinks import open_output, open_sink
+from pipelines.sinks.output import write_summary
+from sdjax.storage import StorageError
 
 
 def test_paths_are_found_from_any_folder_and_names_on_a_hub_stay(tmp_path, monkeypatch):
@@ -45,6 +47,20 @@ def test_an_output_keeps_to_the_format_of_its_images(tmp_path):
     folder.mkdir(parents=True)
     (folder / f"{'ab' * 16}.png").write_bytes(b"x")
     sink = open_sink(str(tmp_path))
-    check_format(sink, "png")
+    check_output(sink, make({}))
     with pytest.raises(RunConfigError, match="made by a run in another format than webp"):
-        check_format(sink, "webp")
+        check_output(sink, make({"output.format": "webp"}))
+
+
+def test_an_output_keeps_to_the_sink_that_wrote_it(tmp_path):
+    sink = open_sink(str(tmp_path))
+    write_summary(sink.store, {}, {"output": {"sink": "sqlite"}})
+    with pytest.raises(RunConfigError, match=r"was written by the sink sqlite: set output.sink to it"):
+        check_output(sink, make({}))
+    with pytest.raises(StorageError, match="was written by the sink 'sqlite'; installed are files"):
+        open_output(str(tmp_path))
+
+
+def test_a_summary_that_can_t_be_read_stops_no_run(tmp_path):
+    (tmp_path / "summary.json").write_text("{", "utf-8")
+    check_output(open_sink(str(tmp_path)), make({}))
