@@ -33,15 +33,14 @@ import sdjax
 from sdjax.adapters.lora import changed
 from sdjax.adapters.lora_changes import LowRank, Product
 from sdjax.adapters.per_image import Weighted, adding, arrays, low_rank, shape_of
-from sdjax.checkpoints.diffusers_folder import param_shapes
-from sdjax.checkpoints.name_table import TEXT_ENCODER, UNET, file_names
+from sdjax.checkpoints.name_table import file_names
 from sdjax.engine.device import compiler_options
+from sdjax.families.stable_diffusion import SD1, TEXT_NETWORKS
 from sdjax.models import UNet, UNetConfig
 
 CONFIGS = Path(__file__).parent.parent / "tests" / "golden" / "configs"
 ATTENTION = {"to_q", "to_k", "to_v", "to_out_0", "q_proj", "k_proj", "v_proj", "out_proj"}
 LAYERS = ATTENTION | {"proj", "net_2", "proj_in", "proj_out", "fc1", "fc2"}
-TABLES = {"unet": UNET, "text_encoder": TEXT_ENCODER}
 PROMPTS = ("red apple", "blue bird", "green tree", "yellow sun")
 
 
@@ -75,7 +74,7 @@ def write_lora(file: Path, changes: Mapping[tuple[str, ...], LowRank]) -> None:
     """A file as peft names its tensors."""
     tensors = {}
     for (part, *path), change in changes.items():
-        module = f"{part}.{file_names(tuple(path), TABLES[part])[0].removesuffix('.weight')}"
+        module = f"{part}.{file_names(tuple(path), SD1.networks[part].table)[0].removesuffix('.weight')}"
         tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(change.product.down.T)
         tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(change.product.up.T)
     save_file(tensors, file)
@@ -84,7 +83,7 @@ def write_lora(file: Path, changes: Mapping[tuple[str, ...], LowRank]) -> None:
 def measure_jobs(options: argparse.Namespace) -> None:
     """Prints the seconds for all jobs in each way."""
     model = sdjax.load("emoji")
-    params = {part: model.params[part] for part in ("unet", "text_encoder")}
+    params = {part: model.params[part] for part in model.family.adapted_networks}
     for rank in options.ranks:
         with tempfile.TemporaryDirectory() as folder:
             for number in range(max(options.loras)):
@@ -122,7 +121,7 @@ def measure_forward(options: argparse.Namespace) -> None:
     config = UNetConfig.from_json(json.loads((CONFIGS / options.config / "unet" / "config.json").read_text()))
     unet = UNet(config)
     rng = np.random.default_rng(0)
-    shapes = param_shapes(config)
+    shapes = SD1.networks["unet"].param_shapes(config)
     params = jax.device_put(
         {"unet": jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32) * np.float32(0.02), shapes)}
     )
@@ -133,7 +132,7 @@ def measure_forward(options: argparse.Namespace) -> None:
         jnp.full((rows,), 500.0),
         jnp.zeros((rows, 77, width)),
     )
-    whole = {"unet": shapes, "text_encoder": {}}
+    whole = {"unet": shapes, TEXT_NETWORKS[0]: {}}
 
     def plain(params: Any, *given: jax.Array) -> jax.Array:
         return unet.apply({"params": params["unet"]}, *given)

@@ -17,7 +17,6 @@ from sdjax.checkpoints.identify import identify, listed, millions, precision, sh
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, Listing, list_file, list_tensors
-from sdjax.checkpoints.variants import variant_name
 from sdjax.images.decode import ImageError
 from sdjax.images.encode import describe_image, read_metadata, read_parameters
 from sdjax.library.finding import beside, has_ending
@@ -105,7 +104,7 @@ def _checkpoint(path: Path, listing: Listing, pickled: bool) -> Iterator[tuple[s
     try:
         outline = read_file(path, None, pickled=pickled)
         predicts = outline.scheduler.prediction_type
-        yield "model", variant_name(outline.unet, outline.vae, predicts)
+        yield "model", outline.family.variant_name(outline.configs, predicts)
         yield "predicts", f"{predicts}, {_by(path, listing)}"
     except CheckpointError as error:
         yield "predicts", f"to be said: {error}"
@@ -150,7 +149,7 @@ def _folder(root: Path, pickled: bool) -> Iterator[tuple[str, str]]:
     folder = of_folder(root, pickled=pickled)
     yield "model", str(root)
     yield "pipeline", str(read_json(root / "model_index.json").get("_class_name"))
-    yield "variant", variant_name(outline.unet, outline.vae, outline.scheduler.prediction_type)
+    yield "variant", outline.family.variant_name(outline.configs, outline.scheduler.prediction_type)
     yield "scheduler", f"{outline.scheduler_class}, predicts {outline.scheduler.prediction_type}"
     for part in folder.configs:
         tensors = [each.piece.tensor for each in folder.parameters if each.part == part]

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import secrets
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,23 +12,24 @@ from jaxtyping import DTypeLike
 
 from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints import hub
-from sdjax.checkpoints.diffusers_folder import VAEFile, read_folder, vae_dtype_of
+from sdjax.checkpoints.checkpoint import Checkpoint, VAEFile, vae_dtype_of
+from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.original_names import is_open_clip
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Params
 from sdjax.checkpoints.vae_file import find_vae
-from sdjax.checkpoints.variants import DEPTH, INPAINTING, extra_channels, family, variant_name
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, sampler_row, table_of
 from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
 from sdjax.diffusion.sigmas import default_schedule
 from sdjax.diffusion.tableau import Table
 from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
+from sdjax.families.family import VAE as VAE_NETWORK
 from sdjax.families.family import Family
-from sdjax.families.stable_diffusion import SD1, SD2
+from sdjax.families.stable_diffusion import DEPTH, INPAINTING, extra_channels
 from sdjax.jobs.job import RANDOM_SEED, Job, JobError
 from sdjax.library.finding import FindingError, find_path
-from sdjax.models import VAE, TextEncoderConfig, UNetConfig
+from sdjax.models import VAE, TextEncoderConfig
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, PADDING_2, clip_tokenizer
 
@@ -332,25 +332,43 @@ def load(
         )
     else:
         checkpoint = read_folder(place.path, variant, pickled=pickled, **options)
-    kind = family_of(checkpoint.unet)
+    model = model_of(checkpoint, place.path, dtype_name, vae_kind)
+    return dataclasses.replace(model, revision=place.commit, vae_revision=other_place and other_place.commit)
+
+
+def model_of(checkpoint: Checkpoint, path: Path, dtype: str, vae_dtype: str | None = None) -> Model:
+    """The model of a checkpoint, with the parameters that were read of it.
+
+    Args:
+      path: where it is.
+      dtype: the name of its parameters' dtype, in which it computes.
+      vae_dtype: of the VAE, whatever its config says.
+
+    Raises:
+      CheckpointError: if its tokenizer has more tokens than its text encoder.
+      TokenizerError: if its tokenizer can't be read.
+    """
+    family, configs = checkpoint.family, checkpoint.configs
+    asked = None if vae_dtype is None else DTYPES[vae_dtype]
+    text = family.text_config(configs)
     return Model(
-        name=place.path.resolve().name if place.path.is_dir() else place.path.stem,
+        name=path.resolve().name if path.is_dir() else path.stem,
         digest=checkpoint.digest,
-        dtype=dtype_name,
-        vae_dtype=jnp.dtype(vae_dtype_of(checkpoint.vae, DTYPES[dtype_name], options["vae_dtype"])).name,
-        family=kind,
-        networks=kind.modules(checkpoint.configs),
-        tokenizer=tokenizer_for(
-            kind.text_config(checkpoint.configs), checkpoint.tokenizer_folder, checkpoint.tokenizer_texts
-        ),
+        dtype=dtype,
+        vae_dtype=jnp.dtype(vae_dtype_of(configs[VAE_NETWORK], DTYPES[dtype], asked)).name,
+        family=family,
+        networks=family.modules(configs),
+        tokenizer=_tokenizer_for(text, checkpoint.tokenizer_folder, checkpoint.tokenizer_texts),
         scheduler=checkpoint.scheduler,
         scheduler_class=checkpoint.scheduler_class,
         sampler=checkpoint.sampler,
         params=checkpoint.params,
-        variant_name=variant_name(checkpoint.unet, checkpoint.vae, checkpoint.scheduler.prediction_type),
+        variant_name=family.variant_name(configs, checkpoint.scheduler.prediction_type),
         file_digest=checkpoint.file_digest,
-        revision=place.commit,
-        vae_revision=other_place and other_place.commit,
+        revision=None,
+        vae_revision=None,
+        low_res=checkpoint.low_res,
+        max_noise_level=checkpoint.max_noise_level,
     )
 
 
@@ -370,14 +388,7 @@ def _dtype_named(name: str, dtype: DTypeLike | str) -> str:
     return kind
 
 
-def family_of(unet: UNetConfig) -> Family:
-    """Stable Diffusion 1 or 2, by the UNet."""
-    return {1: SD1, 2: SD2}[family(unet)]
-
-
-def tokenizer_for(
-    text: TextEncoderConfig, folder: Path | None, texts: Mapping[str, str] = types.MappingProxyType({})
-) -> Tokenizer:
+def _tokenizer_for(text: TextEncoderConfig, folder: Path | None, texts: Mapping[str, str]) -> Tokenizer:
     """The tokenizer of a text encoder: of its folder, or CLIP's; `texts` are files that a single file carries."""
     length = text.max_position_embeddings
     if folder is None:

@@ -16,7 +16,14 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     {"sdjax.messages", "sdjax.version", "sdjax.extensions"},
     {"sdjax.storage"},
-    {"sdjax.models", "sdjax.assets", "sdjax.engine.device", "sdjax.engine.settings", "sdjax.library.finding"},
+    {
+        "sdjax.models",
+        "sdjax.assets",
+        "sdjax.checkpoints.name_table",
+        "sdjax.engine.device",
+        "sdjax.engine.settings",
+        "sdjax.library.finding",
+    },
     {"sdjax.library.folder", "sdjax.library.store"},
     {"sdjax.diffusion"},
     {"sdjax.text", "sdjax.images"},

@@ -12,9 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.checkpoints.diffusers_folder import param_shapes, write_folder
+from sdjax.checkpoints.diffusers_folder import write_folder
 from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.families.latent_upscaler import LATENT_UPSCALER_UNET
+from sdjax.families.network import Network
+from sdjax.families.networks import AUTOENCODER_KL, CLIP_TEXT_MODEL, UNET_2D_CONDITION_MODEL
+from sdjax.families.stable_diffusion import SD1 as FAMILY
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
+from sdjax.models.latent_upscaler import LatentUpscalerConfig
 from sdjax.text.vocabulary import END, START, clip_vocabulary, cut_down, write_tokenizer
 
 WORDS = ("a", "an", "the", "red", "green", "blue", "apple", "cat", "dog", "on", "of", "and", "photo", "castle")
@@ -32,6 +37,25 @@ class Toy:
     scheduler_class: str
     padding: str
     seed: int
+
+    @property
+    def configs(self) -> dict[str, Any]:
+        """Of the three networks, by name."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+
+
+# The networks by the type of their config.
+NETWORKS: Mapping[type, Network] = {
+    TextEncoderConfig: CLIP_TEXT_MODEL,
+    UNetConfig: UNET_2D_CONDITION_MODEL,
+    VAEConfig: AUTOENCODER_KL,
+    LatentUpscalerConfig: LATENT_UPSCALER_UNET,
+}
+
+
+def param_shapes(config: Any) -> Any:
+    """The parameter tree of a network as shapes."""
+    return NETWORKS[type(config)].param_shapes(config)
 
 
 _WORDS = cut_down(clip_vocabulary(), WORDS)
@@ -140,17 +164,15 @@ def random_params(shapes: Any, rng: np.random.RandomState) -> Any:
 def toy_params(toy: Toy) -> Mapping[str, Any]:
     """The weights of the three networks."""
     rng = np.random.RandomState(toy.seed)
-    configs = {"text_encoder": toy.text_encoder, "unet": toy.unet, "vae": toy.vae}
-    return {name: random_params(param_shapes(config), rng) for name, config in configs.items()}
+    return {name: random_params(param_shapes(config), rng) for name, config in toy.configs.items()}
 
 
 def write_toy(folder: Path, toy: Toy) -> Path:
     """Writes the checkpoint in diffusers' layout; gives the folder."""
     write_folder(
         folder,
-        text_encoder=toy.text_encoder,
-        unet=toy.unet,
-        vae=toy.vae,
+        FAMILY,
+        toy.configs,
         scheduler=toy.scheduler,
         scheduler_class=toy.scheduler_class,
         special_tokens={

@@ -20,11 +20,11 @@ from sdjax.adapters import lora_kinds, lora_names
 from sdjax.adapters.files import AdapterError, AdapterFile, open_adapter
 from sdjax.adapters.lora_changes import Change, Difference, addition
 from sdjax.adapters.peft_config import read_scales
-from sdjax.checkpoints.diffusers_folder import NetworkConfig
 from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import CheckpointError, Params, Tensor, list_file, read_tensor
 from sdjax.families.family import UNET
 from sdjax.families.known_models import by_context_width
+from sdjax.families.network import NetworkConfig
 from sdjax.models import TextEncoderConfig, UNetConfig
 
 # How many names an error lists.

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import jax
 
 from sdjax.checkpoints import name_table, original_names
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.checkpoints.name_table import Path
 from sdjax.families.known_models import FOREIGN_LORA_MODULES
+from sdjax.families.networks import CLIP_TEXT_MODEL, UNET_2D_CONDITION_MODEL
 from sdjax.families.stable_diffusion import LORA_PREFIXES, LORA_UNUSED
 from sdjax.models import TextEncoderConfig, UNetConfig
 
@@ -138,7 +138,8 @@ def modules_of(networks: tuple[tuple[str, UNetConfig | TextEncoderConfig], ...])
     shapes: dict[Path, dict[str, tuple[int, ...]]] = {}
     paths: dict[str, dict[str, Path]] = {}
     for part, config in networks:
-        for keys, leaf in jax.tree.leaves_with_path(param_shapes(config)):
+        network = UNET_2D_CONDITION_MODEL if isinstance(config, UNetConfig) else CLIP_TEXT_MODEL
+        for keys, leaf in jax.tree.leaves_with_path(network.param_shapes(config)):
             path = tuple(key.key for key in keys)
             shapes.setdefault((part, *path[:-1]), {})[path[-1]] = name_table.shape_in_file(path, leaf.shape)
         names = _unet_names(config) if isinstance(config, UNetConfig) else _text_names(config)
@@ -153,7 +154,7 @@ def _module(name: str) -> str:
 def _unet_names(config: UNetConfig) -> Iterator[tuple[Path, str]]:
     """Each module with each of its names."""
     for source in original_names.unet_sources(config):
-        name = _module(name_table.file_names(source.path, name_table.UNET)[0])
+        name = _module(name_table.file_names(source.path, UNET_2D_CONDITION_MODEL.table)[0])
         yield source.path[:-1], name
         yield source.path[:-1], _module(source.name.removeprefix(original_names.UNET))
         if name.endswith(".to_out.0"):
@@ -163,7 +164,7 @@ def _unet_names(config: UNetConfig) -> Iterator[tuple[Path, str]]:
 def _text_names(config: TextEncoderConfig) -> Iterator[tuple[Path, str]]:
     """Each module with each of its names."""
     for source in original_names.open_clip_sources(config):
-        for name in name_table.file_names(source.path, name_table.TEXT_ENCODER):
+        for name in name_table.file_names(source.path, CLIP_TEXT_MODEL.table):
             yield source.path[:-1], _module(name)
             for theirs, former in _FORMER_PROJECTIONS:
                 if name.endswith(f".{theirs}.weight"):

@@ -8,41 +8,42 @@ from typing import NamedTuple
 import jax
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import PARTS, Checkpoint, NetworkConfig, param_shapes, read_folder
+from sdjax.checkpoints.checkpoint import Checkpoint
+from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.original_names import standard_names
-from sdjax.checkpoints.single_file import Configs, choose_tensors
+from sdjax.checkpoints.single_file import choose_tensors
 from sdjax.checkpoints.streamed import Piece
 from sdjax.checkpoints.tensors import Listing, ParamTensor, check_tensors, list_tensors, weight_files
+from sdjax.families.family import Configs, Family
+from sdjax.families.network import Network, NetworkConfig
 
 
 class Parameter(NamedTuple):
     """One parameter of ours, in a file.
 
+    part: the network's name.
     path: ours, within its network.
+    names: what it is called in a diffusers folder; the first is what is written.
     shape: in which diffusers stores it.
     """
 
     part: str
     path: name_table.Path
+    names: tuple[str, ...]
     dtype: str
     shape: tuple[int, ...]
     piece: Piece
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What it is called in a diffusers folder; the first is what is written."""
-        return name_table.file_names(self.path, PARTS[self.part].table)
 
-
-def parameters(part: str, config: NetworkConfig, chosen: Sequence[ParamTensor]) -> list[Parameter]:
+def parameters(part: str, network: Network, config: NetworkConfig, chosen: Sequence[ParamTensor]) -> list[Parameter]:
     """The parameters of one network."""
-    shapes = {
-        tuple(key.key for key in keys): leaf.shape for keys, leaf in jax.tree.leaves_with_path(param_shapes(config))
-    }
+    leaves = jax.tree.leaves_with_path(network.param_shapes(config))
+    shapes = {tuple(key.key for key in keys): leaf.shape for keys, leaf in leaves}
     return [
         Parameter(
             part,
             each.path,
+            name_table.file_names(each.path, network.table),
             each.tensor.dtype,
             name_table.shape_in_file(each.path, shapes[each.path]),
             Piece(each.tensor, each.rows),
@@ -54,12 +55,13 @@ def parameters(part: str, config: NetworkConfig, chosen: Sequence[ParamTensor]) 
 class Folder(NamedTuple):
     """A diffusers folder, of which no tensor has been read.
 
-    configs: by network.
+    configs: of the networks, by name.
     prediction_type: what its scheduler takes the UNet to predict.
     files: the weights' files of each network.
     """
 
-    configs: Mapping[str, NetworkConfig]
+    family: Family
+    configs: Configs
     prediction_type: str
     files: Mapping[str, tuple[Path, ...]]
     parameters: list[Parameter]
@@ -76,18 +78,18 @@ def of_folder(root: Path, variant: str | None = None, pickled: bool = False) -> 
       CheckpointError, ConfigError: as `read_folder`.
     """
     outline = read_folder(root, variant, None, pickled=pickled)
-    configs = {part: getattr(outline, part) for part in PARTS}
-    files = {part: weight_files(root / part, PARTS[part].stem, variant, pickled) for part in PARTS}
+    networks, configs = outline.family.networks, outline.configs
+    files = {part: weight_files(root / part, network.stem, variant, pickled) for part, network in networks.items()}
     found: list[Parameter] = []
-    for part, config in configs.items():
+    for part, network in networks.items():
         tensors = list_tensors(files[part], pickled)
-        chosen = check_tensors(tensors, param_shapes(config), PARTS[part].table, str(root / part))
-        found += parameters(part, config, chosen)
-    return Folder(configs, outline.scheduler.prediction_type, files, found)
+        chosen = check_tensors(tensors, network.param_shapes(configs[part]), network.table, str(root / part))
+        found += parameters(part, network, configs[part], chosen)
+    return Folder(outline.family, configs, outline.scheduler.prediction_type, files, found)
 
 
 def of_file(file: Path, listing: Listing, outline: Checkpoint, ema: bool = False) -> list[Parameter]:
-    """The parameters of the three networks in a single file.
+    """The parameters of the networks in a single file.
 
     Args:
       outline: what `read_file` says of the file.
@@ -96,9 +98,9 @@ def of_file(file: Path, listing: Listing, outline: Checkpoint, ema: bool = False
     Raises:
       CheckpointError: as `read_file`.
     """
-    configs = Configs(outline.text_encoder, outline.unet, outline.vae)
+    networks, configs = outline.family.networks, outline.configs
     chosen = choose_tensors(file, standard_names(listing.tensors), configs, own_vae=True, ema=ema)
-    return [each for part in chosen for each in parameters(part, getattr(configs, part), chosen[part])]
+    return [each for part in chosen for each in parameters(part, networks[part], configs[part], chosen[part])]
 
 
 def content_digest(found: Iterable[Parameter]) -> str:

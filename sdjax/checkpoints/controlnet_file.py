@@ -14,7 +14,7 @@ import jax
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import infer_config, name_table, original_names
-from sdjax.checkpoints.diffusers_folder import digest_files, digest_with, floats, param_shapes, sha256_of
+from sdjax.checkpoints.digests import digest_files, digest_with, sha256_of
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.infer_config import Shapes, under
 from sdjax.checkpoints.json_file import read_json
@@ -35,10 +35,16 @@ from sdjax.checkpoints.tensors import (
     write_params,
 )
 from sdjax.families.known_models import by_context_width
+from sdjax.families.network import floats
+from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.models import UNetConfig
 from sdjax.models.config import check_class
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.models.t2i_adapter import FULL, LIGHT, T2IAdapter, T2IAdapterConfig
+
+# The names of their tensors.
+CONTROLNET = name_table.NameTable()
+T2I_ADAPTER = name_table.NameTable(prefix="adapter.", other_prefixes=("",))
 
 ControlConfig = ControlNetConfig | T2IAdapterConfig
 Tensors = Mapping[str, Tensor]
@@ -159,7 +165,7 @@ def write_controlnet(folder: Path, config: ControlNetConfig, params: Params, dty
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"_class_name": "ControlNetModel", **said}, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", "utf-8")
-    write_params(params, name_table.CONTROLNET, folder / f"{_STEM}.safetensors", dtype)
+    write_params(params, CONTROLNET, folder / f"{_STEM}.safetensors", dtype)
 
 
 @functools.lru_cache(maxsize=32)
@@ -172,7 +178,11 @@ def control_shapes(config: ControlConfig) -> Params:
     network = ControlNet(config)
     condition = floats(1, config.factor, config.factor, config.conditioning_channels)
     embedding = jax.eval_shape(functools.partial(network.init, method="embed"), key, condition)["params"]
-    shared = {name: tree for name, tree in param_shapes(config.unet).items() if not name.startswith(_WAY_UP)}
+    shared = {
+        name: tree
+        for name, tree in UNET_2D_CONDITION_MODEL.param_shapes(config.unet).items()
+        if not name.startswith(_WAY_UP)
+    }
     *down, mid = ({"kernel": floats(1, 1, width, width), "bias": floats(width)} for width in config.residual_channels)
     zeros = {f"controlnet_down_blocks_{index}": tree for index, tree in enumerate(down)}
     return shared | embedding | zeros | {"controlnet_mid_block": mid}
@@ -196,7 +206,7 @@ def _read_config(file: Path) -> ControlConfig:
 
 
 def _table(config: ControlConfig) -> name_table.NameTable:
-    return name_table.CONTROLNET if isinstance(config, ControlNetConfig) else name_table.T2I_ADAPTER
+    return CONTROLNET if isinstance(config, ControlNetConfig) else T2I_ADAPTER
 
 
 def _in_folder(folder: Path, variant: str | None, pickled: bool) -> ControlFile:
@@ -343,7 +353,7 @@ def _renamed_adapter(tensors: Tensors) -> dict[str, Tensor]:
     In the original code, the residual blocks of a full adapter are numbered through all levels, of which the second is
     the first that has other channels than the one before it.
     """
-    bare = [name.removeprefix(name_table.T2I_ADAPTER.prefix) for name in tensors]
+    bare = [name.removeprefix(T2I_ADAPTER.prefix) for name in tensors]
     changes = [int(match[1]) for name in bare if (match := re.fullmatch(r"body\.(\d+)\.in_conv\.weight", name))]
     layers = max(1, min(changes, default=1))
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sdjax.checkpoints import original_names
+from sdjax.checkpoints.checkpoint import Checkpoint
 from sdjax.checkpoints.contents import Folder, Parameter, of_file, of_folder
-from sdjax.checkpoints.diffusers_folder import PARTS, Checkpoint, write_configs
+from sdjax.checkpoints.diffusers_folder import write_configs
 from sdjax.checkpoints.folder_metadata import WEIGHTS, folder_texts, is_folder_path, to_metadata
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.json_file import MOST_INDEX_BYTES, read_json
@@ -23,6 +24,7 @@ from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.stored_tensor import CheckpointError, Tensor
 from sdjax.checkpoints.streamed import Piece, Target, header_of, in_order, read_header, write_tensors, written_whole
 from sdjax.checkpoints.tensors import Listing, list_file, list_tensors
+from sdjax.families.family import Family
 
 # Beside a folder's networks: what was in the single file that it was made of, and has no place in them.
 _ORIGINAL = "original"
@@ -88,7 +90,7 @@ def folder_to_file(
         targets, header = _as_recorded(root, recorded, folder.parameters)
         kept: list[Path] = []
     else:
-        kept = [] if prune else _other_weights(root, variant)
+        kept = [] if prune else _other_weights(root, folder.family, variant)
         targets, header = _as_original(root, folder, kept, tokenizer, prune)
     with written_whole(file) as partial:
         write_tensors(partial, targets, header)
@@ -100,11 +102,11 @@ def _as_original(
     root: Path, folder: Folder, others: Sequence[Path], tokenizer: ClipTokenizer, prune: bool
 ) -> tuple[list[Target], bytes]:
     """What an original file of a folder holds, and its header."""
-    targets = [target for part in PARTS for target in _under_original_names(part, folder)]
+    targets = [target for part in folder.configs for target in _under_original_names(part, folder)]
     texts = dict(_texts(root, folder, tokenizer))
     if not prune:
         used = {each.piece.tensor for each in folder.parameters}
-        unlike = [part for part in PARTS if not _is_plain(root, part, folder)]
+        unlike = [part for part in folder.configs if not _is_plain(root, part, folder)]
         stored = [each for part in unlike for each in _as_stored(root, part, folder)]
         stored += [(file.relative_to(root).as_posix(), read_header(file), list_file(file).tensors) for file in others]
         for path, header, tensors in stored:
@@ -123,7 +125,7 @@ def _under_original_names(part: str, folder: Folder) -> Iterator[Target]:
     """The tensors of one network as the original code calls them, fused where it fuses them."""
     found = {each.path: each for each in folder.parameters if each.part == part}
     by_name: dict[str, list[original_names.Source]] = {}
-    for source in original_names.sources(part, folder.configs[part]):
+    for source in original_names.sources(folder.configs[part]):
         by_name.setdefault(source.name, []).append(source)
     for name, sources in by_name.items():
         sources.sort(key=lambda source: source.rows or (0, 0))
@@ -145,7 +147,7 @@ def _as_stored(root: Path, part: str, folder: Folder) -> Iterator[tuple[str, byt
     tensors = list_tensors(files, pickled=True)
     header = header_of(in_order([_copied(tensor) for tensor in tensors.values()]), _METADATA)
     if header != header_of(in_order(_under_diffusers_names(part, folder.parameters)), _METADATA):
-        yield f"{part}/{PARTS[part].stem}{WEIGHTS}", header, tensors
+        yield _weights_path(part, folder.family), header, tensors
 
 
 def _texts(root: Path, folder: Folder, tokenizer: ClipTokenizer) -> Iterator[tuple[str, str]]:
@@ -174,10 +176,19 @@ def _is_used(index: Path, folder: Folder) -> bool:
 
 def _is_plain(root: Path, part: str, folder: Folder) -> bool:
     """Whether a network's weights are one file, just as it is written anew."""
-    path = root / part / f"{PARTS[part].stem}{WEIGHTS}"
+    path = root / _weights_path(part, folder.family)
     if folder.files[part] != (path,):
         return False
     return read_header(path) == header_of(in_order(_under_diffusers_names(part, folder.parameters)), _METADATA)
+
+
+def _weights_path(part: str, family: Family) -> str:
+    """Where a network's weights are written, in a folder."""
+    return f"{part}/{family.networks[part].stem}{WEIGHTS}"
+
+
+def _is_open_clip(outline: Checkpoint) -> bool:
+    return original_names.is_open_clip(outline.family.text_config(outline.configs))
 
 
 def _all_weights(root: Path) -> list[Path]:
@@ -189,9 +200,9 @@ def _all_weights(root: Path) -> list[Path]:
     ]
 
 
-def _other_weights(root: Path, variant: str | None) -> list[Path]:
+def _other_weights(root: Path, family: Family, variant: str | None) -> list[Path]:
     """Files of the same variant with tensors of other parts than the networks: the safety checker's."""
-    others = [file for file in _all_weights(root) if file.suffix == WEIGHTS and file.parent.name not in PARTS]
+    others = [file for file in _all_weights(root) if file.suffix == WEIGHTS and file.parent.name not in family.networks]
     # "model.fp16.safetensors", "model.fp16-00001-of-00002.safetensors", or without a mark.
     return [file for file in others if file.name.split(".")[1].split("-")[0] == (variant or WEIGHTS[1:])]
 
@@ -274,7 +285,7 @@ def file_to_folder(
             _write_configs(partial, outline)
         _write_tokenizer(partial, texts, outline, tokenizer)
         headers = {path: text for path, text in texts.items() if path.endswith(WEIGHTS) and not prune}
-        for path, targets, header in _weights(file, headers, found, listing.tensors):
+        for path, targets, header in _weights(file, outline.family, headers, found, listing.tensors):
             write_tensors(partial / path, targets, header)
         if not prune:
             _write_original(file, partial, listing, found, tokenizer)
@@ -290,12 +301,11 @@ def _write_texts(root: Path, texts: Mapping[str, str]) -> None:
 def _write_configs(root: Path, outline: Checkpoint) -> None:
     write_configs(
         root,
-        text_encoder=outline.text_encoder,
-        unet=outline.unet,
-        vae=outline.vae,
+        outline.family,
+        outline.configs,
         scheduler=outline.scheduler,
         scheduler_class=outline.scheduler_class,
-        special_tokens=_OPEN_CLIP_TOKENS if original_names.is_open_clip(outline.text_encoder) else _CLIP_TOKENS,
+        special_tokens=_OPEN_CLIP_TOKENS if _is_open_clip(outline) else _CLIP_TOKENS,
     )
 
 
@@ -309,18 +319,22 @@ def _write_tokenizer(root: Path, texts: Mapping[str, str], outline: Checkpoint, 
         for file in [file for file in given.iterdir() if file.suffix in (".json", ".txt")]:
             shutil.copyfile(file, root / _TOKENIZER / file.name)
     else:
-        tokenizer.write(root / _TOKENIZER, original_names.is_open_clip(outline.text_encoder))
+        tokenizer.write(root / _TOKENIZER, _is_open_clip(outline))
         _write_texts(root, texts)
 
 
 def _weights(
-    file: Path, headers: Mapping[str, str], found: Sequence[Parameter], tensors: Mapping[str, Tensor]
+    file: Path,
+    family: Family,
+    headers: Mapping[str, str],
+    found: Sequence[Parameter],
+    tensors: Mapping[str, Tensor],
 ) -> Iterator[tuple[str, list[Target], bytes]]:
     """The files of weights of a folder: path, tensors and header."""
-    for part in PARTS:
+    for part in family.networks:
         if not any(path.startswith(f"{part}/") for path in headers):
             targets = in_order(_under_diffusers_names(part, found))
-            yield f"{part}/{PARTS[part].stem}{WEIGHTS}", targets, header_of(targets, _METADATA)
+            yield _weights_path(part, family), targets, header_of(targets, _METADATA)
     pieces = {f"{each.part}/{name}": each.piece for each in found for name in each.names}
     for path, header in headers.items():
 
@@ -343,7 +357,8 @@ def _write_original(
     """Writes what makes the single file again of the folder, unless the folder alone does."""
     header = _header(file, listing)
     if folder_texts(listing.metadata, file):
-        again = _as_original(root, of_folder(root), _other_weights(root, None), tokenizer, prune=False)
+        folder = of_folder(root)
+        again = _as_original(root, folder, _other_weights(root, folder.family, None), tokenizer, prune=False)
         if again[1] == header:
             return
     by_tensor: dict[str, list[Parameter]] = {}

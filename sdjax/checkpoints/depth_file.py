@@ -17,7 +17,7 @@ import jax
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import digest_files, floats, sha256_of
+from sdjax.checkpoints.digests import digest_files, sha256_of
 from sdjax.checkpoints.infer_config import Shapes, under
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original_names import Source, choose, naming
@@ -33,6 +33,7 @@ from sdjax.checkpoints.tensors import (
     weight_files,
     write_params,
 )
+from sdjax.families.network import floats
 from sdjax.messages import quoted
 from sdjax.models.bit import BitConfig
 from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, require_positive

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from sdjax.checkpoints.diffusers_folder import PARTS
+from sdjax.checkpoints.diffusers_folder import CONFIG, INDEX, SCHEDULER, TOKENIZER
+from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, pickled_stem
+from sdjax.families.networks import AUTOENCODER_KL
+from sdjax.families.registry import FAMILIES, by_pipeline
 
 # org/name, and what may follow: a file of the repository, or a folder in it.
 _NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<inside>[^\\]+))?")
@@ -19,7 +22,6 @@ _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _PICKLED = _SINGLE_FILES[1:]
 # What lies beside a single file and says what it can't say itself.
 _BESIDE = (".yaml", ".yml", ".json")
-_INDEX, _CONFIG = "model_index.json", "config.json"
 
 
 class Snapshot(NamedTuple):
@@ -157,21 +159,22 @@ def _single_file(source: _Source, inside: str) -> Snapshot:
 def _folder(source: _Source, inside: str, variant: str | None, pickled: bool) -> Snapshot:
     prefix = f"{inside}/" if inside else ""
     start = glob.escape(prefix)
-    root = source.get([start + _INDEX, start + _CONFIG])
+    root = source.get([start + INDEX, start + CONFIG])
     # What the name led to is now known, and must not change between one question and the next.
     source = source._replace(revision=root.name)
     folder = root / inside
-    if (folder / _INDEX).is_file():
-        source.get(
-            [f"{start}{part}/*{suffix}" for part in (*PARTS, "scheduler", "tokenizer") for suffix in (".json", ".txt")]
-        )
-        stems = {f"{start}{part.folder}/": part.stem for part in PARTS.values()}
-    elif (folder / _CONFIG).is_file():
+    if (folder / INDEX).is_file():
+        # Of another pipeline at least the VAE may be of use, and what reads the rest says that it is not supported.
+        family = (*by_pipeline(read_json(folder / INDEX).get("_class_name")), *FAMILIES)[0]
+        parts = (*family.networks, SCHEDULER, TOKENIZER, *family.folder.extra_folders)
+        source.get([f"{start}{part}/*{suffix}" for part in parts for suffix in (".json", ".txt")])
+        stems = {f"{start}{name}/": network.stem for name, network in family.networks.items()}
+    elif (folder / CONFIG).is_file():
         # One network: a VAE has a repository of its own.
-        stems = {start: "diffusion_pytorch_model"}
+        stems = {start: AUTOENCODER_KL.stem}
     else:
         raise CheckpointError(
-            f"{source.name} has neither {_INDEX} nor {_CONFIG}, so it is no folder of diffusers; a single file is "
+            f"{source.name} has neither {INDEX} nor {CONFIG}, so it is no folder of diffusers; a single file is "
             f"named with its path: {source.name}/FILE.safetensors"
         )
     for patterns in _weights(variant, pickled):

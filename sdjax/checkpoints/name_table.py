@@ -40,30 +40,6 @@ class NameTable(NamedTuple):
     ignored: tuple[str, ...] = ()
 
 
-UNET = NameTable()
-VAE = NameTable(
-    aliases=(
-        # diffusers before 0.12 wrote the VAE's attention so.
-        (".to_q.", ".query."),
-        (".to_k.", ".key."),
-        (".to_v.", ".value."),
-        (".to_out.0.", ".proj_attn."),
-    ),
-)
-TEXT_ENCODER = NameTable(
-    prefix="text_model.",
-    other_prefixes=("",),
-    renamed=(
-        ("token_embedding.", "embeddings.token_embedding."),
-        ("position_embedding.", "embeddings.position_embedding."),
-        ("layers.", "encoder.layers."),
-    ),
-    ignored=(r"(text_model\.)?embeddings\.position_ids", r"text_projection\.weight"),
-)
-CONTROLNET = NameTable()
-T2I_ADAPTER = NameTable(prefix="adapter.", other_prefixes=("",))
-
-
 def dotted(part: str) -> str:
     """A module's name as torch has it: `resnets.0` for our `resnets_0`."""
     return _NUMBERED.sub(r"\1.\2", part)

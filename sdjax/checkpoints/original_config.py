@@ -9,8 +9,10 @@ from typing import Any
 from sdjax.checkpoints.infer_config import Heads
 from sdjax.checkpoints.plain_yaml import PlainYamlError, read_plain_yaml
 from sdjax.checkpoints.stored_tensor import CheckpointError
+from sdjax.families.family import Configs
+from sdjax.families.stable_diffusion import TEXT_NETWORKS
 from sdjax.messages import quoted
-from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
+from sdjax.models import UNetConfig, VAEConfig
 
 # All published models have 1000.
 _MOST_TIMESTEPS = 100_000
@@ -102,12 +104,13 @@ class OriginalConfig:
     penultimate: bool
     stated: tuple[tuple[str, Any], ...]
 
-    def check(self, text_encoder: TextEncoderConfig, unet: UNetConfig, vae: VAEConfig) -> None:
-        """Raises `CheckpointError` if the file is of another model than these."""
+    def check(self, configs: Configs) -> None:
+        """Raises `CheckpointError` if the file is of another model than one of these networks."""
+        open_clip = configs[TEXT_NETWORKS[0]].hidden_act == "gelu"
         found = {
-            **_of_unet(unet),
-            **_of_vae(vae),
-            "text encoder": "FrozenOpenCLIPEmbedder" if text_encoder.hidden_act == "gelu" else "FrozenCLIPEmbedder",
+            **_of_unet(configs["unet"]),
+            **_of_vae(configs["vae"]),
+            "text encoder": "FrozenOpenCLIPEmbedder" if open_clip else "FrozenCLIPEmbedder",
         }
         for name, value in self.stated:
             if value != found[name]:

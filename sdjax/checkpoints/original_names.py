@@ -14,10 +14,11 @@ from typing import NamedTuple
 import jax
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import NetworkConfig, param_shapes
 from sdjax.checkpoints.identify import listed
 from sdjax.checkpoints.name_table import Path
 from sdjax.checkpoints.tensors import FLOATS, CheckpointError, ParamTensor, Tensor
+from sdjax.families.network import Network, NetworkConfig
+from sdjax.families.networks import AUTOENCODER_KL, CLIP_TEXT_MODEL, UNET_2D_CONDITION_MODEL
 from sdjax.models import ConfigError, TextEncoderConfig, UNetConfig, VAEConfig
 
 UNET = "model.diffusion_model."
@@ -160,9 +161,9 @@ def _renamed(path: Path, modules: Modules, within: Mapping[str, str]) -> str:
     raise AssertionError(f"no original module holds {path}")
 
 
-def _leaves(config: NetworkConfig) -> Iterator[tuple[Path, tuple[int, ...]]]:
+def _leaves(network: Network, config: NetworkConfig) -> Iterator[tuple[Path, tuple[int, ...]]]:
     """The parameters of a network with the shapes in which torch stores them, in the tree's order."""
-    for keys, leaf in jax.tree.leaves_with_path(param_shapes(config)):
+    for keys, leaf in jax.tree.leaves_with_path(network.param_shapes(config)):
         path = tuple(key.key for key in keys)
         yield path, name_table.shape_in_file(path, leaf.shape)
 
@@ -171,7 +172,7 @@ def unet_sources(config: UNetConfig, ema: bool = False) -> list[Source]:
     """The UNet's parameters; with `ema` the averages of them, whose names have lost their dots."""
     modules = _unet_modules(config)
     found = []
-    for path, shape in _leaves(config):
+    for path, shape in _leaves(UNET_2D_CONDITION_MODEL, config):
         residual = any(part.startswith("resnets_") for part in path)
         name = UNET + _renamed(path, modules, _RESIDUAL if residual else {})
         found.append(Source(path, ema_name(name) if ema else name, None, shape))
@@ -187,7 +188,7 @@ def vae_sources(config: VAEConfig) -> list[Source]:
     """The VAE's parameters. The attention's linear layers are 1x1 convolutions there."""
     modules = _vae_modules(config)
     found = []
-    for path, shape in _leaves(config):
+    for path, shape in _leaves(AUTOENCODER_KL, config):
         if path[-1] == "kernel" and len(shape) == 2:
             shape = (*shape, 1, 1)
         found.append(Source(path, VAE + _renamed(path, modules, _VAE_BLOCK), None, shape))
@@ -196,10 +197,10 @@ def vae_sources(config: VAEConfig) -> list[Source]:
 
 def clip_sources(config: TextEncoderConfig) -> list[Source]:
     """CLIP's text encoder, under transformers' names."""
-    table = name_table.TEXT_ENCODER
+    table = CLIP_TEXT_MODEL.table
     return [
         Source(path, CLIP + name_table.file_names(path, table)[0].removeprefix(table.prefix), None, shape)
-        for path, shape in _leaves(config)
+        for path, shape in _leaves(CLIP_TEXT_MODEL, config)
     ]
 
 
@@ -207,7 +208,7 @@ def open_clip_sources(config: TextEncoderConfig) -> list[Source]:
     """OpenCLIP's text tower."""
     width = config.hidden_size
     found = []
-    for path, shape in _leaves(config):
+    for path, shape in _leaves(CLIP_TEXT_MODEL, config):
         name, rows = _open_clip_name(path), None
         if path[-2] in _FUSED:
             start = _FUSED.index(path[-2]) * width
@@ -235,13 +236,19 @@ def is_open_clip(config: TextEncoderConfig) -> bool:
     return config.hidden_act == "gelu"
 
 
-def sources(part: str, config: NetworkConfig) -> list[Source]:
-    """Where the parameters of a network ("text_encoder", "unet", "vae") are written, in the order of the tree."""
+def sources(config: NetworkConfig) -> list[Source]:
+    """Where the parameters of a network are written, in the order of the tree.
+
+    Raises:
+      CheckpointError: if it is of a kind that has no such names.
+    """
     if isinstance(config, UNetConfig):
         return unet_sources(config)
     if isinstance(config, VAEConfig):
         return vae_sources(config)
-    return open_clip_sources(config) if is_open_clip(config) else clip_sources(config)
+    if isinstance(config, TextEncoderConfig):
+        return open_clip_sources(config) if is_open_clip(config) else clip_sources(config)
+    raise CheckpointError(f"original single files have no names for a network of {type(config).__name__}")
 
 
 # --- Other names for the same, and what else lies in such files ---

@@ -11,36 +11,38 @@ import tempfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import infer_config, original_names
+from sdjax.checkpoints.checkpoint import Checkpoint, VAEFile, check_fit, load_family
 from sdjax.checkpoints.diffusers_folder import (
-    PARTS,
-    Checkpoint,
-    NetworkConfig,
-    VAEFile,
-    digest_files,
-    digest_with,
-    param_shapes,
+    INDEX,
+    SCHEDULER,
+    TOKENIZER,
+    config_file,
+    read_configs,
     read_scheduler,
-    sha256_of,
-    vae_dtype_of,
+    texts_of,
 )
+from sdjax.checkpoints.digests import digest_files, digest_with, sha256_of
 from sdjax.checkpoints.folder_metadata import folder_texts
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original_config import OriginalConfig, read_original_config
-from sdjax.checkpoints.tensors import CheckpointError, Listing, NetworkTensors, Tensor, list_file, load_networks
-from sdjax.checkpoints.variants import check_fit, extra_channels, family
+from sdjax.checkpoints.tensors import CheckpointError, Listing, Params, ParamTensor, Tensor, list_file
 from sdjax.diffusion.samplers import own_sampler
 from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
+from sdjax.families.family import UNET, VAE, Configs, Family
+from sdjax.families.registry import by_configs
+from sdjax.families.stable_diffusion import SD1, SD2, TEXT_NETWORKS, extra_channels
 from sdjax.library.finding import beside
-from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
+from sdjax.models import VAEConfig
 
-# Of all Stable Diffusion 1 and 2 checkpoints.
+# Of which such files are. All have these betas.
+_FAMILIES = (SD1, SD2)
 _BETAS = (0.00085, 0.012)
 # The side of the latents for which UNets were trained: 512 pixels, 768 where version 2 predicts v.
 _SIDE, _SIDE_V = 64, 96
@@ -53,14 +55,6 @@ _SPECIFIED = {
 _BESIDE = (".yaml", ".yml")
 # Characters of metadata that an error tells.
 _MOST_WORDS = 100
-
-
-class Configs(NamedTuple):
-    """Of the three networks."""
-
-    text_encoder: TextEncoderConfig
-    unet: UNetConfig
-    vae: VAEConfig
 
 
 class _Given(NamedTuple):
@@ -124,10 +118,11 @@ def read_file(
     with original_names.naming(file):
         configs = given.configs or _inferred(file, tensors, given.original, vae)
     if vae is not None:
-        configs = configs._replace(vae=vae.beside(_scale_of(given)))
-    check_fit(str(file), *configs)
+        configs = {**configs, VAE: vae.beside(_scale_of(given))}
+    family = by_configs(_FAMILIES, configs)
+    check_fit(str(file), family, configs)
     if given.original:
-        given.original.check(*configs)
+        given.original.check(configs)
 
     if given.scheduler:
         scheduler, scheduler_class = given.scheduler
@@ -136,20 +131,20 @@ def read_file(
         _agree(file, _said(file, listing, {"config": scheduler.prediction_type}, prediction_type), prediction_type)
     else:
         said = {given.original.file.name: given.original.prediction_type} if given.original else {}
-        predicts = _agree(file, _said(file, listing, said, prediction_type), prediction_type) or _usual(file, configs)
+        predicts = _agree(file, _said(file, listing, said, prediction_type), prediction_type) or _usual(
+            file, family, configs
+        )
         scheduler, scheduler_class = _scheduler(predicts, "ztsnr" in tensors, given.original)
-        configs = _with_size(configs, predicts)
+        configs = _with_size(family, configs, predicts)
 
     where = f"{file}, with the configs in {config or 'its metadata'}" if given.configs else str(file)
     chosen = choose_tensors(where, tensors, configs, own_vae=vae is None, ema=ema)
-    params: dict[str, Any] = {}
+    if vae is not None:
+        chosen[VAE] = vae.chosen
+    params: Params = {}
     digest = file_digest = ""
     if dtype is not None:
-        parts = {part: NetworkTensors(chosen[part], param_shapes(getattr(configs, part)), dtype) for part in chosen}
-        own = vae_dtype_of(configs.vae, dtype, vae_dtype)
-        listed = vae.chosen if vae else chosen["vae"]
-        parts["vae"] = NetworkTensors(listed, param_shapes(configs.vae), own)
-        params, hashed = load_networks({part: parts[part] for part in PARTS})
+        params, hashed = load_family(family, configs, chosen, dtype, vae_dtype)
         file_digest = hashed[file]
         changes = {
             "config": given.digest,
@@ -157,11 +152,10 @@ def read_file(
             "prediction_type": prediction_type or "",
             "vae": vae.digest(hashed) if vae else "",
         }
-        digest = digest_with(file_digest, {key: value for key, value in changes.items() if value})
+        digest = digest_with(file_digest, changes)
     return Checkpoint(
-        text_encoder=configs.text_encoder,
-        unet=configs.unet,
-        vae=configs.vae,
+        family=family,
+        configs=configs,
         scheduler=scheduler,
         scheduler_class=scheduler_class,
         sampler=own_sampler(scheduler_class, scheduler),
@@ -183,7 +177,7 @@ def _config_beside(file: Path) -> Path | None:
 
 def _read_folder_texts(texts: Mapping[str, str]) -> _Given:
     """The configs of the folder of which a file was made, if it carries them."""
-    if f"{PARTS['unet'].folder}/config.json" not in texts:
+    if config_file(Path(), UNET).as_posix() not in texts:
         return _Given()
     with tempfile.TemporaryDirectory() as name:
         for path, text in texts.items():
@@ -199,17 +193,15 @@ def _read_config(config: Path) -> _Given:
         return _Given(original=read_original_config(config), digest=sha256_of(config))
     if not config.is_dir():
         raise CheckpointError(f"config = {config}: there is no such YAML file, and no such folder of configs")
-    files = {name: config / part.folder / "config.json" for name, part in PARTS.items()}
-    read: dict[str, NetworkConfig] = {
-        name: part.read_config(read_json(files[name]), str(files[name])) for name, part in PARTS.items()
-    }
-    scheduler_file, index = config / "scheduler" / "scheduler_config.json", config / "model_index.json"
-    tokenizer = config / "tokenizer"
-    decisive = [scheduler_file, *files.values(), *([index] if index.is_file() else [])]
-    decisive += [file for file in tokenizer.glob("*") if file.suffix in (".json", ".txt")]
+    configs = read_configs(config, SD1)
+    index, tokenizer = config / INDEX, config / TOKENIZER
+    pipeline = SD1.folder.pipeline(read_json(index).get("_class_name")) if index.is_file() else None
+    scheduler = read_scheduler(config_file(config, SCHEDULER), pipeline or SD1.folder.pipelines[0])
+    decisive = [config_file(config, name) for name in (SCHEDULER, *configs)]
+    decisive += [*([index] if index.is_file() else []), *texts_of(tokenizer)]
     return _Given(
-        configs=Configs(**read),  # type: ignore[arg-type]  # each part reads its own kind
-        scheduler=read_scheduler(scheduler_file, read_json(index).get("_class_name") if index.is_file() else None),
+        configs=configs,
+        scheduler=scheduler,
         tokenizer_folder=tokenizer if tokenizer.is_dir() else None,
         digest=digest_files(config, decisive),
     )
@@ -218,7 +210,7 @@ def _read_config(config: Path) -> _Given:
 def _scale_of(given: _Given) -> float:
     """The factor by which latents are scaled, by a config or as it is in all published checkpoints."""
     if given.configs:
-        return given.configs.vae.scaling_factor
+        return float(given.configs[VAE].scaling_factor)
     return given.original.scaling_factor if given.original else VAEConfig.scaling_factor
 
 
@@ -257,16 +249,16 @@ def _agree(file: Path, said: Mapping[str, str], asked: str | None) -> str | None
     return next(iter(said.values()))
 
 
-def _usual(file: Path, configs: Configs) -> str:
+def _usual(file: Path, family: Family, configs: Configs) -> str:
     """What the UNet predicts where nothing says so.
 
     Raises:
       CheckpointError: if there are checkpoints of both kinds.
     """
-    if family(configs.unet) == 1 or extra_channels(configs.unet, configs.vae):
+    if family is SD1 or extra_channels(configs[UNET], configs[VAE]):
         return "epsilon"
     raise CheckpointError(
-        f"{file} is of Stable Diffusion 2, and nothing in it or beside it says what its UNet predicts. Say it with "
+        f"{file} is of {family.name}, and nothing in it or beside it says what its UNet predicts. Say it with "
         "prediction_type: 'v_prediction' for 2.0 and 2.1 at 768 pixels and most fine-tunes of them, 'epsilon' for the "
         "base models at 512 pixels and for SD-Turbo (which also wants jobs with the sampler euler, the "
         "timestep_spacing trailing, 1 to 4 steps and a guidance_scale of 1). Or lay its YAML config beside it as "
@@ -305,41 +297,44 @@ def _inferred(file: Path, tensors: Mapping[str, Tensor], config: OriginalConfig 
     if bool(clip.shapes) == bool(open_clip.shapes):
         found = "two text encoders" if clip.shapes else "no text encoder (cond_stage_model.)"
         raise CheckpointError(f"{file} holds {found}: it is not a whole checkpoint of Stable Diffusion 1 or 2")
-    if bool(open_clip.shapes) != (family(unet) == 2):
+    family = by_configs(_FAMILIES, {UNET: unet})
+    if bool(open_clip.shapes) != (family is SD2):
         kinds = "OpenCLIP's" if open_clip.shapes else "CLIP's"
         raise CheckpointError(
-            f"{file}: the UNet has the structure of Stable Diffusion {family(unet)}, with {kinds} text encoder, which "
+            f"{file}: the UNet has the structure of {family.name}, with {kinds} text encoder, which "
             "is no known variant; give a folder of diffusers' configs as config"
         )
     if clip.shapes:
-        text_encoder = infer_config.infer_clip(clip)
+        text = infer_config.infer_clip(clip)
     else:
-        text_encoder = infer_config.infer_open_clip(open_clip, config.penultimate if config else True)
+        text = infer_config.infer_open_clip(open_clip, config.penultimate if config else True)
     if vae is not None:
-        return Configs(text_encoder, unet, vae.config)
+        return {TEXT_NETWORKS[0]: text, UNET: unet, VAE: vae.config}
     own = infer_config.under(tensors, original_names.VAE)
     if not own.shapes:
         raise CheckpointError(f"{file} holds no VAE (first_stage_model.): give one as vae, a file or a folder")
     scale = _scale_of(_Given(original=config))
-    return Configs(text_encoder, unet, dataclasses.replace(infer_config.infer_vae(own), scaling_factor=scale))
+    own_vae = dataclasses.replace(infer_config.infer_vae(own), scaling_factor=scale)
+    return {TEXT_NETWORKS[0]: text, UNET: unet, VAE: own_vae}
 
 
-def _with_size(configs: Configs, prediction_type: str) -> Configs:
+def _with_size(family: Family, configs: Configs, prediction_type: str) -> Configs:
     """The configs with the size for which the variant was trained.
 
     The UNet that predicts v at 768 pixels has large values in its attention, which half precision would not hold.
     """
-    large = family(configs.unet) == 2 and prediction_type == "v_prediction"
+    large = family is SD2 and prediction_type == "v_prediction"
     side = _SIDE_V if large else _SIDE
-    return configs._replace(
-        unet=dataclasses.replace(configs.unet, sample_size=side, upcast_attention=large),
-        vae=dataclasses.replace(configs.vae, sample_size=side * configs.vae.factor),
-    )
+    return {
+        **configs,
+        UNET: dataclasses.replace(configs[UNET], sample_size=side, upcast_attention=large),
+        VAE: dataclasses.replace(configs[VAE], sample_size=side * configs[VAE].factor),
+    }
 
 
 def choose_tensors(
     where: Path | str, tensors: Mapping[str, Tensor], configs: Configs, own_vae: bool, ema: bool
-) -> dict[str, list[Any]]:
+) -> dict[str, list[ParamTensor]]:
     """The tensor of each parameter of the networks that are read from a file, all others accounted for.
 
     Args:
@@ -352,11 +347,12 @@ def choose_tensors(
       CheckpointError: if tensors are missing, left over, of another shape, or no floating-point numbers.
     """
     open_clip = any(name.startswith(original_names.OPEN_CLIP) for name in tensors)
-    text = original_names.open_clip_sources if open_clip else original_names.clip_sources
-    wanted = {"text_encoder": text(configs.text_encoder), "unet": original_names.unet_sources(configs.unet)}
+    text_sources = original_names.open_clip_sources if open_clip else original_names.clip_sources
+    text = configs[TEXT_NETWORKS[0]]
+    wanted = {TEXT_NETWORKS[0]: text_sources(text), UNET: original_names.unet_sources(configs[UNET])}
     if own_vae:
-        wanted["vae"] = original_names.vae_sources(configs.vae)
-    averages = original_names.unet_sources(configs.unet, ema=True)
+        wanted[VAE] = original_names.vae_sources(configs[VAE])
+    averages = original_names.unet_sources(configs[UNET], ema=True)
     if ema:
         if not any(map(original_names.is_average, tensors)):
             raise CheckpointError(f"{where} holds no averages (model_ema.): load it without ema")
@@ -364,11 +360,11 @@ def choose_tensors(
     known = {source.name for source in averages}
 
     def is_known(name: str) -> bool:
-        if original_names.is_extra(name, configs.text_encoder) or name in known:
+        if original_names.is_extra(name, text) or name in known:
             return True
         return not own_vae and name.startswith(original_names.VAE)
 
     chosen = original_names.choose(str(where), tensors, wanted, is_known)
     if ema:
-        chosen["unet"] = chosen.pop("averages")
+        chosen[UNET] = chosen.pop("averages")
     return chosen

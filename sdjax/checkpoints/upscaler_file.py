@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import digest_files, sha256_of
+from sdjax.checkpoints.digests import digest_files, sha256_of
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.ncnn_file import Layer, Value, read_network
 from sdjax.checkpoints.original_names import Source, choose, naming

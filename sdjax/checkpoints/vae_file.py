@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import PARTS, VAEFile, param_shapes
+from sdjax.checkpoints.checkpoint import VAEFile
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.infer_config import DIFFUSERS_NAMES, ORIGINAL_NAMES, Shapes, VAENames, infer_vae, under
 from sdjax.checkpoints.json_file import read_json
@@ -19,9 +18,10 @@ from sdjax.checkpoints.tensors import (
     list_tensors,
     weight_files,
 )
+from sdjax.families.family import VAE as VAE_NETWORK
+from sdjax.families.networks import AUTOENCODER_KL
 from sdjax.models import VAEConfig
 
-_PART = PARTS["vae"]
 # Autoencoders of other kinds, by the beginning of a name in their files, with or without what stands before all.
 _OTHERS = {
     re.compile(rf"({re.escape(VAE)})?{pattern}"): what
@@ -50,7 +50,8 @@ def find_vae(path: Path, variant: str | None = None, pickled: bool = False) -> V
       ConfigError: if its config asks for what is not implemented.
     """
     if path.is_dir():
-        return _in_folder(path / "vae" if (path / "vae").is_dir() else path, variant, pickled)
+        own = path / VAE_NETWORK
+        return _in_folder(own if own.is_dir() else path, variant, pickled)
     tensors = list_file(path, pickled).tensors
     for pattern, what in _OTHERS.items():
         if any(map(pattern.match, tensors)):
@@ -82,9 +83,9 @@ def _in_folder(folder: Path, variant: str | None, pickled: bool) -> VAEFile:
     file = folder / "config.json"
     config = VAEConfig.from_json(read_json(file), str(file))
     try:
-        files = weight_files(folder, _PART.stem, variant, pickled)
+        files = weight_files(folder, AUTOENCODER_KL.stem, variant, pickled)
     except MissingWeightsError:
-        files = weight_files(folder, _PART.stem, None, pickled)
+        files = weight_files(folder, AUTOENCODER_KL.stem, None, pickled)
     return _found(folder, config, list_tensors(files, pickled), folder, (file, *files))
 
 
@@ -92,6 +93,6 @@ def _found(
     where: Path, config: VAEConfig, tensors: dict[str, Tensor], root: Path, decisive: tuple[Path, ...]
 ) -> VAEFile:
     check_layers(config.layers, tensors, str(where))
-    chosen = check_tensors(tensors, param_shapes(config), name_table.VAE, str(where))
+    chosen = check_tensors(tensors, AUTOENCODER_KL.param_shapes(config), AUTOENCODER_KL.table, str(where))
     knows_scale = decisive != (where,)
     return VAEFile(where, config, knows_scale, chosen, root, decisive)

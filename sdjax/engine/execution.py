@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from sdjax.adapters.lora import by_network, changed, replaced
-from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
+from sdjax.checkpoints.checkpoint import Checkpoint
 from sdjax.checkpoints.tensors import Params
 from sdjax.diffusion.sample import Previews
 from sdjax.engine import batches, latents
@@ -315,7 +315,7 @@ class Execution:
         """Images once through a network, one on each device at a time."""
         size = len(self.devices.all)
         params = self.devices.kept(network.digest, lambda: library.upscaler_params(network))
-        assert not isinstance(network.config, UpscalerCheckpoint), "it is a diffusion model"
+        assert not isinstance(network.config, Checkpoint), "it is a diffusion model"
         config = network.config
         program = functools.partial(enlarged_tiles, config)
 

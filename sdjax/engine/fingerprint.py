@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
-from sdjax.checkpoints.diffusers_folder import vae_dtype_of
+from sdjax.checkpoints.checkpoint import vae_dtype_of
 from sdjax.engine.device import device_kind
 from sdjax.engine.settings import in_fingerprint
 from sdjax.model import DTYPES, Model

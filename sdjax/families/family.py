@@ -1,5 +1,6 @@
 """What a kind of model is: the contract that each file of this folder fills in."""
 
+import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -8,10 +9,14 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.diffusion.tableau import Table
+from sdjax.families.network import Network
 from sdjax.models import TextEncoderConfig
 
-# The name of the network that denoises, which every family has.
-UNET = "unet"
+# The names of the network that denoises, and of that between images and latents, which every family has.
+UNET, VAE = "unet", "vae"
+
+# The configs of a model's networks, by their names.
+Configs = Mapping[str, Any]
 
 
 class Networks(NamedTuple):
@@ -86,14 +91,54 @@ class UNetInputs(NamedTuple):
     class_labels: Int[Array, " q"] | None
 
 
+class Pipeline(NamedTuple):
+    """A pipeline of diffusers.
+
+    name: of its class, as `model_index.json` has it.
+    scheduler: fields of the scheduler's config that it sets, whatever the file says.
+    clips: whether the scheduler clips the denoised latents in it, unless its config says that it does not.
+    """
+
+    name: str
+    scheduler: Mapping[str, Any] = types.MappingProxyType({})
+    clips: bool = True
+
+
+class FolderLayout(NamedTuple):
+    """How the diffusers folders of a family look, besides its networks, each in a folder of its name.
+
+    pipelines: that read such folders; the first where several do.
+    unused_parts: parts that may be there and have no say in images.
+    extra_folders: parts of any class, whose texts have a say in images; `low_res_scheduler` is the schedule of the
+      noise that is put on the images that condition the UNet.
+    overrides: by network, fields of its config which are such whatever the file says.
+    model_index: (configs) -> what `model_index.json` says where such a folder is written, besides its parts; None is
+      the first pipeline's name.
+    """
+
+    pipelines: tuple[Pipeline, ...]
+    unused_parts: frozenset[str] = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+    extra_folders: tuple[str, ...] = ()
+    overrides: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
+    model_index: Callable[[Configs], Mapping[str, Any]] | None = None
+
+    def pipeline(self, class_name: object) -> Pipeline | None:
+        """The pipeline of a class's name; None if there is none."""
+        return next((pipeline for pipeline in self.pipelines if pipeline.name == class_name), None)
+
+
 class Family(NamedTuple):
     """One kind of model.
 
     name: for people.
-    networks: the modules by name; among them "unet" and "vae".
-    text_networks: which of them read text.
+    networks: by name; among them "unet" and "vae".
+    text_networks: which of them read text; prompts and embeddings are made of the tokens of the first.
     encode_text: (networks, tokens) -> states; pure.
     predict: (networks, inputs, residuals of ControlNets or None) -> the UNet's output, of the latents' channels; pure.
+    folder: how its folders look.
+    misfit: (configs) -> why such networks make no model of this kind, for people; None if they do.
+    is_of: (configs) -> whether it is this family, of several that share a pipeline.
+    describe: (configs, prediction type) -> what a model is, for people; None is the family's name.
     table: a sampler's table with the times that the UNet is told.
     conditioned_on: what its UNet sees beside the latents of every image: "image", noised by a level that it is told as
       class label (the x4 upscaler); "latents", of half the size (the x2 upscaler); None.
@@ -102,10 +147,14 @@ class Family(NamedTuple):
     """
 
     name: str
-    networks: Mapping[str, type[nn.Module]]
+    networks: Mapping[str, Network]
     text_networks: tuple[str, ...]
     encode_text: Callable[[Networks, Tokens], TextStates]
     predict: Callable[[Networks, UNetInputs, Any], Float[Array, "q h w c"]]
+    folder: FolderLayout
+    misfit: Callable[[Configs], str | None] = lambda configs: None
+    is_of: Callable[[Configs], bool] = lambda configs: True
+    describe: Callable[[Configs, str], str] | None = None
     table: Callable[[Table], Table] = lambda table: table
     conditioned_on: str | None = None
     upscales: int = 1
@@ -116,15 +165,34 @@ class Family(NamedTuple):
         """The networks that LoRAs change: all but the VAE."""
         return (UNET, *self.text_networks)
 
-    def modules(self, configs: Mapping[str, Any]) -> dict[str, nn.Module]:
-        """The networks of a model, of their configs."""
-        return {name: module(configs[name]) for name, module in self.networks.items()}
+    @property
+    def is_upscaler(self) -> bool:
+        """Whether it makes images or latents of smaller ones, and nothing of text alone."""
+        return self.conditioned_on is not None
 
-    def text_config(self, configs: Mapping[str, Any]) -> TextEncoderConfig:
+    def modules(self, configs: Configs) -> dict[str, nn.Module]:
+        """The networks of a model, of their configs."""
+        return {name: network.module(configs[name]) for name, network in self.networks.items()}
+
+    def text_config(self, configs: Configs) -> TextEncoderConfig:
         """The config of the text encoder whose tokens prompts and embeddings are made of."""
         config: TextEncoderConfig = configs[self.text_networks[0]]
         return config
 
-    def text_layers(self, configs: Mapping[str, Any]) -> int:
+    def text_layers(self, configs: Configs) -> int:
         """How many layers the shallowest of its text encoders has."""
         return min(int(configs[name].num_hidden_layers) for name in self.text_networks)
+
+    def variant_name(self, configs: Configs, prediction_type: str) -> str:
+        """What a model is, for people to read."""
+        return self.describe(configs, prediction_type) if self.describe else self.name
+
+
+def first_misfit(values: Mapping[str, tuple[Any, Any]], purpose: str) -> str | None:
+    """The first value, by its name, that is not as expected: (found, expected); None if there is none.
+
+    Args:
+      purpose: for what it is expected, as the message ends.
+    """
+    wrong = ((name, *pair) for name, pair in values.items() if pair[0] != pair[1])
+    return next((f"{name} is {found}, expected {expected} {purpose}" for name, found, expected in wrong), None)

@@ -13,9 +13,22 @@ from jaxtyping import Array, Float
 
 from sdjax.diffusion import elementary
 from sdjax.diffusion.tableau import Table
-from sdjax.families.family import Family, Networks, TextStates, Tokens, UNetInputs
+from sdjax.families.family import (
+    Configs,
+    Family,
+    FolderLayout,
+    Networks,
+    Pipeline,
+    TextStates,
+    Tokens,
+    UNetInputs,
+    first_misfit,
+)
+from sdjax.families.network import floats
+from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.families.stable_diffusion import NETWORKS, TEXT_NETWORKS
-from sdjax.models.latent_upscaler import LatentUpscalerUNet
+from sdjax.families.x4_upscaler import UNUSED_PARTS
+from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
 
 # What of the condition is not the prompt: how noisy the latents to be upscaled are.
 NOISE_FEATURES = 128
@@ -43,13 +56,39 @@ def table(steps: Table) -> Table:
     return steps._replace(timestep=elementary.log(steps.sigma) / 4)
 
 
+def misfit(configs: Configs) -> str | None:
+    """Why networks can't upscale latents together; None if they can."""
+    unet, vae = configs["unet"], configs["vae"]
+    latents, width = vae.latent_channels, configs[TEXT_NETWORKS[0]].hidden_size
+    values: dict[str, tuple[Any, Any]] = {
+        "the VAE's in_channels": (vae.in_channels, 3),
+        "the VAE's out_channels": (vae.out_channels, 3),
+        "the UNet's in_channels": (unet.in_channels, 2 * latents),
+        # One for the variance, which is not used.
+        "the UNet's out_channels": (unet.out_channels, latents + 1),
+        "the UNet's cross_attention_dim": (unet.cross_attention_dim, width),
+        "the UNet's time_cond_proj_dim": (unet.time_cond_proj_dim, NOISE_FEATURES + width),
+    }
+    return first_misfit(values, "of an upscaler")
+
+
+def _unet_inputs(config: LatentUpscalerConfig) -> tuple[Any, ...]:
+    sample = floats(1, config.factor, config.factor, config.in_channels)
+    return sample, floats(1), floats(1, 2, config.cross_attention_dim), floats(1, config.time_cond_proj_dim)
+
+
+LATENT_UPSCALER_UNET = UNET_2D_CONDITION_MODEL._replace(
+    module=LatentUpscalerUNet, read_config=LatentUpscalerConfig.from_json, inputs=_unet_inputs
+)
 LATENT_UPSCALER = Family(
     "Stable Diffusion x2 latent upscaler",
-    {**NETWORKS, "unet": LatentUpscalerUNet},
+    {**NETWORKS, "unet": LATENT_UPSCALER_UNET},
     TEXT_NETWORKS,
     encode_text,
     predict,
-    table,
+    FolderLayout((Pipeline("StableDiffusionLatentUpscalePipeline"),), UNUSED_PARTS),
+    misfit,
+    table=table,
     conditioned_on="latents",
     upscales=2,
     prediction_type="v_prediction",

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdjax.checkpoints.diffusers_folder import digest_files, floats
+from sdjax.checkpoints.digests import digest_files
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.name_table import NameTable
 from sdjax.checkpoints.tensors import CheckpointError, check_layers, list_tensors, read_params
 from sdjax.diffusion.guidance import LogProbability
+from sdjax.families.network import floats
 from sdjax.library.finding import hint
 from sdjax.library.library import find_place
 from sdjax.models.classifier import NoiseClassifier, NoiseClassifierConfig

@@ -21,9 +21,8 @@ from sdjax.adapters.embedding import Embedding, check_width, embedding_name, rea
 from sdjax.adapters.files import AdapterError
 from sdjax.adapters.hypernetwork import Hypernetwork, check_fit, read_hypernetwork
 from sdjax.adapters.lora import FILES_IN_FOLDERS, Lora, read_lora, trainers_name
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.checkpoints.tensors import CheckpointError, Params
-from sdjax.families.family import Family
+from sdjax.families.family import UNET, VAE, Family
 from sdjax.jobs.job import PIXEL_UPSCALERS, JobError
 from sdjax.library import controlnets, depth, upscalers
 from sdjax.library.classifier import load_classifier
@@ -75,9 +74,9 @@ class OpenLibrary:
           CheckpointError: if a folder is not there.
         """
         self._library, self._dtype = library, dtype
-        self._unet, self._vae = configs["unet"], configs["vae"]
+        self._family, self._unet, self._vae = family, configs[UNET], configs[VAE]
         self._adapted = {name: configs[name] for name in family.adapted_networks}
-        self._text = family.text_config(configs)
+        self._text, self._text_network = family.text_config(configs), family.networks[family.text_networks[0]]
         self._store = store or new_store()
         self._estimator: DepthModel | None = None
         names_inside: dict[str, Callable[[Path], str | None]] = {
@@ -152,7 +151,7 @@ class OpenLibrary:
 
         def read(file: Path) -> Hypernetwork:
             found = read_hypernetwork(file, self._library.pickled)
-            check_fit(found, param_shapes(self._unet))
+            check_fit(found, self._family.networks[UNET].param_shapes(self._unet))
             return found
 
         return self._adapter("hypernetworks", name, read)
@@ -162,7 +161,7 @@ class OpenLibrary:
 
         def read(file: Path) -> Embedding:
             found = read_embedding(file, self._library.pickled)
-            check_width(found, param_shapes(self._text))
+            check_width(found, self._text_network.param_shapes(self._text))
             return found
 
         return self._adapter("embeddings", name, read)

@@ -5,15 +5,13 @@ from typing import Literal, NamedTuple
 
 from jaxtyping import DTypeLike
 
-from sdjax.checkpoints import sd_upscaler
-from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
+from sdjax.checkpoints.checkpoint import Checkpoint
+from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.tensors import Params, list_file
 from sdjax.checkpoints.upscaler_file import find_upscaler, load_upscaler
+from sdjax.checkpoints.x4_file import read_x4_file
 from sdjax.library.finding import has_ending
 from sdjax.models.upscaler import UpscalerConfig
-
-# By how much the two diffusion models enlarge: latents, and images.
-_LATENTS, _IMAGES = 2, 4
 
 
 class UpscalerFile(NamedTuple):
@@ -30,7 +28,7 @@ class UpscalerFile(NamedTuple):
     name: str
     kind: Literal["network", "diffusion"]
     scale: int
-    config: UpscalerConfig | UpscalerCheckpoint
+    config: UpscalerConfig | Checkpoint
     digest: str
     path: Path
 
@@ -39,7 +37,7 @@ def read_upscaler(path: Path, name: str, pickled: bool) -> UpscalerFile:
     """What is to be known of an upscaler before it runs; its files are hashed, and no parameter is read.
 
     Args:
-      path: as `find_upscaler` or `sd_upscaler.read_upscaler` takes it.
+      path: a file of weights, or a diffusers folder of one of Stable Diffusion's upscalers.
       name: by which jobs call it.
       pickled: whether pickled files are read.
 
@@ -48,9 +46,8 @@ def read_upscaler(path: Path, name: str, pickled: bool) -> UpscalerFile:
       ConfigError: if a config asks for what is not implemented.
     """
     if _is_diffusion(path, pickled):
-        config = sd_upscaler.read_upscaler(path, dtype=None, pickled=pickled)
-        scale = _LATENTS if config.low_res is None else _IMAGES
-        return UpscalerFile(name, "diffusion", scale, config, config.digest, path)
+        config = read_diffusion_upscaler(path, None, pickled)
+        return UpscalerFile(name, "diffusion", config.family.upscales, config, config.digest, path)
     found = find_upscaler(path, pickled)
     return UpscalerFile(name, "network", found.config.scale, found.config, found.digest(), path)
 
@@ -62,9 +59,24 @@ def load_params(file: UpscalerFile, dtype: DTypeLike, pickled: bool) -> tuple[Pa
       dtype: of a diffusion model's parameters; a network's are float32.
     """
     if file.kind == "diffusion":
-        read = sd_upscaler.read_upscaler(file.path, dtype=dtype, pickled=pickled)
+        read = read_diffusion_upscaler(file.path, dtype, pickled)
         return read.params, read.digest
     return load_upscaler(find_upscaler(file.path, pickled))
+
+
+def read_diffusion_upscaler(path: Path, dtype: DTypeLike | None, pickled: bool = False) -> Checkpoint:
+    """The checkpoint of an upscaler that is a diffusion model: a diffusers folder, or an original single file.
+
+    Args:
+      dtype: of the parameters; None reads none, and hashes the files all the same.
+
+    Raises:
+      CheckpointError: if it is none, or not whole.
+      ConfigError: if a config asks for what is not implemented.
+    """
+    if path.is_dir():
+        return read_folder(path, dtype=dtype, upscaler=True, pickled=pickled, hashed=True)
+    return read_x4_file(path, dtype, pickled=pickled)
 
 
 def _is_diffusion(path: Path, pickled: bool) -> bool:

@@ -143,9 +143,8 @@ def write_model(model: sdjax.Model, params: state.Params, target: Path) -> None:
     assert source is not None, "the embedded model is bundled"
     write_folder(
         target,
-        text_encoder=model.networks["text_encoder"].config,
-        unet=config(model),
-        vae=model.vae.config,
+        model.family,
+        {**model.configs, "unet": config(model)},
         scheduler=model.scheduler,
         scheduler_class=SCHEDULER_CLASS,
         special_tokens={},
@@ -153,7 +152,8 @@ def write_model(model: sdjax.Model, params: state.Params, target: Path) -> None:
         dtype=jnp.float16,
     )
     # The special tokens' numbers are in it.
-    shutil.copy(source / "text_encoder" / "config.json", target / "text_encoder" / "config.json")
+    for network in model.family.text_networks:
+        shutil.copy(source / network / "config.json", target / network / "config.json")
     shutil.copytree(source / "tokenizer", target / "tokenizer", dirs_exist_ok=True)
 
 

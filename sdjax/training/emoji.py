@@ -24,12 +24,13 @@ from rich.progress import track
 
 from sdjax.checkpoints.diffusers_folder import write_folder
 from sdjax.diffusion.scheduler_config import SchedulerConfig
+from sdjax.families.stable_diffusion import SD1
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, START, Vocabulary, clip_vocabulary, cut_down, write_tokenizer
 from sdjax.training import scenes, state
 from sdjax.training.autoencoder import DECODER, decoder_loss, latent_scale, vae_loss
-from sdjax.training.latent_diffusion import LatentSet, diffusion_loss, text_loss
+from sdjax.training.latent_diffusion import TEXT, LatentSet, diffusion_loss, text_loss
 from sdjax.training.stages import parse_stages
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -249,21 +250,21 @@ def load_latents(folder: Path) -> LatentSet:
 
 def train_text(folder: Path) -> None:
     """Trains the text encoder to its last step, on the scenes' captions and latents."""
-    text_encoder = TextEncoder(text_config(vocabulary()))
+    network = TextEncoder(text_config(vocabulary()))
     data = load_latents(folder)
-    width = text_encoder.config.hidden_size
+    width = network.config.hidden_size
     told = data.means[0].size // CELLS**2
     params = {
-        "text_encoder": text_encoder.init(jax.random.key(20), jnp.zeros((1, TEXT_LENGTH), jnp.int32))["params"],
+        TEXT: network.init(jax.random.key(20), jnp.zeros((1, TEXT_LENGTH), jnp.int32))["params"],
         "head": {"kernel": jnp.zeros((width, told)), "bias": jnp.zeros(told)},
     }
     # Flax makes positions several times larger than tokens, which hides the words behind their places.
     for name, size in (("token_embedding", 1.0), ("position_embedding", 0.5)):
-        table = params["text_encoder"][name]["embedding"]
-        params["text_encoder"][name]["embedding"] = table * (size / table.std())
+        table = params[TEXT][name]["embedding"]
+        params[TEXT][name]["embedding"] = table * (size / table.std())
 
     def loss(params: state.Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
-        return text_loss(text_encoder, params, *batch, CELLS)
+        return text_loss(network, params, *batch, CELLS)
 
     init, update = state.make_update(loss, TEXT_RECIPE, seed=22)
     state.run(
@@ -278,17 +279,17 @@ def train_text(folder: Path) -> None:
 
 def train_unet(folder: Path) -> None:
     """Trains the UNet to its last step; the text encoder stays as it is."""
-    text_encoder, unet = TextEncoder(text_config(vocabulary())), UNet(UNET_CONFIG)
-    text_params = state.on_devices(state.averaged(folder / "text.msgpack")["text_encoder"], PartitionSpec())
+    network, unet = TextEncoder(text_config(vocabulary())), UNet(UNET_CONFIG)
+    text_params = state.on_devices(state.averaged(folder / "text.msgpack")[TEXT], PartitionSpec())
     data = load_latents(folder)
-    context = jnp.zeros((1, TEXT_LENGTH, text_encoder.config.hidden_size))
+    context = jnp.zeros((1, TEXT_LENGTH, network.config.hidden_size))
     noisy = jnp.zeros((1, SIDE, SIDE, UNET_CONFIG.in_channels))
     params = unet.init(jax.random.key(21), noisy, jnp.zeros(1), context)["params"]
     params = state.quiet_branches(params, ("conv2", "conv_out", "to_out_0", "net_2"))
 
     def loss(params: state.Params, batch: tuple[Array, Array], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, ids = batch
-        context = text_encoder.apply({"params": text_params}, ids).last_hidden_state
+        context = network.apply({"params": text_params}, ids).last_hidden_state
 
         def predict(noisy: Array, timesteps: Array) -> Array:
             return unet.apply({"params": params}, noisy, timesteps, context)
@@ -313,9 +314,12 @@ def export(folder: Path, target: Path) -> None:
     scale = load_latents(folder).scale
     write_folder(
         target,
-        text_encoder=text_config(words),
-        unet=UNET_CONFIG,
-        vae=dataclasses.replace(VAE_CONFIG, scaling_factor=scale),
+        SD1,
+        {
+            TEXT: text_config(words),
+            "unet": UNET_CONFIG,
+            "vae": dataclasses.replace(VAE_CONFIG, scaling_factor=scale),
+        },
         scheduler=SCHEDULER,
         scheduler_class=SCHEDULER_CLASS,
         special_tokens={
@@ -324,7 +328,7 @@ def export(folder: Path, target: Path) -> None:
             "pad_token_id": words.tokens[END],
         },
         params={
-            "text_encoder": state.averaged(folder / "text.msgpack")["text_encoder"],
+            TEXT: state.averaged(folder / "text.msgpack")[TEXT],
             "unet": state.averaged(folder / "unet.msgpack"),
             "vae": vae_params,
         },

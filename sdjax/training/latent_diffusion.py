@@ -9,8 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdjax.diffusion.scheduler_config import SchedulerConfig, alphas_cumprod
+from sdjax.families.stable_diffusion import TEXT_NETWORKS
 from sdjax.models import TextEncoder
 from sdjax.training.state import Params
+
+# The name of the text encoder, as families call it.
+(TEXT,) = TEXT_NETWORKS
 
 
 def cells(latents: Float[Array, "b h w c"], side: int) -> Float[Array, "b n d"]:
@@ -21,7 +25,7 @@ def cells(latents: Float[Array, "b h w c"], side: int) -> Float[Array, "b n d"]:
 
 
 def text_loss(
-    text_encoder: TextEncoder,
+    network: TextEncoder,
     params: Params,
     ids: Int[Array, "b n"],
     latents: Float[Array, "b h w c"],
@@ -34,10 +38,11 @@ def text_loss(
     through the UNet alone takes many times as long.
 
     Args:
-      params: {"text_encoder": ..., "head": {"kernel", "bias"}}.
+      network: the text encoder.
+      params: {TEXT: those of the text encoder, "head": {"kernel", "bias"}}.
       latents: of unit variance.
     """
-    hidden = text_encoder.apply({"params": params["text_encoder"]}, ids).last_hidden_state
+    hidden = network.apply({"params": params[TEXT]}, ids).last_hidden_state
     told = hidden[:, -side * side :] @ params["head"]["kernel"] + params["head"]["bias"][None, None]
     return ((told - cells(latents, side)) ** 2).mean(), {}
 

@@ -1,6 +1,6 @@
 """The upscalers that jobs name, as a planner knows them: without their parameters."""
 
-from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
+from sdjax.checkpoints.checkpoint import Checkpoint
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
@@ -48,7 +48,7 @@ class Upscalers:
         Raises:
           JobError: if its scheduler can't be used.
         """
-        assert isinstance(file.config, UpscalerCheckpoint), "it is a network"
+        assert isinstance(file.config, Checkpoint), "it is a network"
         if file.digest not in self._models:
             try:
                 self._models[file.digest] = diffusion_upscaler_of(file.config, file.path, self._dtype)

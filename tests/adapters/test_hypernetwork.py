@@ -23,7 +23,6 @@ from sdjax.adapters.hypernetwork import (
     check_fit,
     read_hypernetwork,
 )
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.models import UNet
 from tests import pickles, toys
 from tests.golden import hypernetworks as golden
@@ -131,7 +130,7 @@ SMALL = dataclasses.replace(
 
 
 def test_all_attention_of_the_unet_goes_through_it() -> None:
-    weights = toys.random_params(param_shapes(SMALL), np.random.RandomState(3))
+    weights = toys.random_params(toys.param_shapes(SMALL), np.random.RandomState(3))
     hypernetworks = [random_hypernetwork(DEEP, 1), random_hypernetwork(PLAIN, 2)]
     # Of two images; the network is asked twice for each.
     multipliers = np.array([[0.5, 0.0], [-1.0, 0.25]], np.float32)
@@ -264,8 +263,8 @@ def for_widths(*widths: int) -> Hypernetwork:
 
 
 def test_a_hypernetwork_for_another_model_is_refused() -> None:
-    sd1 = param_shapes(dataclasses.replace(SMALL, cross_attention_dim=768))
-    sd2 = param_shapes(dataclasses.replace(SMALL, cross_attention_dim=1024))
+    sd1 = toys.param_shapes(dataclasses.replace(SMALL, cross_attention_dim=768))
+    sd2 = toys.param_shapes(dataclasses.replace(SMALL, cross_attention_dim=1024))
     check_fit(for_widths(16, 768), sd1)
     check_fit(for_widths(16), sd1)
     check_fit(for_widths(768, 1024), sd2)

@@ -13,7 +13,6 @@ from flax import linen as nn
 
 from sdjax.adapters.lora_changes import Difference, LowRank, Product
 from sdjax.adapters.per_image import Factors, Layer, Shape, Weighted, adding, arrays, low_rank, shape_of
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.engine.device import compiler_options
 from sdjax.models import TextEncoder, UNet
 from sdjax.models.convolution import Conv
@@ -26,8 +25,8 @@ SMALL = dataclasses.replace(
     block_out_channels=(16, 32),
 )
 PARAMS = {
-    "unet": toys.random_params(param_shapes(SMALL), np.random.RandomState(3)),
-    "text_encoder": toys.random_params(param_shapes(toys.SD1.text_encoder), np.random.RandomState(4)),
+    "unet": toys.random_params(toys.param_shapes(SMALL), np.random.RandomState(3)),
+    "text_encoder": toys.random_params(toys.param_shapes(toys.SD1.text_encoder), np.random.RandomState(4)),
 }
 KERNELS = {
     tuple(step.key for step in path): leaf

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from sdjax.checkpoints import name_table
 from sdjax.checkpoints.controlnet_file import (
+    CONTROLNET,
+    T2I_ADAPTER,
     as_original,
     control_shapes,
     controlnet_sources,
@@ -91,9 +93,7 @@ def with_its_model(state: Arrays, folder: Path) -> Path:
 def of_diffusers(state: Arrays, folder: Path) -> Path:
     """Under diffusers' names, and no config beside."""
     found = find_controlnet(bare(state, folder))
-    write_params(
-        load_control(found, np.float32)[0], name_table.CONTROLNET, folder / "diffusers.safetensors", np.float32
-    )
+    write_params(load_control(found, np.float32)[0], CONTROLNET, folder / "diffusers.safetensors", np.float32)
     return folder / "diffusers.safetensors"
 
 
@@ -275,7 +275,7 @@ def test_names_and_shapes_are_those_of_diffusers_and_of_the_original_code(name: 
     described = {}
     for keys, leaf in jax.tree.leaves_with_path(control_shapes(config)):
         path = tuple(key.key for key in keys)
-        described[name_table.file_names(path, name_table.CONTROLNET)[0]] = name_table.shape_in_file(path, leaf.shape)
+        described[name_table.file_names(path, CONTROLNET)[0]] = name_table.shape_in_file(path, leaf.shape)
     assert described == by_diffusers
     by_original = controlnet.shapes_of(controlnet.recorded_names()["original"]["full"][original])
     sources = controlnet_sources(config, "")
@@ -302,5 +302,5 @@ def test_the_configs_of_adapters_are_told(name: str, config: T2IAdapterConfig, t
     described = {}
     for keys, leaf in jax.tree.leaves_with_path(control_shapes(config)):
         path = tuple(key.key for key in keys)
-        described[name_table.file_names(path, name_table.T2I_ADAPTER)[1]] = name_table.shape_in_file(path, leaf.shape)
+        described[name_table.file_names(path, T2I_ADAPTER)[1]] = name_table.shape_in_file(path, leaf.shape)
     assert described == renamed.shapes

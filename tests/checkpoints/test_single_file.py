@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdjax
 from sdjax.checkpoints.single_file import read_file
-from sdjax.checkpoints.variants import extra_channels
+from sdjax.families.stable_diffusion import extra_channels
 from tests import toys
 from tests.golden import checkpoints, networks, pictures
 
@@ -201,7 +201,7 @@ def test_a_marker_says_that_a_fine_tune_of_version_1_predicts_v(files: Callable[
     checkpoint = outline(changed(files("sd1"), lambda tensors: tensors.update(markers), tmp_path / "v.safetensors"))
     assert (checkpoint.scheduler.prediction_type, checkpoint.sampler) == ("v_prediction", "ddim")
     assert checkpoint.scheduler.rescale_betas_zero_snr
-    assert checkpoint.unet.sample_size == 64
+    assert checkpoint.configs["unet"].sample_size == 64
 
 
 def test_answers_that_differ_are_an_error_unless_the_flag_decides(files: Callable[[str], Path], tmp_path: Path) -> None:
@@ -226,9 +226,9 @@ def test_a_config_beside_says_heads_betas_scale_and_layers(linked: Callable[[str
     checkpoint = outline(linked("sd2"))
     scheduler = checkpoint.scheduler
     assert (scheduler.beta_start, scheduler.beta_end, scheduler.num_train_timesteps) == (0.001, 0.02, 500)
-    assert checkpoint.unet.attention_head_dim == (2, 4)
-    assert checkpoint.text_encoder.num_hidden_layers == checkpoints.TOY_TEXT_LAYERS + 1
-    assert checkpoint.vae.scaling_factor == 0.2
+    assert checkpoint.configs["unet"].attention_head_dim == (2, 4)
+    assert checkpoint.configs["text_encoder"].num_hidden_layers == checkpoints.TOY_TEXT_LAYERS + 1
+    assert checkpoint.configs["vae"].scaling_factor == 0.2
 
 
 def test_a_folder_of_configs_is_taken_as_it_is(files: Callable[[str], Path], tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_folder_of_configs_is_taken_as_it_is(files: Callable[[str], Path], tmp
     data = json.loads(scheduler.read_text())
     scheduler.write_text(json.dumps({**data, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}))
     checkpoint = outline(files("sd2"), config=folder)
-    assert (checkpoint.unet, checkpoint.vae) == (model.unet.config, model.vae.config)
+    assert (checkpoint.configs["unet"], checkpoint.configs["vae"]) == (model.unet.config, model.vae.config)
     assert (checkpoint.sampler, checkpoint.scheduler.timestep_spacing) == ("euler", "trailing")
     assert checkpoint.tokenizer_folder == folder / "tokenizer"
     with pytest.raises(

@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax.checkpoints.diffusers_folder import PARTS, param_shapes
 from sdjax.checkpoints.tensors import load_params, write_params
 from sdjax.checkpoints.vae_file import find_vae
+from sdjax.families.networks import AUTOENCODER_KL
 from tests.golden import checkpoints
 
 START = "first_stage_model."
@@ -56,7 +56,7 @@ def whole_checkpoint(file: Path, model: sdjax.Model, to: Path) -> Path:
 
 
 def of_diffusers(file: Path, model: sdjax.Model, to: Path) -> Path:
-    write_params(model.params["vae"], PARTS["vae"].table, to, np.float32)
+    write_params(model.params["vae"], AUTOENCODER_KL.table, to, np.float32)
     return to
 
 
@@ -83,7 +83,7 @@ def test_a_vae_of_any_form_is_read(
 ) -> None:
     found = find_vae(form(file, other, tmp_path / "vae.safetensors"))
     assert dataclasses.replace(found.beside(0.18215), sample_size=other.vae.config.sample_size) == other.vae.config
-    params = load_params(found.chosen, param_shapes(found.config), np.float32)
+    params = load_params(found.chosen, AUTOENCODER_KL.param_shapes(found.config), np.float32)
     jax.tree.map(np.testing.assert_array_equal, params, other.params["vae"])
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sdjax.adapters.lora import Lora, changed, read_lora, replaced
 from sdjax.checkpoints import name_table
+from sdjax.families.stable_diffusion import SD1
 from tests import toys
 from tests.golden import networks
 
@@ -142,7 +143,7 @@ def given(case: Case, leaves: Mapping[name_table.Path, jax.Array]) -> tuple[Arra
 def torch_name(path: tuple[str, ...]) -> str:
     """The network, and its parameter as the module of torch calls it."""
     part, *rest = path
-    table = name_table.UNET if part == "unet" else name_table.TEXT_ENCODER
+    table = SD1.networks[part].table
     return f"{part}.{name_table.file_names(tuple(rest), table)[0].removeprefix(table.prefix)}"
 
 

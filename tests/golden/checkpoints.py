@@ -17,8 +17,9 @@ from safetensors.numpy import save_file
 
 import sdjax
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import PARTS, write_configs
+from sdjax.checkpoints.diffusers_folder import write_configs
 from sdjax.checkpoints.tensors import Params
+from sdjax.families.stable_diffusion import SD1
 from sdjax.text.vocabulary import END, START, clip_vocabulary, write_tokenizer
 from tests.golden import pictures
 
@@ -214,9 +215,8 @@ def write_configs_of(folder: Path, model: sdjax.Model) -> Path:
     special = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": padding}
     write_configs(
         folder,
-        text_encoder=model.networks["text_encoder"].config,
-        unet=model.unet.config,
-        vae=model.vae.config,
+        model.family,
+        model.configs,
         scheduler=model.scheduler,
         scheduler_class=model.scheduler_class,
         special_tokens={key: vocabulary.tokens[token] for key, token in special.items()},
@@ -236,7 +236,7 @@ def checksums(params: Params) -> dict[str, dict[str, str]]:
     """Those of all parameters of a model, by network and diffusers' name, without the prefix that files have."""
     found: dict[str, dict[str, str]] = {}
     for part, tree in params.items():
-        table = PARTS[part].table
+        table = SD1.networks[part].table
         found[part] = {}
         for keys, leaf in jax.tree.leaves_with_path(tree):
             path = tuple(key.key for key in keys)

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.controlnet_file import ControlConfig, control_shapes
-from sdjax.checkpoints.diffusers_folder import param_shapes
+from sdjax.checkpoints.controlnet_file import CONTROLNET, T2I_ADAPTER, ControlConfig, control_shapes
 from sdjax.checkpoints.tensors import Params, write_params
 from sdjax.models import UNet, UNetConfig
 from sdjax.models.controlnet import ControlNet, ControlNetConfig, added, residual_scales
@@ -68,7 +67,7 @@ class Case(NamedTuple):
 
     def params(self) -> Params:
         """The UNet's random weights."""
-        return toys.random_params(param_shapes(self.unet), np.random.RandomState(30))
+        return toys.random_params(toys.param_shapes(self.unet), np.random.RandomState(30))
 
 
 # Two levels, so that they are soon compiled.
@@ -270,7 +269,7 @@ def json_of(config: ControlConfig) -> dict[str, Any]:
 
 def write_folder(folder: Path, control: Control) -> Path:
     """Writes a network as diffusers does; gives the folder."""
-    table = name_table.CONTROLNET if isinstance(control.config, ControlNetConfig) else name_table.T2I_ADAPTER
+    table = CONTROLNET if isinstance(control.config, ControlNetConfig) else T2I_ADAPTER
     write_params(control.params(), table, folder / "diffusion_pytorch_model.safetensors", np.float32)
     (folder / "config.json").write_text(json.dumps(json_of(control.config)))
     return folder
@@ -279,7 +278,7 @@ def write_folder(folder: Path, control: Control) -> Path:
 def checksums(params: Params) -> dict[str, str]:
     """Those of all parameters of a ControlNet, by diffusers' names."""
     return {
-        name_table.file_names(path, name_table.CONTROLNET)[0]: checksum(name_table.to_file(path, np.asarray(leaf)))
+        name_table.file_names(path, CONTROLNET)[0]: checksum(name_table.to_file(path, np.asarray(leaf)))
         for keys, leaf in jax.tree.leaves_with_path(params)
         for path in [tuple(key.key for key in keys)]
     }

@@ -18,7 +18,8 @@ import torch
 import yaml
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
-from sdjax.checkpoints import name_table
+from sdjax.checkpoints.controlnet_file import CONTROLNET
+from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from tests.golden import checkpoints, controlnet, full_size
 from tests.golden.controlnet import Case, Control
@@ -33,7 +34,7 @@ def network(control: Control) -> torch.nn.Module:
     fields = {name: value for name, value in controlnet.json_of(control.config).items() if name != "_class_name"}
     fields = {name: list(value) if adapter and isinstance(value, tuple) else value for name, value in fields.items()}
     model = (diffusers.T2IAdapter if adapter else diffusers.ControlNetModel)(**fields).eval()
-    state = _state(control.params(), name_table.CONTROLNET)
+    state = _state(control.params(), CONTROLNET)
     model.load_state_dict({f"adapter.{name}" if adapter else name: each for name, each in state.items()}, strict=True)
     return model
 
@@ -42,7 +43,7 @@ def network(control: Control) -> torch.nn.Module:
 def outputs(case: Case) -> Arrays:
     """What the reference gives: each image on its own, as pipelines have one weight for all."""
     unet = skeleton(case.unet).eval()
-    unet.load_state_dict(_state(case.params(), name_table.UNET), strict=True)
+    unet.load_state_dict(_state(case.params(), UNET_2D_CONDITION_MODEL.table), strict=True)
     asked = {name: _to_torch(array) for name, array in controlnet.inputs(case).items()}
     models = [network(control) for control in case.controls]
     images = [_of_image(case, unet, models, asked, index) for index in range(controlnet.BATCH)]

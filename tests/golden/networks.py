@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdjax
-from sdjax.checkpoints.diffusers_folder import NetworkConfig, param_shapes
 from sdjax.checkpoints.tensors import Params
+from sdjax.families.network import NetworkConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.attention import Attention, SpatialTransformer
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
@@ -52,7 +52,7 @@ class Network(NamedTuple):
 
 
 def _random(config: NetworkConfig, seed: int, size: tuple[int, int] = (8, 8)) -> Network:
-    return Network(config, lambda: toys.random_params(param_shapes(config), np.random.RandomState(seed)), size)
+    return Network(config, lambda: toys.random_params(toys.param_shapes(config), np.random.RandomState(seed)), size)
 
 
 _ODD = dataclasses.replace(

@@ -17,11 +17,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import NetworkConfig
 from sdjax.checkpoints.tensors import Params
+from sdjax.families.network import NetworkConfig
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
 from sdjax.models.attention import Attention, SpatialTransformer
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
+from tests import toys
 from tests.golden import sampler_reference
 from tests.golden.networks import Arrays, Block, Network, block_params, inputs
 from tests.golden.pictures import Picture
@@ -96,14 +97,11 @@ def skeleton(config: NetworkConfig) -> torch.nn.Module:
     return kind.from_config(fields)
 
 
-_TABLES = {TextEncoderConfig: name_table.TEXT_ENCODER, UNetConfig: name_table.UNET, VAEConfig: name_table.VAE}
-
-
 @torch.no_grad()
 def outputs(network: Network) -> Arrays:
     """What the reference gives for `networks.inputs`."""
     model = skeleton(network.config).eval()
-    model.load_state_dict(_state(network.params(), _TABLES[type(network.config)]), strict=True)
+    model.load_state_dict(_state(network.params(), toys.NETWORKS[type(network.config)].table), strict=True)
     asked = {name: _to_torch(array) for name, array in inputs(network).items()}
     if isinstance(network.config, TextEncoderConfig):
         encoding = model(asked["input_ids"].long(), output_hidden_states=True)

@@ -17,7 +17,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.sd_upscaler import X4
+from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.models import UNetConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig
 from tests.golden import sd_upscalers
@@ -38,10 +38,12 @@ def prediction(name: str) -> np.ndarray:
     state = {}
     for keys, leaf in jax.tree.leaves_with_path(toy.params()["unet"]):
         path = tuple(key.key for key in keys)
-        state[name_table.file_names(path, name_table.UNET)[0]] = torch.tensor(name_table.to_file(path, leaf))
+        state[name_table.file_names(path, UNET_2D_CONDITION_MODEL.table)[0]] = torch.tensor(
+            name_table.to_file(path, leaf)
+        )
     unet.load_state_dict(state, strict=True)
     sample, timesteps, context, told = map(torch.tensor, asked)
-    given = {"class_labels": told} if toy.kind == X4 else {"timestep_cond": told}
+    given = {"class_labels": told} if toy is sd_upscalers.X4_TOY else {"timestep_cond": told}
     out = unet(sample.permute(0, 3, 1, 2), timesteps, encoder_hidden_states=context, **given).sample
     return np.ascontiguousarray(out.permute(0, 2, 3, 1).numpy())
 
@@ -57,7 +59,7 @@ def upscaled(folder: Path, toy: Toy, case: Case) -> np.ndarray:
         "guidance_scale": case.guidance_scale,
         "generator": [torch.Generator("cpu").manual_seed(seed) for seed in sd_upscalers.SEEDS],
     }
-    if toy.kind == X4:
+    if toy is sd_upscalers.X4_TOY:
         pixels = sd_upscalers.PIXELS.astype(np.float32) / 255
         images = pipeline(image=pixels, noise_level=case.noise_level, output_type="pil", **options).images
         return np.stack([np.asarray(image) for image in images])

@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sdjax.checkpoints.diffusers_folder import PARTS
-from sdjax.checkpoints.sd_upscaler import SCALING_FACTOR, X2, X4, read_upscaler, shapes_of
 from sdjax.checkpoints.tensors import Params, write_params
 from sdjax.engine.devices import Devices
 from sdjax.engine.execution import Execution, start_of
 from sdjax.engine.passes import Decode, Task
 from sdjax.engine.upscaling_passes import diffusion_sample
+from sdjax.families.family import Family
+from sdjax.families.latent_upscaler import LATENT_UPSCALER
 from sdjax.families.stable_diffusion import SD1
+from sdjax.families.x4_upscaler import SCALING_FACTOR, X4_UPSCALER
 from sdjax.jobs.job import Job
 from sdjax.library.library import Library
 from sdjax.library.opened import OpenLibrary
+from sdjax.library.upscalers import read_diffusion_upscaler
 from sdjax.model import Model
 from sdjax.models import TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet
@@ -66,7 +68,7 @@ PUBLISHED_X2 = LatentUpscalerConfig(sample_size=128)
 class Toy(NamedTuple):
     """A checkpoint of an upscaler; the schedulers as JSON."""
 
-    kind: str
+    family: Family
     text_encoder: TextEncoderConfig
     unet: Any  # UNetConfig or LatentUpscalerConfig
     vae: VAEConfig
@@ -75,15 +77,23 @@ class Toy(NamedTuple):
     padding: str
     seed: int
 
+    @property
+    def configs(self) -> dict[str, Any]:
+        """Of the three networks, by name."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+
     def params(self) -> dict[str, Params]:
         """The weights of the three networks."""
         rng = np.random.RandomState(self.seed)
-        return {part: toys.random_params(shapes_of(getattr(self, part)), rng) for part in PARTS}
+        return {
+            part: toys.random_params(self.family.networks[part].param_shapes(config), rng)
+            for part, config in self.configs.items()
+        }
 
 
 _BETAS = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
 X4_TOY = Toy(
-    kind=X4,
+    family=X4_UPSCALER,
     text_encoder=dataclasses.replace(toys.SD2.text_encoder, hidden_size=128, intermediate_size=128),
     unet=dataclasses.replace(
         PUBLISHED_X4, sample_size=8, block_out_channels=(32, 64, 64, 128), cross_attention_dim=128, layers_per_block=1
@@ -105,7 +115,7 @@ X4_TOY = Toy(
     seed=31,
 )
 X2_TOY = Toy(
-    kind=X2,
+    family=LATENT_UPSCALER,
     text_encoder=toys.SD1.text_encoder,
     unet=dataclasses.replace(
         PUBLISHED_X2,
@@ -135,14 +145,14 @@ _WORDS = cut_down(clip_vocabulary(), toys.WORDS)
 def write(root: Path, toy: Toy) -> Path:
     """Writes a checkpoint in diffusers' layout; gives the folder."""
     index: dict[str, Any] = {
-        "_class_name": toy.kind,
+        "_class_name": toy.family.folder.pipelines[0].name,
         "scheduler": ["diffusers", toy.scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    switches = X2_SWITCHES if toy.kind == X2 else {}
+    switches = X2_SWITCHES if toy.family is LATENT_UPSCALER else {}
     tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": toy.padding}
     documents = {
         "scheduler/scheduler_config.json": toy.scheduler,
@@ -163,8 +173,8 @@ def write(root: Path, toy: Toy) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(document), "utf-8")
     params = toy.params()
-    for name, part in PARTS.items():
-        write_params(params[name], part.table, root / part.folder / f"{part.stem}.safetensors", np.float32)
+    for name, network in toy.family.networks.items():
+        write_params(params[name], network.table, root / name / f"{network.stem}.safetensors", np.float32)
     write_tokenizer(root / "tokenizer", _WORDS, toys.LENGTH, toy.padding)
     return root
 
@@ -235,7 +245,7 @@ CASES = {
 
 def load(folder: Path) -> Model:
     """The upscaler in a folder or file, with its parameters."""
-    return diffusion_upscaler_of(read_upscaler(folder), folder, "float32")
+    return diffusion_upscaler_of(read_diffusion_upscaler(folder, np.float32), folder, "float32")
 
 
 def upscaled(upscaler: Model, case: Case, places: Sequence[int] = (0, 1, 2), devices: int = 1, **changes: Any) -> Any:
@@ -270,8 +280,7 @@ def upscaled(upscaler: Model, case: Case, places: Sequence[int] = (0, 1, 2), dev
     on_devices = Devices(jax.local_devices()[:devices])
     # Another model draws the image; its networks are not used here.
     execution = Execution(dataclasses.replace(upscaler, digest="another"), None, on_devices, 1, 0, lambda bucket: None)
-    configs = {"text_encoder": toys.TINY.text_encoder, "unet": toys.TINY.unet, "vae": toys.TINY.vae}
-    library = OpenLibrary(Library(), SD1, configs, np.float32)
+    library = OpenLibrary(Library(), SD1, toys.TINY.configs, np.float32)
     execution.run(samples, state, library)
     if of_latents:
         return state.latents

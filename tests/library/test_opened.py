@@ -13,9 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sdjax.adapters.files import AdapterError
+from sdjax.checkpoints.checkpoint import Checkpoint
 from sdjax.checkpoints.controlnet_file import find_controlnet, load_control
-from sdjax.checkpoints.sd_upscaler import UpscalerCheckpoint
-from sdjax.checkpoints.sd_upscaler import read_upscaler as read_diffusion_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.checkpoints.upscaler_file import read_upscaler
 from sdjax.families.stable_diffusion import SD1
@@ -24,6 +23,7 @@ from sdjax.library.depth import load_depth
 from sdjax.library.library import Library
 from sdjax.library.opened import OpenLibrary, new_store
 from sdjax.library.store import Store, bytes_of
+from sdjax.library.upscalers import read_diffusion_upscaler
 from sdjax.text.controls import Control
 from sdjax.text.tags import Tag
 from tests import toys
@@ -111,7 +111,7 @@ def test_a_plan_needs_no_parameters_of_an_upscaler_and_knows_its_kind_and_scale(
     }  # fmt: skip
     for name in ("x4", "x2"):
         config = planned[name].config
-        assert isinstance(config, UpscalerCheckpoint) and not config.params
+        assert isinstance(config, Checkpoint) and not config.params
     of_plans = store.size
     params = {name: found.upscaler_params(file) for name, file in planned.items()}
     assert of_plans < bytes_of(params) / 4 < store.size
@@ -119,7 +119,7 @@ def test_a_plan_needs_no_parameters_of_an_upscaler_and_knows_its_kind_and_scale(
     network = read_upscaler(root / "small.safetensors")
     assert same(params["small"], network.params) and planned["small"].digest == network.digest
     for name in ("x4", "x2"):
-        whole = read_diffusion_upscaler(root / name)
+        whole = read_diffusion_upscaler(root / name, np.float32)
         assert same(params[name], whole.params) and planned[name].digest == whole.digest
 
 

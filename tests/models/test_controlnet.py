@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from sdjax.checkpoints.controlnet_file import control_shapes
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.models import ConfigError, UNet
 from sdjax.models.controlnet import ControlNet, ControlNetConfig, added, guess_scales, residual_scales
 from sdjax.models.interpolation import pixel_unshuffle
@@ -112,7 +111,7 @@ def test_residuals_for_another_unet_are_an_error(residuals: Residuals, reason: s
     case = controlnet.CASES["sd1"]
     asked = (jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros((1, 7, 32)))
     with pytest.raises(ValueError, match=reason):
-        jax.eval_shape(UNet(case.unet).apply, {"params": param_shapes(case.unet)}, *asked, residuals=residuals)
+        jax.eval_shape(UNet(case.unet).apply, {"params": toys.param_shapes(case.unet)}, *asked, residuals=residuals)
     with pytest.raises(ValueError, match="can't be added"):
         added(Residuals(down=(jnp.zeros((1, 1, 1, 1)),)), Residuals(down=(jnp.zeros((1, 1, 1, 1)),) * 2))
 
@@ -125,7 +124,7 @@ def test_one_feature_more_is_added_to_the_middle_block_if_it_is_of_its_shape(sha
 
     def sums(*intrablock: jax.Array) -> int:
         apply = functools.partial(UNet(case.unet).apply, residuals=Residuals(intrablock=intrablock))
-        traced = jax.make_jaxpr(apply)({"params": param_shapes(case.unet)}, *asked)
+        traced = jax.make_jaxpr(apply)({"params": toys.param_shapes(case.unet)}, *asked)
         return sum(equation.primitive.name == "add" for equation in traced.eqns)
 
     assert sums(*each, jnp.zeros(shape)) - sums(*each) == more

@@ -10,10 +10,11 @@ import jax
 import pytest
 
 from sdjax.checkpoints import infer_config, original_names
-from sdjax.checkpoints.diffusers_folder import PARTS, param_shapes
 from sdjax.checkpoints.name_table import file_names, shape_in_file
 from sdjax.checkpoints.tensors import Tensor
+from sdjax.families.stable_diffusion import SD1
 from sdjax.models import TextEncoderConfig, UNetConfig, VAEConfig
+from tests import toys
 from tests.golden import checkpoints, full_size
 
 _CONFIGS = {"text_encoder": TextEncoderConfig, "unet": UNetConfig, "vae": VAEConfig}
@@ -28,10 +29,12 @@ def config_of(name: str, part: str) -> Any:
 def described(name: str, part: str) -> dict[str, tuple[int, ...]]:
     """The names and shapes of files, as sdjax has them."""
     found = {}
-    for keys, leaf in jax.tree.leaves_with_path(param_shapes(config_of(name, part))):
+    for keys, leaf in jax.tree.leaves_with_path(toys.param_shapes(config_of(name, part))):
         path = tuple(key.key for key in keys)
         # transformers' class keeps no prefix; files have it.
-        found[file_names(path, PARTS[part].table)[0].removeprefix("text_model.")] = shape_in_file(path, leaf.shape)
+        found[file_names(path, SD1.networks[part].table)[0].removeprefix("text_model.")] = shape_in_file(
+            path, leaf.shape
+        )
     return found
 
 
@@ -82,7 +85,7 @@ def test_the_configs_told_from_an_original_file_are_the_published_ones(variant: 
 def test_original_names_and_shapes_map_one_to_one(variant: str) -> None:
     shapes, configs = checkpoints.original(variant, "full").shapes, inferred(variant)
     averages = original_names.unet_sources(configs["unet"], ema=True)
-    sources = [source for part, config in configs.items() for source in original_names.sources(part, config)] + averages
+    sources = [source for part, config in configs.items() for source in original_names.sources(config)] + averages
     assert {source.name: shapes.get(source.name) for source in sources} == {s.name: s.shape for s in sources}
     left = shapes.keys() - {source.name for source in sources}
     assert {name for name in left if not original_names.is_extra(name, configs["text_encoder"])} == set()
@@ -95,9 +98,9 @@ def test_original_names_and_shapes_map_one_to_one(variant: str) -> None:
         assert [start for start, _ in sorted(parts)] == ends[:-1]
         assert ends[-1] == shapes[name][0]
     # One parameter of ours each.
-    paths = [(part, source.path) for part, config in configs.items() for source in original_names.sources(part, config)]
+    paths = [(part, source.path) for part, config in configs.items() for source in original_names.sources(config)]
     assert len(set(paths)) == len(paths) == sum(len(described_leaves(config)) for config in configs.values())
 
 
 def described_leaves(config: Any) -> list[Any]:
-    return jax.tree.leaves(param_shapes(config))
+    return jax.tree.leaves(toys.param_shapes(config))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.sd_upscaler import shapes_of
+from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.models import ConfigError
 from sdjax.models.latent_upscaler import LatentUpscalerConfig, LatentUpscalerUNet, doubled, halved
 from tests import toys
@@ -35,11 +35,13 @@ def test_a_network_gives_what_diffusers_gave(name: str) -> None:
 def test_names_and_shapes_are_those_of_diffusers_one_to_one(name: str, config: Any) -> None:
     recorded = json.loads(gzip.decompress(sd_upscalers.NAMES.read_bytes()))[name]
     found = {}
-    for keys, leaf in jax.tree.leaves_with_path(shapes_of(config)):
+    for keys, leaf in jax.tree.leaves_with_path(toys.param_shapes(config)):
         path = tuple(key.key for key in keys)
-        found[name_table.file_names(path, name_table.UNET)[0]] = list(name_table.shape_in_file(path, leaf.shape))
+        found[name_table.file_names(path, UNET_2D_CONDITION_MODEL.table)[0]] = list(
+            name_table.shape_in_file(path, leaf.shape)
+        )
     assert found == recorded
-    assert len(found) == len(jax.tree.leaves(shapes_of(config)))
+    assert len(found) == len(jax.tree.leaves(toys.param_shapes(config)))
 
 
 # As diffusers' class has it.
@@ -86,7 +88,7 @@ def test_the_middle_of_a_unet_looks_at_itself_too_whatever_the_levels_do() -> No
     base = dataclasses.replace(toys.TINY.unet, cross_attention_dim=24, only_cross_attention=True)
 
     def reads(block: str) -> int:
-        transformer = shapes_of(base)[block]["attentions_0"]["transformer_blocks_0"]
+        transformer = toys.param_shapes(base)[block]["attentions_0"]["transformer_blocks_0"]
         return int(transformer["attn1"]["to_k"]["kernel"].shape[0])
 
     assert (reads("down_blocks_0"), reads("mid_block")) == (24, 32)
@@ -116,5 +118,5 @@ def test_a_plane_keeps_its_slope_when_it_is_halved_and_doubled() -> None:
 
 
 def test_the_x4_upscalers_unet_has_as_many_parameters_as_published() -> None:
-    leaves = jax.tree.leaves(shapes_of(sd_upscalers.PUBLISHED_X4))
+    leaves = jax.tree.leaves(toys.param_shapes(sd_upscalers.PUBLISHED_X4))
     assert round(sum(math.prod(leaf.shape) for leaf in leaves) / 1e6, 1) == 473.4

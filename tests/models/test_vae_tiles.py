@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.models import VAE, Gaussian, VAEConfig, vae_tiles
 from tests import toys
 
@@ -33,7 +32,7 @@ ONE_LEVEL = dataclasses.replace(
 @functools.cache
 def made(config: VAEConfig) -> tuple[VAE, Any]:
     """The network, with random weights."""
-    return VAE(config), toys.random_params(param_shapes(config), np.random.RandomState(5))
+    return VAE(config), toys.random_params(toys.param_shapes(config), np.random.RandomState(5))
 
 
 def normal(*shape: int) -> np.ndarray:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from sdjax.checkpoints import name_table, original_names
-from sdjax.checkpoints.sd_upscaler import shapes_of
+from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.models import UNetConfig
+from tests import toys
 from tests.golden import pictures, sd_upscalers
 from tests.golden.networks import TOLERANCE, relative_error
 
@@ -56,13 +57,12 @@ def test_original_names_of_the_x4_upscaler_are_those_of_diffusers() -> None:
         source: np.full(source.shape, place) for place, source in enumerate(original_names.unet_sources(config))
     }
     renamed = reference.converted({source.name: array for source, array in numbered.items()}, config)
-    found = {
-        name_table.file_names(source.path, name_table.UNET)[0]: array.ravel()[0] for source, array in numbered.items()
-    }  # fmt: skip
+    table = UNET_2D_CONDITION_MODEL.table
+    found = {name_table.file_names(source.path, table)[0]: array.ravel()[0] for source, array in numbered.items()}
     # diffusers leaves out the class embedding there.
     assert {name: place for name, place in found.items() if name in renamed} == {
         name: array.ravel()[0] for name, array in renamed.items()
     }
     assert found.keys() - renamed.keys() <= {"class_embedding.weight"}
     assert len(found) == len(numbered)
-    assert shapes_of(config)
+    assert toys.param_shapes(config)

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.text.prompt_tokenizer import FIRST_VECTOR
 from sdjax.text.readings import PromptError
 from sdjax.text.tokenized_prompt import SYNTAXES, tokenize_prompt
@@ -96,7 +95,7 @@ class Encoder:
     def __init__(self, toy):
         self.toy = toy
         # The first that is drawn of a toy.
-        self.params = toys.random_params(param_shapes(toy.text_encoder), np.random.RandomState(toy.seed))
+        self.params = toys.random_params(toys.param_shapes(toy.text_encoder), np.random.RandomState(toy.seed))
 
     def __call__(self, ids, mask, vectors=()):
         p, cfg = self.params, self.toy.text_encoder

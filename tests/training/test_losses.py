@@ -4,12 +4,11 @@ import numpy as np
 import optax
 import pytest
 
-from sdjax.checkpoints.diffusers_folder import param_shapes
 from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.models import VAE, TextEncoder, TextEncoderConfig, UNet, UNetConfig, VAEConfig
 from sdjax.training.autoencoder import DECODER, decoder_loss, latent_scale, reconstruction_loss, vae_loss
 from sdjax.training.latent_diffusion import LatentSet, cells, diffusion_loss, text_loss
-from tests.toys import random_params
+from tests.toys import param_shapes, random_params
 
 RNG = np.random.default_rng(0)
 TEXT = TextEncoderConfig(

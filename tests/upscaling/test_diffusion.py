@@ -16,10 +16,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sdjax.checkpoints import name_table, original_names
-from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.diffusion.scheduler_config import training_sigmas
 from sdjax.jobs.job import JobError
+from sdjax.library.upscalers import read_diffusion_upscaler
 from sdjax.model import Model
 from sdjax.models import ConfigError, UNetConfig
 from tests.golden import sd_upscalers
@@ -110,12 +110,10 @@ def original_file(folder: Path) -> Path:
     toy = sd_upscalers.X4_TOY
     params = toy.params()
     tensors: dict[str, Any] = {"low_scale_model.betas": np.ones(1000, np.float32)}
-    for part in ("text_encoder", "unet", "vae"):
+    for part, config in toy.configs.items():
         leaves = {tuple(key.key for key in keys): leaf for keys, leaf in jax.tree.leaves_with_path(params[part])}
         fused: dict[str, list[np.ndarray]] = {}
-        for source in sorted(
-            original_names.sources(part, getattr(toy, part)), key=lambda source: source.rows or (0, 0)
-        ):
+        for source in sorted(original_names.sources(config), key=lambda source: source.rows or (0, 0)):
             array = name_table.to_file(source.path, leaves[source.path])
             if source.rows:
                 fused.setdefault(source.name, []).append(array)
@@ -133,14 +131,15 @@ def original_file(folder: Path) -> Path:
 
 
 def test_an_original_file_is_the_same_upscaler(folders: dict[str, Path], tmp_path: Path) -> None:
-    folder, file = read_upscaler(folders["x4"]), read_upscaler(original_file(tmp_path))
-    assert isinstance(file.unet, UNetConfig)
+    folder, file = (read_diffusion_upscaler(path, np.float32) for path in (folders["x4"], original_file(tmp_path)))
+    unet, vae = file.configs["unet"], file.configs["vae"]
+    assert isinstance(unet, UNetConfig)
     # At the first level there is no attention; and for what size it was trained the file does not say.
-    assert file.unet.only_cross_attention == (False, True, True, False)
+    assert unet.only_cross_attention == (False, True, True, False)
     said: dict[str, Any] = {"sample_size": 8, "only_cross_attention": sd_upscalers.X4_TOY.unet.only_cross_attention}
-    assert dataclasses.replace(file.unet, **said) == folder.unet
-    assert dataclasses.replace(file.vae, sample_size=folder.vae.sample_size) == folder.vae
-    assert (file.text_encoder, file.scheduler) == (folder.text_encoder, folder.scheduler)
+    assert dataclasses.replace(unet, **said) == folder.configs["unet"]
+    assert dataclasses.replace(vae, sample_size=folder.configs["vae"].sample_size) == folder.configs["vae"]
+    assert (file.configs["text_encoder"], file.scheduler) == (folder.configs["text_encoder"], folder.scheduler)
     assert file.low_res is not None
     assert folder.low_res is not None
     np.testing.assert_array_equal(training_sigmas(file.low_res), training_sigmas(folder.low_res))
@@ -153,11 +152,11 @@ def test_an_original_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     tensors = load_file(file)
     save_file({**tensors, "surprise": np.zeros(1, np.float32)}, file)
     with pytest.raises(CheckpointError, match="left over: surprise"):
-        read_upscaler(file)
+        read_diffusion_upscaler(file, np.float32)
     tensors["model.diffusion_model.input_blocks.0.0.weight"] = np.zeros((32, 4, 3, 3), np.float32)
     save_file(tensors, file)
     with pytest.raises(CheckpointError, match="in_channels is 4, expected 7"):
-        read_upscaler(file)
+        read_diffusion_upscaler(file, np.float32)
 
 
 def changed(folder: Path, file: str, **changes: Any) -> None:

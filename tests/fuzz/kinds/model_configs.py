@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import CLIPTokenizer
 
 import sdjax
@@ -22,10 +23,10 @@ from sdjax.adapters.files import AdapterError, AdapterFile
 from sdjax.adapters.peft_config import read_scales
 from sdjax.checkpoints.controlnet_file import find_controlnet
 from sdjax.checkpoints.depth_file import find_depth
-from sdjax.checkpoints.sd_upscaler import read_upscaler
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.checkpoints.vae_file import find_vae
 from sdjax.library.classifier import load_classifier
+from sdjax.library.upscalers import read_diffusion_upscaler
 from sdjax.models import ConfigError
 from sdjax.text.tokenizer import TokenizerError
 from tests import toys
@@ -137,8 +138,8 @@ def resolved(model: sdjax.Model) -> None:
 
 def read_an_upscaler(path: Path) -> None:
     """All of an upscaler's parts."""
-    found = read_upscaler(path)
-    for config in (found.unet, found.vae, found.text_encoder, found.scheduler, found.low_res):
+    found = read_diffusion_upscaler(path, np.float32)
+    for config in (*found.configs.values(), found.scheduler, found.low_res):
         sound(config)
 
 

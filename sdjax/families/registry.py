@@ -1,0 +1,29 @@
+"""The families that there are, and which of them a checkpoint is."""
+
+from collections.abc import Iterable
+
+from sdjax.families.family import Configs, Family
+from sdjax.families.latent_upscaler import LATENT_UPSCALER
+from sdjax.families.stable_diffusion import SD1, SD2
+from sdjax.families.x4_upscaler import X4_UPSCALER
+
+FAMILIES = (SD1, SD2, X4_UPSCALER, LATENT_UPSCALER)
+
+
+def by_pipeline(class_name: object) -> tuple[Family, ...]:
+    """The families whose folders name this pipeline in `model_index.json`; empty if none does.
+
+    Those that share a pipeline have the same networks and folders, and are told apart by configs (`by_configs`).
+    """
+    return tuple(family for family in FAMILIES if family.folder.pipeline(class_name))
+
+
+def by_configs(families: Iterable[Family], configs: Configs) -> Family:
+    """The family, of those that share a pipeline, to which networks of these configs belong."""
+    return next(family for family in families if family.is_of(configs))
+
+
+def pipelines(*, upscalers: bool) -> tuple[str, ...]:
+    """The names of the pipelines of upscalers, or of models that are none."""
+    found = (family.folder.pipelines for family in FAMILIES if family.is_upscaler == upscalers)
+    return tuple(dict.fromkeys(pipeline.name for each in found for pipeline in each))
