@@ -27,6 +27,7 @@ from sdjax.engine.passes import (
 )
 from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
 from sdjax.extensions import Extension
+from sdjax.families.registry import extension_of
 from sdjax.images import masks
 from sdjax.jobs import input_images
 from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
@@ -234,7 +235,7 @@ class Planner(NamedTuple):
             fingerprint["lora_mode"] = "batched" if first.low_rank else "merged"
         if first.bucket.classifier:
             fingerprint["classifier_digest"] = _checked_classifier(self.classifier, job).digest
-        if added := [str(each) for each in _extensions(job)]:
+        if added := [str(each) for each in _extensions(job, passes)]:
             fingerprint["extensions"] = "; ".join(added)
         last = samples[-1].bucket
         sizes = [(last.height, last.width), *upscaling_passes.decoded_sizes(passes, model)]
@@ -279,8 +280,10 @@ class Planner(NamedTuple):
         return found | self.upscalers.digests(job)
 
 
-def _extensions(job: Job) -> Iterator[Extension]:
-    """What other packages add that a job uses, as it is resolved."""
+def _extensions(job: Job, passes: tuple[Pass, ...]) -> Iterator[Extension]:
+    """What other packages add that a job uses, as it is resolved, and its models."""
+    families = {id(each.model.family): each.model.family for each in passes if isinstance(each, Sample)}
+    yield from filter(None, map(extension_of, families.values()))
     for name, own, group in (
         (job.sampler, SAMPLERS, extensions.SAMPLERS),
         (job.schedule, SCHEDULES, extensions.SCHEDULES),

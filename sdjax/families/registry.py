@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from sdjax import extensions
+from sdjax.extensions import Extension
 from sdjax.families.family import Configs, Family
 from sdjax.families.latent_upscaler import LATENT_UPSCALER
 from sdjax.families.stable_diffusion import SD1, SD2
@@ -14,8 +16,22 @@ def by_pipeline(class_name: object) -> tuple[Family, ...]:
     """The families whose folders name this pipeline in `model_index.json`; empty if none does.
 
     Those that share a pipeline have the same networks and folders, and are told apart by configs (`by_configs`).
+    Another package adds one as an entry point of the pipeline's name.
+
+    Raises:
+      ExtensionError: if it is another package's and can't be used.
     """
-    return tuple(family for family in FAMILIES if family.folder.pipeline(class_name))
+    own = tuple(family for family in FAMILIES if family.folder.pipeline(class_name))
+    added = None if own else extensions.load(extensions.FAMILIES, str(class_name), Family)
+    return (added,) if added else own
+
+
+def extension_of(family: Family) -> Extension | None:
+    """The package that adds a family; None for one of `FAMILIES`."""
+    if family in FAMILIES:
+        return None
+    found = (extensions.find(extensions.FAMILIES, pipeline.name) for pipeline in family.folder.pipelines)
+    return next(filter(None, found), None)
 
 
 def by_configs(families: Iterable[Family], configs: Configs) -> Family:
