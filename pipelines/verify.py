@@ -235,7 +235,12 @@ def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str
 
 def _others(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """The files that are others now than the picture was made with."""
-    return [*_other_adapters(ours, theirs), *_other_pictures(ours, theirs), *_other_networks(ours, theirs)]
+    return [
+        *_other_adapters(ours, theirs),
+        *_other_pictures(ours, theirs),
+        *_other_networks(ours, theirs),
+        *_other_extensions(ours, theirs),
+    ]
 
 
 def _other_pictures(ours: Any, theirs: dict[str, Any]) -> list[str]:
@@ -256,6 +261,12 @@ def _other_networks(ours: Any, theirs: dict[str, Any]) -> list[str]:
         )
         if ours.get(digest) != theirs.get(digest)
     ]
+
+
+def _other_extensions(ours: Any, theirs: dict[str, Any]) -> list[str]:
+    """What other packages add, with the version that the image was made with, where that is another now."""
+    now, then = (str(each.get("extensions") or "").split("; ") for each in (ours, theirs))
+    return [each for each in then if each and each not in now]
 
 
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:

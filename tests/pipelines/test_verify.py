@@ -161,6 +161,14 @@ def test_what_another_version_made_is_compared_but_for_rounding(out, check, form
     assert [tuple(finding) for finding in report.findings] == (expected if inverted else [])
 
 
+def test_another_version_of_what_a_package_adds_is_named(out, check):
+    row = rows_of(out)[0]
+    package = "sdjax.samplers ralston: sdjax-examples 1.0 sha256 0"
+    metadata = {**read_metadata(out / row["file_name"], ""), "id": "0" * 32, "extensions": package}
+    add(out, 255 - decode(out / row["file_name"], ""), metadata, "png")
+    assert problems(check(out)) == [f"{package} is another file now than the picture was made with"]
+
+
 def test_each_of_several_pictures_of_one_job_is_compared(out, check):
     row = rows_of(out)[0]
     metadata = read_metadata(out / row["file_name"], "")
