@@ -98,11 +98,12 @@ def read_scheduler(file: Path, pipeline: Pipeline) -> tuple[SchedulerConfig, str
 
 def _families_of(file: Path, class_name: object, upscaler: bool) -> tuple[Family, ...]:
     """The families of a pipeline's class, which is an upscaler's or is not; raises `CheckpointError` if none is."""
-    found = tuple(family for family in by_pipeline(class_name) if family.is_upscaler == upscaler)
+    families = by_pipeline(class_name)
+    found = tuple(family for family in families if family.is_upscaler == upscaler)
     if not found:
-        problem = "is no upscaler" if upscaler else "is not supported"
-        known = pipelines(upscalers=upscaler)
-        raise CheckpointError(f"{file}: {quoted(class_name)} {problem}; expected one of {', '.join(known)}")
+        other = "is that of an upscaler, which jobs name" if families else "is not supported"
+        problem, known = "is no upscaler" if upscaler else other, ", ".join(pipelines(upscalers=upscaler))
+        raise CheckpointError(f"{file}: {quoted(class_name)} {problem}; expected one of {known}")
     return found
 
 
