@@ -71,14 +71,14 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
     prompts = prompt_arrays.arrays(
         [sample.prompts for sample in batch], tables, [job.clip_skip for job in jobs], bucket.evaluations, vectors
     )
-    table, evaluations = stack_tables(tables, bucket.evaluations)
+    stacked = stack_tables(tables, bucket.evaluations)
     labelled = jobs[0].class_label is not None
     return Inputs(
         PerImage(
             prompts=prompts.tokens,
             seed_words=seed_words(batch),
             latents=computed.latents,
-            evaluations=evaluations,
+            evaluations=stacked.counts,
             guidance_scale=floats(*(job.guidance_scale for job in jobs)),
             guidance_rescale=floats(*(job.guidance_rescale for job in jobs)),
             classifier_scale=floats(*(job.classifier_scale for job in jobs)),
@@ -98,7 +98,7 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
             guess_mode=tuple(_guess_mode(batch, number) for number in range(len(bucket.controls))),
         ),
         PerEvaluation(
-            table=table,
+            table=stacked.evaluations,
             text_of=prompts.text_of,
             part_weights=prompts.part_weights,
             control_weights=tuple(_control_weights(batch, number) for number in range(len(bucket.controls))),
