@@ -375,7 +375,7 @@ def _plus(x: Float[Array, "b h w c"], residual: Float[Array, "..."], what: str) 
     if residual.shape not in (x.shape, (x.shape[0], 1, 1, x.shape[3])):
         raise ValueError(
             f"{what} is {residual.shape}, but the UNet's features there are {x.shape}; is it of a network for another "
-            "model, or of a control picture of another size?"
+            "model, or of a control image of another size?"
         )
     return x + residual
 

@@ -64,7 +64,7 @@ def encode_scenes(
             SceneSet(
                 pixels,
                 np.asarray(encode(pixels)) * np.float32(model.vae.config.scaling_factor),
-                np.stack([see(picture, scene) for picture, _, scene in rows]),
+                np.stack([see(image, scene) for image, _, scene in rows]),
                 np.array([model.tokenizer(f"on a {scene.color} background").ids for _, _, scene in rows], np.int16),
             )
         )

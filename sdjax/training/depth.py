@@ -3,7 +3,7 @@
     python -m sdjax.training.depth [--font FILE] [--state DIR] [--out DIR] [--model DIR] [STAGE ...]
 
 The stages: `scenes` encodes scenes and draws their reliefs, `estimator` trains a small DPT to tell the relief of a
-picture, `unet` trains the embedded UNet further with one more channel, the depth (each half an hour on two cores or
+image, `unet` trains the embedded UNet further with one more channel, the depth (each half an hour on two cores or
 less; they go on from what DIR holds), `export` writes the estimator's folder, and a whole model that takes depth.
 """
 

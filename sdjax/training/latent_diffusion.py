@@ -27,7 +27,7 @@ def text_loss(
     latents: Float[Array, "b h w c"],
     side: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """How far the text encoder is from telling what a caption's picture looks like.
+    """How far the text encoder is from telling what a caption's image looks like.
 
     Each of the last `side`**2 positions, which short captions leave empty, tells one square of the latents through a
     linear head that all share. So the UNet finds in its context, place by place, what it is to draw; to learn that
