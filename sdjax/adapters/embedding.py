@@ -31,10 +31,10 @@ _DAMAGE = (
 # A1111's text chunk.
 _CHUNK = "sd-ti-embedding"
 _ELSEWHERE = "load it in the web UI that made it, and save it there as .safetensors"
-# The token of a concept as diffusers' trainers are told it. Tensors of other forms are called by what they hold, or by
+# The token of a concept as diffusers' trainers are given it. Tensors of other forms are called by what they hold, or by
 # words that stand in any prompt.
 _TOKEN = re.compile(r"<[^<>\s]+>")
-# Letters of a name, and of another library's error that are shown.
+# Letters of a name, and of another library's error that are quoted.
 _MOST_LETTERS = _SHOWN = 200
 
 

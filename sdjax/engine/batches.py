@@ -38,7 +38,7 @@ class Computed(NamedTuple):
 
     latents: the first ones.
     extra_channels: that the UNet sees beside latents; None if none.
-    init_latents, init_noise: of the images that stay where nothing is drawn anew; None if none do.
+    init_latents, init_noise: of the images of which a part stays; None if none do.
     noise: drawn on the host, in the order of draws; None if there is none.
     controls: parameters of the ControlNets.
     """
@@ -128,7 +128,7 @@ def seed_words(batch: Sequence[Sample]) -> UInt32[np.ndarray, "b 2"]:
 
 
 def latent_masks(batch: Sequence[Sample]) -> Float32[np.ndarray, "b h w 1"]:
-    """The shares of latents that are drawn anew."""
+    """The shares of latents that are repainted."""
     return _stacked([sample.images.latent_mask for sample in batch])[..., None]
 
 
@@ -138,7 +138,7 @@ def input_images(batch: Sequence[Sample]) -> UInt8[np.ndarray, "b y x 3"]:
 
 
 def hidden_pixels(batch: Sequence[Sample]) -> Bool[np.ndarray, "b y x 1"]:
-    """Where these are drawn anew."""
+    """Where these are repainted."""
     return _stacked([sample.images.mask for sample in batch])[..., None] >= masks.HALF
 
 

@@ -54,7 +54,7 @@ class PerImage:
     extra_channels: that the UNet sees beside the latents: a mask and a masked image's latents, a depth map, an image.
     hypernetwork_weights: of each of the batch's.
     low_rank: what is added to layers for each image, by network.
-    mask: shares that are drawn anew, where the rest is put back between evaluations.
+    mask: shares that are repainted; the rest is put back between evaluations.
     init_latents: of the image that is put back.
     init_noise: standard normal, with which it is.
     control_images: of each ControlNet.
@@ -163,7 +163,7 @@ class Img2ImgInputs:
     image_latents: of that image.
     noise_latents: the first latents of noise alone.
     image_weight: 0 takes the noise alone.
-    mask: shares that are drawn anew; None is all.
+    mask: shares that are repainted; None is all.
     fill: what stands there: an index of `sdjax.diffusion.inpaint.FILLINGS`.
     fill_noise: standard normal, or seeds of it.
     """

@@ -1,6 +1,6 @@
 """Masks of inpainting, with the meanings they have in diffusers and in AUTOMATIC1111's web UI.
 
-A mask is float32 from 0, which stays, to 1, which is drawn anew.
+A mask is float32 from 0, which stays, to 1, which is repainted.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ from sdjax.diffusion import elementary
 from sdjax.images.decode import ImageError
 from sdjax.images.fit import fitted_mask
 
-# From here on models that are told of a mask take it for white.
+# From here on models that take a mask take it for white.
 HALF = 0.5
 
 
 def inverted(mask: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """What was to stay is drawn anew, and the other way round."""
+    """What was to stay is repainted, and the other way round."""
     return 1 - mask
 
 

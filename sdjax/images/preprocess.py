@@ -1,4 +1,4 @@
-"""What ControlNets are shown of an image, as far as it takes no weights: edges, lines, colours.
+"""What ControlNets are given of an image, as far as it takes no weights: edges, lines, colours.
 
 Each gives what the preprocessor of sd-webui-controlnet gives at the image's own size (it resizes images to 512
 pixels on the shorter side first; here they have the image's size already). Integers are exact, and the same everywhere.

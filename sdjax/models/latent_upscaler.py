@@ -330,7 +330,7 @@ class LatentUpscalerUNet(nn.Module):
         Args:
           sample: latents at unit variance, then those to be upscaled, at the same size.
           timesteps: a quarter of the logarithm of sigma.
-          context: the text encoder's hidden states, seen where `context_mask` is True.
+          context: the text encoder's hidden states, attended to where `context_mask` is True.
           condition: of `config.time_cond_proj_dim`.
 
         Raises:

@@ -302,25 +302,25 @@ def resolve(pieces: Sequence[Piece], step: int, span: Pass) -> str:
     if all(isinstance(piece, str) for piece in pieces):
         return "".join(piece for piece in pieces if isinstance(piece, str))
     texts: list[str] = []
-    stack: list[tuple[int, int, bool]] = []  # branch wanted, branch we are in, whether the group itself is seen
-    seen = True
+    stack: list[tuple[int, int, bool]] = []  # branch wanted, branch we are in, whether the group itself is active
+    active = True
     for piece in pieces:
         if isinstance(piece, str):
-            if seen:
+            if active:
                 texts.append(piece)
         elif isinstance(piece, Mark):
             wanted, branch, outside = stack.pop()
-            seen = outside
+            active = outside
             if piece is Mark.NEXT:
                 stack.append((wanted, branch + 1, outside))
-                seen = outside and wanted == branch + 1
+                active = outside and wanted == branch + 1
         else:
             if isinstance(piece, Switch):
                 wanted = int(step > last_before(piece.when, span))
             else:
                 wanted = (step - 1) % piece.options
-            stack.append((wanted, 0, seen))
-            seen = seen and wanted == 0
+            stack.append((wanted, 0, active))
+            active = active and wanted == 0
     return "".join(texts)
 
 
@@ -337,13 +337,13 @@ def step_problems(switches: Sequence[PlacedSwitch], span: Pass) -> Iterator[Prob
     steps = span.steps
     for letter, when in switches:
         last = last_before(when, span)
-        told = f"this switch, {_print_when(when)} of {steps} steps,"
+        switch_text = f"this switch, {_print_when(when)} of {steps} steps,"
         if span.before is not None:
-            told = f"this switch, {_print_when(when)} of {span.before} steps and {steps} of the second pass,"
+            switch_text = f"this switch, {_print_when(when)} of {span.before} steps and {steps} of the second pass,"
         if last < 1 and span.before is None:
-            yield Problem(letter, f"{told} is over before the first step: its first text is never seen")
+            yield Problem(letter, f"{switch_text} is over before the first step: its first text is never seen")
         elif last >= steps - 1 and not span.followed:
             room = f"{steps - 2} is the last step to give" if steps > 2 else "so few steps leave no room for a switch"
             if span.before is not None:
                 room = f"{span.before + steps - 2} is the last step to give" if steps > 2 else room
-            yield Problem(letter, f"{told} comes after the last step: its second text is never seen; {room}")
+            yield Problem(letter, f"{switch_text} comes after the last step: its second text is never seen; {room}")

@@ -252,10 +252,10 @@ def train_text(folder: Path) -> None:
     text_encoder = TextEncoder(text_config(vocabulary()))
     data = load_latents(folder)
     width = text_encoder.config.hidden_size
-    told = data.means[0].size // CELLS**2
+    channels = data.means[0].size // CELLS**2
     params = {
         "text_encoder": text_encoder.init(jax.random.key(20), jnp.zeros((1, TEXT_LENGTH), jnp.int32))["params"],
-        "head": {"kernel": jnp.zeros((width, told)), "bias": jnp.zeros(told)},
+        "head": {"kernel": jnp.zeros((width, channels)), "bias": jnp.zeros(channels)},
     }
     # Flax makes positions several times larger than tokens, which hides the words behind their places.
     for name, size in (("token_embedding", 1.0), ("position_embedding", 0.5)):

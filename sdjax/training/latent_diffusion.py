@@ -38,8 +38,8 @@ def text_loss(
       latents: of unit variance.
     """
     hidden = text_encoder.apply({"params": params["text_encoder"]}, ids).last_hidden_state
-    told = hidden[:, -side * side :] @ params["head"]["kernel"] + params["head"]["bias"][None, None]
-    return ((told - cells(latents, side)) ** 2).mean(), {}
+    predicted = hidden[:, -side * side :] @ params["head"]["kernel"] + params["head"]["bias"][None, None]
+    return ((predicted - cells(latents, side)) ** 2).mean(), {}
 
 
 def diffusion_loss(

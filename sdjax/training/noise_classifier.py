@@ -195,8 +195,8 @@ def train(
     def show(current: state.TrainState) -> None:
         average = jax.device_get(current.average)
         shares = accuracy_by_timestep(classifier, SCHEDULER, average, data, held_out, (0, 500), 1)
-        told = " and ".join(f"{100 * share:.1f} % at timestep {at}" for at, share in zip((0, 500), shares, strict=True))
-        print(f"step {int(current.step)}: {told} of {len(held_out.rows)} held-out scenes recognised")
+        text = " and ".join(f"{100 * share:.1f} % at timestep {at}" for at, share in zip((0, 500), shares, strict=True))
+        print(f"step {int(current.step)}: {text} of {len(held_out.rows)} held-out scenes recognised")
 
     trained = state.run(
         update,

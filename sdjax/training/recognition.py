@@ -369,11 +369,11 @@ def measure(folder: Path, sprites: tuple[Image.Image, ...], options: argparse.Na
     held_out = held_out_examples(sprites, HELD_OUT)
     renders = among_best(classify(params, held_out.pixels), held_out.labels)
     print(table([figure("held-out renders recognised (not generated)", renders), *summary(asked, pixels, logits)]))
-    shown, labels = slice(len(names)), np.arange(len(names))
-    print("\nmissed:", *misses(logits[shown], labels, names), sep="\n  ")
-    missed = ~among_best(logits[shown], labels)
+    concepts, labels = slice(len(names)), np.arange(len(names))
+    print("\nmissed:", *misses(logits[concepts], labels, names), sep="\n  ")
+    missed = ~among_best(logits[concepts], labels)
     target = folder / "recognition.png"
-    contact_sheet(framed(pixels[shown], missed), 20).save(target)
+    contact_sheet(framed(pixels[concepts], missed), 20).save(target)
     print(f"\n{target}: all images in the order of emoji.tsv")
 
 
