@@ -59,7 +59,7 @@ def describe(name: str, pickled: bool = False) -> Iterator[tuple[str, str]]:
     Raises:
       CheckpointError: if there is nothing of that name, or it is damaged.
       ConfigError: if a folder's config asks for what is not implemented.
-      ImageError: for a damaged picture.
+      ImageError: for a damaged image.
     """
     place = place_of(name, None, None, pickled)
     if place.commit:

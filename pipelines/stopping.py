@@ -23,9 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-# Files that take their names when they are whole begin with this; with a dot, so that readers of data sets pass over
-# them.
-TEMPORARY = ".sdjax-tmp-"
 # What a process gives that its reader has left, as of one that SIGPIPE ended.
 READER_GONE = 128 + signal.SIGPIPE
 
@@ -49,6 +46,7 @@ class _State:
         self.owned = False
         self.stopping = False
         self.undo: dict[object, tuple[bool, Callable[[], None]]] = {}
+        self.temporary: str | None = None
         self.hint = ""
         self.gate = threading.Lock()
         self.cleaned = threading.Event()
@@ -87,6 +85,11 @@ def undoing(make: Callable[[], _Made], undo: Callable[[_Made], Any], far: bool =
         yield made
     finally:
         _state.undo.pop(key, None)
+
+
+def temporary_files(prefix: str) -> None:
+    """With what the names of files begin that are not whole yet: those of workers are removed."""
+    _state.temporary = prefix
 
 
 def hint(text: str) -> None:
@@ -236,16 +239,16 @@ def _unfinished(process: Any) -> list[str]:
 
     with contextlib.suppress(psutil.Error, OSError):
         written = [file.path for file in process.open_files() if file.mode != "r"]
-        return [path for path in written if _is_unfinished(os.path.basename(path))]
+        return [path for path in written if _is_temporary(path) or _CACHE_ENTRY.fullmatch(os.path.basename(path))]
     return []
 
 
-def _is_unfinished(name: str) -> bool:
-    return name.startswith(TEMPORARY) or bool(_CACHE_ENTRY.fullmatch(name))
+def _is_temporary(path: str) -> bool:
+    return _state.temporary is not None and os.path.basename(path).startswith(_state.temporary)
 
 
 def _cache_entries() -> list[str]:
     """Compiled programs that this process is about to write; its temporary files have their `undoing`."""
     import psutil
 
-    return [path for path in _unfinished(psutil.Process()) if not os.path.basename(path).startswith(TEMPORARY)]
+    return [path for path in _unfinished(psutil.Process()) if not _is_temporary(path)]

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# What else turns letters around, or is a control character of eight bits.
-TURNING = r"\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+# What else turns letters around, or is a control character of eight bits. It is what is escaped in files
+# (`sdjax.storage.jsonl`; a test compares them), and is not imported from there: that takes seconds, which no error in
+# arguments should wait for.
+TERMINAL_CONTROLS = r"\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 # Joiners (U+200C, U+200D) stay: Persian words and emoji are written with them.
-_HIDDEN = re.compile(rf"[\0-\x1f\u2028\u2029\ud800-\udfff{TURNING}]")
+_HIDDEN = re.compile(rf"[\0-\x1f\u2028\u2029\ud800-\udfff{TERMINAL_CONTROLS}]")
 
 
 def visible(text: str) -> str:

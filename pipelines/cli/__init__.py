@@ -64,9 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(command: "Command") -> int:
-    from sdjax.storage import use_interruption_guard
+    from sdjax.storage import TEMPORARY, use_interruption_guard
 
     use_interruption_guard(stopping.undoing)
+    stopping.temporary_files(TEMPORARY)
     return command()
 
 

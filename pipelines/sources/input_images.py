@@ -51,5 +51,5 @@ def read(path: str) -> bytes:
     except (storage.StorageError, OSError, ValueError, ImportError) as error:
         raise JobError(str(error)) from error
     if len(data) > MAX_BYTES:
-        raise JobError(f"{path} has more than {MAX_BYTES} bytes, which no picture takes")
+        raise JobError(f"{path} has more than {MAX_BYTES} bytes, which no image takes")
     return data

@@ -1,6 +1,6 @@
 """Embeddings (textual inversions): vectors that take the place of tokens, in the files of those who train them.
 
-Gal et al. 2022, arXiv:2208.01618. The forms are AUTOMATIC1111's (`string_to_param`, and pictures with an embedding in
+Gal et al. 2022, arXiv:2208.01618. The forms are AUTOMATIC1111's (`string_to_param`, and images with an embedding in
 them) and diffusers' (one tensor, under the name of its token).
 """
 
@@ -23,7 +23,7 @@ from sdjax.families.known_models import by_token_width
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # A training's longest is far below; a tensor of more rows is none.
 _MOST_VECTORS = 1000
-# What Pillow, base64, JSON and numpy raise for a picture or a text that is none.
+# What Pillow, base64, JSON and numpy raise for an image or a text that is none.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError,
     Image.DecompressionBombError,
@@ -31,10 +31,10 @@ _DAMAGE = (
 # A1111's text chunk.
 _CHUNK = "sd-ti-embedding"
 _ELSEWHERE = "load it in the web UI that made it, and save it there as .safetensors"
-# The token of a concept as diffusers' trainers are told it. Tensors of other forms are called by what they hold, or by
+# The token of a concept as diffusers' trainers are given it. Tensors of other forms are called by what they hold, or by
 # words that stand in any prompt.
 _TOKEN = re.compile(r"<[^<>\s]+>")
-# Letters of a name, and of another library's error that are shown.
+# Letters of a name, and of another library's error that are quoted.
 _MOST_LETTERS = _SHOWN = 200
 
 
@@ -61,7 +61,7 @@ def read_embedding(file: Path, pickled: bool = False) -> Embedding:
       AdapterError: if it is no embedding, or one for a model of another kind.
     """
     if file.suffix.lower() in (".png", ".webp", ".jxl", ".avif"):
-        vectors = _of_picture(file)
+        vectors = _of_image(file)
         return Embedding(file.stem, hashlib.sha256(file.read_bytes()).hexdigest(), _checked(vectors, file))
     opened = open_adapter(file, pickled)
     tensors = opened.tensors
@@ -88,12 +88,12 @@ def read_embedding(file: Path, pickled: bool = False) -> Embedding:
 def embedding_name(file: Path, pickled: bool = False) -> str | None:
     """The name that is written in an embedding's file, by which prompts call it too; None if there is none.
 
-    That is, of a picture, the name that A1111 calls it by, and of diffusers' files the token in angle brackets.
+    That is, of an image, the name that A1111 calls it by, and of diffusers' files the token in angle brackets.
     Arguments as of `read_embedding`; of a file that can't be read there is none.
     """
     try:
         if file.suffix.lower() == ".png":
-            name = _said_by_picture(file).get("name")
+            name = _said_by_image(file).get("name")
             return name if isinstance(name, str) and name.strip() and len(name) <= _MOST_LETTERS else None
         names = list(list_file(file, pickled).tensors)
     except (AdapterError, CheckpointError):
@@ -130,12 +130,12 @@ def _checked(vectors: np.ndarray, file: Path) -> Float[np.ndarray, "n w"]:
     return found
 
 
-def _of_picture(file: Path) -> np.ndarray:
+def _of_image(file: Path) -> np.ndarray:
     """What A1111 writes into the text of a PNG: JSON as base64."""
     if file.suffix.lower() != ".png":
-        raise AdapterError(f"{file}: an embedding in a picture that is no PNG can't be read; {_ELSEWHERE}")
+        raise AdapterError(f"{file}: an embedding in an image that is no PNG can't be read; {_ELSEWHERE}")
     try:
-        [entry] = _said_by_picture(file)["string_to_param"].values()
+        [entry] = _said_by_image(file)["string_to_param"].values()
         return np.array(entry["TORCHTENSOR"], np.float64)
     except AdapterError:
         raise
@@ -143,8 +143,8 @@ def _of_picture(file: Path) -> np.ndarray:
         raise AdapterError(f"{file}: its text {_CHUNK} is no embedding ({error}); {_ELSEWHERE}") from error
 
 
-def _said_by_picture(file: Path) -> dict[str, Any]:
-    """What A1111's text in a picture says."""
+def _said_by_image(file: Path) -> dict[str, Any]:
+    """What A1111's text in an image says."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
             text = image.info.get(_CHUNK)  # which is written before the pixels; these are not read

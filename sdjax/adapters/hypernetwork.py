@@ -76,7 +76,7 @@ _REFUSED = {
     "threshold": "has no meaning without arguments",
     **dict.fromkeys(
         ("softmax", "softmin", "logsoftmax", "softmax2d"),
-        "runs over the pictures of a batch there, so that a picture would depend on its neighbours",
+        "runs over the images of a batch there, so that an image would depend on its neighbours",
     ),
 }
 

@@ -35,7 +35,7 @@ _OTHER_BEGINNINGS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class Scales(NamedTuple):
     """How strong each module is, by network; a config under "" is for both.
 
-    text: the config's, which is part of what decides the pictures; empty if it is in the file itself.
+    text: the config's, which is part of what decides the images; empty if it is in the file itself.
     """
 
     configs: Mapping[str, Mapping[str, Any]]

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from sdjax.diffusion.array_group import array_group
 from sdjax.diffusion.tableau import REGISTERS, Table
 
 Latents = Float[Array, "b h w c"]
@@ -54,7 +55,8 @@ class NoiseRequest(NamedTuple):
     span: Float[Array, "b 2"]
 
 
-class EvaluationArrays(NamedTuple):
+@array_group
+class EvaluationArrays:
     """One evaluation of the network and what follows it, for each image: a row of `tableau.Table` as arrays.
 
     In `TableArrays` every array has the evaluations as one more axis in front.
@@ -69,7 +71,8 @@ class EvaluationArrays(NamedTuple):
     span: Float[ArrayLike, "*n b 2"]
 
 
-class TableArrays(NamedTuple):
+@array_group
+class TableArrays:
     """The tables of a batch.
 
     evaluations: arrays whose first axis is the number of the evaluation.

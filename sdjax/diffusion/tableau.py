@@ -8,7 +8,7 @@ latents, in float64. What it does with them is written down, and this table, not
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -245,25 +245,3 @@ class Recorder:
             assert term.form is not None and term.born == index, f"{term.kind} of {term.born} is gone at {index}"
             for inner, factor in term.form.items():
                 self._add(row, inner, weight * factor, held, index)
-
-
-def run_on_host(table: Table, denoise: Callable[[Any, float, float], Any], latents: Any, noise: Any = None) -> Any:
-    """The same as the compiled loop does, for one image and in numpy's float64: to measure orders of accuracy.
-
-    Args:
-      table: of a sampler.
-      denoise: (latents, sigma, timestep) -> denoised latents.
-      latents: of standard deviation 1.
-      noise: by place, as `Table.draws` counts them; needed only by stochastic samplers.
-    """
-    registers = [np.zeros_like(latents) for _ in range(REGISTERS)]
-    registers[0] = latents * table.start + (table.first_noise * noise[0] if table.first_noise else 0.0)
-    for index in range(table.evaluations):
-        denoised = denoise(registers[0], float(table.sigma[index]), float(table.timestep[index]))
-        fresh = noise[index + 1] if table.draws[index + 1] else np.zeros_like(latents)
-        terms = [*registers, denoised, fresh]
-        registers = [
-            sum((weight * term for weight, term in zip(row, terms, strict=True)), np.zeros_like(latents))
-            for row in table.weights[index]
-        ]
-    return registers[0]

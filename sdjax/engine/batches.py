@@ -38,7 +38,7 @@ class Computed(NamedTuple):
 
     latents: the first ones.
     extra_channels: that the UNet sees beside latents; None if none.
-    init_latents, init_noise: of the images that stay where nothing is drawn anew; None if none do.
+    init_latents, init_noise: of the images of which a part stays; None if none do.
     noise: drawn on the host, in the order of draws; None if there is none.
     controls: parameters of the ControlNets.
     """
@@ -71,14 +71,14 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
     prompts = prompt_arrays.arrays(
         [sample.prompts for sample in batch], tables, [job.clip_skip for job in jobs], bucket.evaluations, vectors
     )
-    table, evaluations = stack_tables(tables, bucket.evaluations)
+    stacked = stack_tables(tables, bucket.evaluations)
     labelled = jobs[0].class_label is not None
     return Inputs(
         PerImage(
             prompts=prompts.tokens,
             seed_words=seed_words(batch),
             latents=computed.latents,
-            evaluations=evaluations,
+            evaluations=stacked.counts,
             guidance_scale=floats(*(job.guidance_scale for job in jobs)),
             guidance_rescale=floats(*(job.guidance_rescale for job in jobs)),
             classifier_scale=floats(*(job.classifier_scale for job in jobs)),
@@ -98,7 +98,7 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
             guess_mode=tuple(_guess_mode(batch, number) for number in range(len(bucket.controls))),
         ),
         PerEvaluation(
-            table=table,
+            table=stacked.evaluations,
             text_of=prompts.text_of,
             part_weights=prompts.part_weights,
             control_weights=tuple(_control_weights(batch, number) for number in range(len(bucket.controls))),
@@ -128,7 +128,7 @@ def seed_words(batch: Sequence[Sample]) -> UInt32[np.ndarray, "b 2"]:
 
 
 def latent_masks(batch: Sequence[Sample]) -> Float32[np.ndarray, "b h w 1"]:
-    """The shares of latents that are drawn anew."""
+    """The shares of latents that are repainted."""
     return _stacked([sample.images.latent_mask for sample in batch])[..., None]
 
 
@@ -138,7 +138,7 @@ def input_images(batch: Sequence[Sample]) -> UInt8[np.ndarray, "b y x 3"]:
 
 
 def hidden_pixels(batch: Sequence[Sample]) -> Bool[np.ndarray, "b y x 1"]:
-    """Where these are drawn anew."""
+    """Where these are repainted."""
     return _stacked([sample.images.mask for sample in batch])[..., None] >= masks.HALF
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-# How programs are compiled whose bits are promised, by platform. On the CPU sums over a picture, as in a group norm,
+# How programs are compiled whose bits are promised, by platform. On the CPU sums over an image, as in a group norm,
 # are left out of what XLA gives to YNNPACK: that splits them by the number of threads, which follows the number of
 # devices and of cores, and so the bits would. Matrix products and convolutions stay with it: Eigen, the other choice,
 # splits these by threads too (`sdjax.models.convolution` has the rest of this).

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,8 +16,22 @@ _MAX_PROGRAMS = 512
 # Bytes of parameters besides the model's that stay on the devices: ControlNets and upscalers, the last ones used.
 _MAX_KEPT = 4 << 30
 
-# Called before a program is compiled.
-OnCompile = Callable[[], None]
+
+class Program(NamedTuple):
+    """A function of parameters and inputs, as it is mapped over devices.
+
+    key: with the structure of the parameters, all that it depends on.
+    function: (parameters, inputs) -> outputs, for one device's share; pure.
+    inputs: how they lie over the devices: a partition spec, or a tree of such that begins as they do.
+    outputs: likewise.
+    on_compile: called before it is compiled.
+    """
+
+    key: Any
+    function: Callable[[Any, Any], Any]
+    inputs: Any = BY_IMAGE
+    outputs: Any = BY_IMAGE
+    on_compile: Callable[[], None] = lambda: None
 
 
 def shapes_of(tree: Any) -> tuple[Any, ...]:
@@ -56,33 +70,18 @@ class Devices:
             self._kept.popitem(last=False)
         return self._kept[digest]
 
-    def compiled(
-        self,
-        key: Any,
-        program: Callable[..., Any],
-        params: Any,
-        inputs: Any,
-        sharding: Any = BY_IMAGE,
-        outputs: Any = BY_IMAGE,
-        on_compile: OnCompile = lambda: None,
-    ) -> Callable[..., Any]:
-        """A program of parameters and inputs, compiled once for a key, and mapped over the devices.
-
-        Args:
-          key: with the structure of the parameters, all that the program depends on.
-          program: pure; for one device's share.
-          params: replicated; on the devices.
-          inputs: on the devices.
-          sharding: of the inputs.
-          outputs: of what the program gives.
-          on_compile: called before it is compiled.
-        """
-        place = key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
+    def compiled(self, program: Program, params: Any, inputs: Any) -> Callable[[Any, Any], Any]:
+        """A program mapped over the devices, compiled once for its key, for parameters and inputs that lie on them."""
+        place = program.key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
         if place not in self._programs:
-            on_compile()
+            program.on_compile()
             # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
             mapped = jax.shard_map(
-                program, mesh=self.mesh, in_specs=(REPLICATED, sharding), out_specs=outputs, check_vma=False
+                program.function,
+                mesh=self.mesh,
+                in_specs=(REPLICATED, program.inputs),
+                out_specs=program.outputs,
+                check_vma=False,
             )
             options = compiler_options(self.all[0].platform)
             self._programs[place] = jax.jit(mapped).lower(params, inputs).compile(options)
@@ -91,16 +90,7 @@ class Devices:
         self._programs.move_to_end(place)
         return self._programs[place]
 
-    def run(
-        self,
-        key: Any,
-        program: Callable[..., Any],
-        params: Any,
-        inputs: Any,
-        sharding: Any = BY_IMAGE,
-        outputs: Any = BY_IMAGE,
-        on_compile: OnCompile = lambda: None,
-    ) -> Any:
-        """Runs such a program on arrays of the host or of the devices; arguments as of `compiled`."""
-        inputs = self.put(inputs, sharding)
-        return self.compiled(key, program, params, inputs, sharding, outputs, on_compile)(params, inputs)
+    def run(self, program: Program, params: Any, inputs: Any) -> Any:
+        """Runs a program with parameters on the devices, and inputs there or on the host."""
+        inputs = self.put(inputs, program.inputs)
+        return self.compiled(program, params, inputs)(params, inputs)

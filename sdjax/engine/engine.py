@@ -32,7 +32,7 @@ from sdjax.upscaling.upscalers import Upscalers
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
 
-# How the runtimes say so, and letters of it that are told.
+# How the runtimes say so, and letters of it that are quoted.
 _OUT_OF_MEMORY, _MOST_LETTERS = re.compile("out of memory|resource_exhausted", re.IGNORECASE), 200
 
 

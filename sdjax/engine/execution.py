@@ -15,7 +15,7 @@ from sdjax.checkpoints.checkpoint import Checkpoint
 from sdjax.checkpoints.tensors import Params
 from sdjax.diffusion.sample import Previews
 from sdjax.engine import batches, latents
-from sdjax.engine.devices import Devices, shapes_of
+from sdjax.engine.devices import Devices, Program, shapes_of
 from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, REPLICATED, SHARDING, EncoderInputs
 from sdjax.engine.latents import latent_shape
 from sdjax.engine.passes import Bucket, Decode, Pass, Paste, ResizeLatents, Sample, Task, UpscaleImages
@@ -35,7 +35,6 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
-_PREVIEWS: Any = (BY_SECOND_AXIS, BY_SECOND_AXIS)
 
 
 @dataclasses.dataclass
@@ -114,10 +113,9 @@ class Execution:
         elif isinstance(kind, Decode):
             self._decode(kind, state, library)
         elif isinstance(kind, ResizeLatents):
-            program = functools.partial(latents.resized_latents, *kind)
-            state.latents = self.devices.run(
-                (*kind.batch_key, state.latents.shape), program, self.params, state.latents
-            )
+            key = *kind.batch_key, state.latents.shape
+            program = Program(key, functools.partial(latents.resized_latents, *kind))
+            state.latents = self.devices.run(program, self.params, state.latents)
         elif isinstance(kind, UpscaleImages):
             self._upscale(kind, state, library)
         elif isinstance(kind, Paste):
@@ -149,33 +147,26 @@ class Execution:
 
     def _sampled(self, batch: list[Sample], params: Params, begins_with: Any, library: OpenLibrary) -> Any:
         """Latents of a compiled batch, and those that are kept on the way."""
-        model, bucket = self._loaded(batch[0].model), batch[0].bucket
         controls = tuple(
             self.devices.kept(control.digest, functools.partial(library.controlnet_params, control))
             for control in batch[0].controls
         )
-        given = batches.inputs(batch, model.params, self._computed(batch, params, begins_with, controls))
-        return self.devices.run(
-            self.sample_key(batch[0]),
-            self.sample_program(batch[0]),
-            params,
-            given,
-            SHARDING,
-            (BY_IMAGE, Previews(*_PREVIEWS)),
-            functools.partial(self._on_compile, bucket),
-        )
+        model_params = self._loaded(batch[0].model).params
+        given = batches.inputs(batch, model_params, self._computed(batch, params, begins_with, controls))
+        return self.devices.run(self.sample_program(batch[0]), params, given)
 
-    @staticmethod
-    def sample_key(sample: Sample) -> Any:
-        """What of a pass its program depends on."""
-        return "sample", sample.model.digest, sample.bucket
-
-    def sample_program(self, sample: Sample) -> Callable[..., Any]:
-        """The program of a pass, for one device's share."""
+    def sample_program(self, sample: Sample) -> Program:
+        """The program of a pass: from `Inputs` to latents and previews."""
         log_probability = self._classifier.log_probability if self._classifier else None
         model, bucket = self._loaded(sample.model), sample.bucket
         shape = latent_shape(model, bucket.height, bucket.width)
-        return functools.partial(sample_latents, model, log_probability, bucket, shape)
+        return Program(
+            ("sample", model.digest, bucket),
+            functools.partial(sample_latents, model, log_probability, bucket, shape),
+            inputs=SHARDING,
+            outputs=(BY_IMAGE, BY_SECOND_AXIS),
+            on_compile=functools.partial(self._on_compile, bucket),
+        )
 
     def _computed(
         self, batch: list[Sample], params: Params, begins_with: Any, controls: tuple[Any, ...]
@@ -198,8 +189,8 @@ class Execution:
                 pixels = batches.input_images(batch) if begins_with is None else begins_with
                 init_latents = self._encoded(sample, EncoderInputs(pixels, image_noise, None))
             given = batches.img2img_inputs(batch, init_latents, first, fill_noise)
-            program = functools.partial(latents.img2img_latents, shape)
-            first = self.devices.run(("img2img", shapes_of(given)), program, self.params, given)
+            program = Program(("img2img", shapes_of(given)), functools.partial(latents.img2img_latents, shape))
+            first = self.devices.run(program, self.params, given)
             if bucket.masked:
                 init_noise = fill_noise if bucket.host_noise is not None else self._start(batch, unit=True)
         return batches.Computed(
@@ -215,27 +206,30 @@ class Execution:
         """The first latents, of noise drawn on the device; `unit` is that noise at deviation 1."""
         bucket, resized_from = batch[0].bucket, batch[0].key.resized_from
         shape = latent_shape(batch[0].model, bucket.height, bucket.width)
-        program = functools.partial(latents.start_latents, shape, resized_from)
         key = "start", shape, resized_from, len(batch)
-        return self.devices.run(key, program, self.params, batches.start_inputs(batch, unit))
+        program = Program(key, functools.partial(latents.start_latents, shape, resized_from))
+        return self.devices.run(program, self.params, batches.start_inputs(batch, unit))
 
     def _encoded(self, sample: Sample, given: EncoderInputs, masked: bool = False) -> Any:
         """The latents of images."""
         bucket, model = sample.bucket, sample.model
         tile = tile_of(bucket.height, bucket.width, self._vae_tile)
         shape = latent_shape(model, bucket.height, bucket.width)
-        program = functools.partial(latents.encode_images, model, shape, tile, masked)
-        return self.devices.run(("encode", masked, shapes_of(given)), program, self.params, given)
+        key = "encode", masked, shapes_of(given)
+        program = Program(key, functools.partial(latents.encode_images, model, shape, tile, masked))
+        return self.devices.run(program, self.params, given)
 
     def _extra_channels(self, batch: list[Sample], begins_with: Any, image_noise: Any, masked_noise: Any) -> Any:
         """What the UNet sees beside latents: a depth map; a mask and a masked image; what an upscaler is to enlarge."""
         sample, model, bucket = batch[0], batch[0].model, batch[0].bucket
         shape = latent_shape(model, bucket.height, bucket.width)
         if sample.start == "on latents":
-            return self.devices.run(("double", begins_with.shape), latents.doubled_latents, self.params, begins_with)
+            program = Program(("double", begins_with.shape), latents.doubled_latents)
+            return self.devices.run(program, self.params, begins_with)
         if sample.start == "on image":
             given = batches.noised_image_inputs(batch, begins_with, image_noise)
-            return self.devices.run(("noise images", shapes_of(given)), latents.noised_images, self.params, given)
+            program = Program(("noise images", shapes_of(given)), latents.noised_images)
+            return self.devices.run(program, self.params, given)
         if model.takes_depth:
             return batches.depth_maps(batch, shape)
         if not model.takes_mask:
@@ -245,8 +239,9 @@ class Execution:
             left = np.asarray(self._encoded(sample, hidden, masked=True))
             return np.concatenate([(batches.latent_masks(batch) >= masks.HALF).astype(np.float32), left], axis=-1)
         tile = tile_of(bucket.height, bucket.width, self._vae_tile)
-        program = functools.partial(latents.whole_mask_channels, model, shape, tile)
-        return self.devices.run(("whole mask", shape, shapes_of(masked_noise)), program, self.params, masked_noise)
+        key = "whole mask", shape, shapes_of(masked_noise)
+        program = Program(key, functools.partial(latents.whole_mask_channels, model, shape, tile))
+        return self.devices.run(program, self.params, masked_noise)
 
     def _params_with(self, sample: Sample) -> Params:
         """The model's parameters with the LoRAs of a batch merged into them; all else is shared."""
@@ -260,11 +255,9 @@ class Execution:
                 [each.adapter.changes for each in weighted],
                 [by_network(networks, np.float32(each.weight), np.float32(each.text_weight)) for each in weighted],
             )
-            key = ("merge", jax.tree.structure(given), shapes_of(given))
-            leaves = self.devices.run(
-                key, lambda params, given: changed(params, *given), self.params, given, REPLICATED, REPLICATED
-            )
-            self._merged = (loras, replaced(self.params, leaves))
+            key = "merge", jax.tree.structure(given), shapes_of(given)
+            merge = Program(key, lambda params, given: changed(params, *given), REPLICATED, REPLICATED)
+            self._merged = (loras, replaced(self.params, self.devices.run(merge, self.params, given)))
         return self._merged[1]
 
     # --- Upscaling ---
@@ -317,11 +310,10 @@ class Execution:
         params = self.devices.kept(network.digest, lambda: library.upscaler_params(network))
         assert not isinstance(network.config, Checkpoint), "it is a diffusion model"
         config = network.config
-        program = functools.partial(enlarged_tiles, config)
+        function = functools.partial(enlarged_tiles, config)
 
         def run(tiles: UInt8[np.ndarray, "b h w 3"]) -> Any:
-            key = "enlarge", config, tiles.shape
-            return self.devices.run(key, program, params, tiles, BY_IMAGE, (BY_IMAGE, BY_IMAGE))
+            return self.devices.run(Program(("enlarge", config, tiles.shape), function), params, tiles)
 
         made = []
         for start in range(0, len(images), size):
@@ -360,9 +352,9 @@ class Execution:
         """Images of a compiled batch of latents, and whether each is finite."""
         factor = model.vae.config.factor
         tile = tile_of(given.shape[1] * factor, given.shape[2] * factor, self._vae_tile)
-        program = functools.partial(latents.decode, model, dtype, tile)
         key = "decode", model.digest, given.shape, dtype
-        return self.devices.run(key, program, params, given, BY_IMAGE, (BY_IMAGE, BY_IMAGE))
+        program = Program(key, functools.partial(latents.decode, model, dtype, tile))
+        return self.devices.run(program, params, given)
 
     def _mended(
         self, model: Model, given: Any, decoded: tuple[Any, Any], params: Params

@@ -1,13 +1,16 @@
 """The arrays of one batch, grouped by the axis that runs over images; how they are sharded follows from the group.
 
 A new input is a field here, and the line of `sdjax.engine.batches` that fills it. What a batch does not have is None.
+Tests check each group when it is made, against its annotations. Tuples with an array for each ControlNet are written as
+`PyTree`, of which every leaf is checked (of a `tuple` only one).
 """
 
 from typing import Any, NamedTuple
 
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float, Float32, Int32, UInt8, UInt32
+from jaxtyping import Bool, Float, Float32, Int32, PyTree, UInt8, UInt32
 
+from sdjax.diffusion.array_group import array_group
 from sdjax.diffusion.sample import EvaluationArrays
 
 # Of numpy on the host, of JAX on devices and in programs.
@@ -16,7 +19,8 @@ _Array = Any
 REPLICATED, BY_IMAGE, BY_SECOND_AXIS = PartitionSpec(), PartitionSpec("data"), PartitionSpec(None, "data")
 
 
-class PromptTokens(NamedTuple):
+@array_group
+class PromptTokens:
     """The prompts of a batch: k readings of c chunks of n tokens; t texts, each a mix of readings.
 
     weights: of tokens.
@@ -38,7 +42,8 @@ class PromptTokens(NamedTuple):
     vectors: Float32[_Array, "b r e"] | None
 
 
-class PerImage(NamedTuple):
+@array_group
+class PerImage:
     """What has images along its first axis.
 
     seed_words: the halves of the seeds.
@@ -49,7 +54,7 @@ class PerImage(NamedTuple):
     extra_channels: that the UNet sees beside the latents: a mask and a masked image's latents, a depth map, an image.
     hypernetwork_weights: of each of the batch's.
     low_rank: what is added to layers for each image, by network.
-    mask: shares that are drawn anew, where the rest is put back between evaluations.
+    mask: shares that are repainted; the rest is put back between evaluations.
     init_latents: of the image that is put back.
     init_noise: standard normal, with which it is.
     control_images: of each ControlNet.
@@ -73,11 +78,12 @@ class PerImage(NamedTuple):
     mask: Float32[_Array, "b h w 1"] | None = None
     init_latents: Float32[_Array, "b h w c"] | None = None
     init_noise: Float32[_Array, "b h w c"] | None = None
-    control_images: tuple[UInt8[_Array, "b y x 3"], ...] = ()
-    guess_mode: tuple[Bool[_Array, " b"], ...] = ()
+    control_images: PyTree[UInt8[_Array, "b y x 3"]] = ()
+    guess_mode: PyTree[Bool[_Array, " b"]] = ()
 
 
-class PerEvaluation(NamedTuple):
+@array_group
+class PerEvaluation:
     """What has images along its second axis, evaluations (or parts of the prompt, or draws) along its first.
 
     table: the samplers' tables.
@@ -91,12 +97,13 @@ class PerEvaluation(NamedTuple):
     table: EvaluationArrays
     text_of: Int32[_Array, "e b p"]
     part_weights: Float32[_Array, "q b"]
-    control_weights: tuple[Float32[_Array, "e b"], ...] = ()
+    control_weights: PyTree[Float32[_Array, "e b"]] = ()
     previews: Int32[_Array, "e b"] | None = None
     noise: Float32[_Array, "d b h w c"] | None = None
 
 
-class Shared(NamedTuple):
+@array_group
+class Shared:
     """What is the same for all images.
 
     guided: the first evaluation that is guided, and the one after the last.
@@ -121,7 +128,8 @@ _GROUPS: Any = (BY_IMAGE, BY_SECOND_AXIS, REPLICATED)
 SHARDING = Inputs(*_GROUPS)
 
 
-class StartInputs(NamedTuple):
+@array_group
+class StartInputs:
     """What the first latents are made of where noise is drawn on the device.
 
     start: their standard deviation.
@@ -135,7 +143,8 @@ class StartInputs(NamedTuple):
     first_noise: Float32[_Array, " b"]
 
 
-class EncoderInputs(NamedTuple):
+@array_group
+class EncoderInputs:
     """Images for the VAE's encoder.
 
     noise: with which latents are drawn from the encoder's distribution; or seeds of it.
@@ -147,13 +156,14 @@ class EncoderInputs(NamedTuple):
     hidden: Bool[_Array, "b y x 1"] | None
 
 
-class Img2ImgInputs(NamedTuple):
+@array_group
+class Img2ImgInputs:
     """What the first latents of images that begin with an image are made of.
 
     image_latents: of that image.
     noise_latents: the first latents of noise alone.
     image_weight: 0 takes the noise alone.
-    mask: shares that are drawn anew; None is all.
+    mask: shares that are repainted; None is all.
     fill: what stands there: an index of `sdjax.diffusion.inpaint.FILLINGS`.
     fill_noise: standard normal, or seeds of it.
     """
@@ -166,7 +176,8 @@ class Img2ImgInputs(NamedTuple):
     fill_noise: Float[_Array, "b h w c"] | UInt32[_Array, "b 2"]
 
 
-class NoisedImageInputs(NamedTuple):
+@array_group
+class NoisedImageInputs:
     """Images to which noise is added, as the x4 upscaler's UNet sees them.
 
     signal: the share of the image; `sigma`: that of the noise.

@@ -34,7 +34,7 @@ class Bucket(NamedTuple):
     classifier: whether the engine's classifier guides.
     hypernetworks: how those are built that act.
     low_rank: ranks of what is added to layers for each image; None if nothing is.
-    masked: whether an image stays as it is where nothing is drawn anew.
+    masked: whether an image stays as it is outside of a mask.
     controls: how the ControlNets and T2I adapters are built that act.
     """
 
@@ -61,7 +61,7 @@ class SampleKey(NamedTuple):
     resized_from: (height, width) of latents of which the device resizes noise to their own size; None if of none.
     loras: digest, and weights in the UNet and in the text encoders, of those that are merged into the weights.
     hypernetworks: digests.
-    masked: whether a part of an image is drawn anew.
+    masked: whether a part of an image is repainted.
     controls: digests of ControlNets.
     """
 
@@ -145,7 +145,7 @@ class ResizeLatents(NamedTuple):
 
 
 class Paste(NamedTuple):
-    """Images into those of which they are a part, or where nothing was drawn anew the image as it came."""
+    """Images into those of which they are a part, or the image as it came where nothing was repainted."""
 
     images: InputImages
 

@@ -302,7 +302,7 @@ def hires_job(job: Job, model: Model) -> Job | None:
     if job.hires_scale is None:
         return None
     if job.mask_image is not None:
-        raise JobError(f"hires_scale = {job.hires_scale}: not with a mask_image, which says what is drawn anew")
+        raise JobError(f"hires_scale = {job.hires_scale}: not with a mask_image, which says what is repainted")
     factor = model.vae.config.factor
     assert job.height is not None and job.width is not None, "the job is not resolved"
     height, width = (int(side * job.hires_scale) // factor * factor for side in (job.height, job.width))
@@ -330,7 +330,7 @@ def _check_depth_image(job: Job, model: Model) -> None:
 def _check_label(job: Job, model: Model) -> None:
     config = model.unet.config
     if config.has_class_embedding != (job.class_label is not None):
-        wanted = "one, which its UNet is told besides the prompt" if config.has_class_embedding else "none"
+        wanted = "one, which its UNet takes besides the prompt" if config.has_class_embedding else "none"
         raise JobError(f"class_label = {job.class_label}: this model wants {wanted}")
     if job.class_label is not None and config.num_class_embeds and job.class_label >= config.num_class_embeds:
         raise JobError(f"class_label = {job.class_label}: expected a number from 0 to {config.num_class_embeds - 1}")

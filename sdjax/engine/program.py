@@ -97,9 +97,9 @@ def _predict(model: Model, bucket: Bucket, inputs: Inputs, networks: Networks, t
         conditioning = prompt_arrays.by_branch(texts, inputs.per_evaluation.text_of[level.evaluation][:, :branches])
         scaled = network_input(latents, level.alpha)
         extra, labels = inputs.per_image.extra_channels, inputs.per_image.class_labels
-        seen = scaled if extra is None else jnp.concatenate([scaled, extra], axis=-1)
+        unet_latents = scaled if extra is None else jnp.concatenate([scaled, extra], axis=-1)
 
-        def asked(channels: Latents) -> UNetInputs:
+        def unet_inputs(channels: Latents) -> UNetInputs:
             return UNetInputs(
                 latents=jnp.tile(channels.astype(dtype), (branches, 1, 1, 1)),
                 timesteps=jnp.tile(level.timestep, branches),
@@ -107,8 +107,8 @@ def _predict(model: Model, bucket: Bucket, inputs: Inputs, networks: Networks, t
                 class_labels=None if labels is None else jnp.tile(labels, branches),
             )
 
-        residuals = _residuals(model, bucket, inputs, embeddings, asked(scaled), level, branches)
-        prediction = model.family.predict(networks, asked(seen), residuals)
+        residuals = _residuals(model, bucket, inputs, embeddings, unet_inputs(scaled), level, branches)
+        prediction = model.family.predict(networks, unet_inputs(unet_latents), residuals)
         return tuple(jnp.split(prediction.astype(jnp.float32), branches))
 
     return predict
@@ -134,7 +134,7 @@ def _attending(bucket: Bucket, inputs: Inputs) -> Any:
 
 
 def _restored(per_image: PerImage, latents: Latents, sigma: Float[Array, " b"] | None = None) -> Latents:
-    """Latents with those of the input image where nothing is drawn anew, noised to `sigma`; None is 0."""
+    """Latents with those of the input image where nothing is repainted, noised to `sigma`; None is 0."""
     init_latents, init_noise, mask = per_image.init_latents, per_image.init_noise, per_image.mask
     assert init_latents is not None and init_noise is not None and mask is not None, "a masked batch has all three"
     if sigma is not None:
@@ -160,7 +160,7 @@ def _residuals(
     bucket: Bucket,
     inputs: Inputs,
     embeddings: Sequence[Any],
-    asked: UNetInputs,
+    unet_inputs: UNetInputs,
     level: Level,
     branches: int,
 ) -> Residuals | None:
@@ -176,14 +176,14 @@ def _residuals(
         if isinstance(config, T2IAdapterConfig):
             residuals = adapted(tuple(jnp.tile(each, (branches, 1, 1, 1)) for each in embedding), all_weights)
         else:
-            context, mask, _ = asked.conditioning
-            labels = asked.class_labels
+            context, mask, _ = unet_inputs.conditioning
+            labels = unet_inputs.class_labels
             if labels is not None and model.unet.config.class_embed_type == "timestep":
                 labels = labels.astype(jnp.float32)
             residuals = ControlNet(config).apply(
                 {"params": inputs.shared.controls[number]},
-                asked.latents,
-                asked.timesteps,
+                unet_inputs.latents,
+                unet_inputs.timesteps,
                 context,
                 jnp.tile(embedding, (branches, 1, 1, 1)),
                 labels,

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from sdjax.images.lettering import draw_text, width_of
 
-# Colours of paper and of words, and the size of letters and of the space around pictures in pixels.
+# Colours of paper and of words, and the size of letters and of the space around images in pixels.
 PAPER, INK, FAINT = "#ffffff", "#24292f", "#8c959f"
 LETTERS, SPACE = 12, 8
 LINE = LETTERS + 3
@@ -51,35 +51,35 @@ class Grid(NamedTuple):
 
     title: above all; may be empty.
     columns, rows: words.
-    pictures: by row and column; None leaves a gap.
+    images: by row and column; None leaves a gap.
     corner: names of what varies along rows and columns.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[str]
-    pictures: Sequence[Sequence[Image.Image | None]]
+    images: Sequence[Sequence[Image.Image | None]]
     corner: tuple[str, str] = ("", "")
 
 
 # A row's word is at most so wide, and a word has at most so many lines.
 _ROW_WIDTH, _LINES = 150, 3
-# Smaller pictures are shown enlarged, by a whole number.
+# Smaller images are shown enlarged, by a whole number.
 _LEAST_WIDTH = 96
 
 
-def enlarged(picture: Image.Image, least: int = _LEAST_WIDTH) -> Image.Image:
+def enlarged(image: Image.Image, least: int = _LEAST_WIDTH) -> Image.Image:
     """The image, larger by a whole factor where it is too small to be seen well."""
-    factor = -(-least // picture.width)
-    size = (picture.width * factor, picture.height * factor)
-    return picture if factor == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+    factor = -(-least // image.width)
+    size = (image.width * factor, image.height * factor)
+    return image if factor == 1 else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def draw_grid(grid: Grid) -> Image.Image:
     """Draws a grid with its captions."""
-    cells = [[picture and enlarged(picture) for picture in row] for row in grid.pictures]
-    there = [picture for row in cells for picture in row if picture]
-    width, height = (max((picture.size[side] for picture in there), default=_LEAST_WIDTH) for side in (0, 1))
+    cells = [[image and enlarged(image) for image in row] for row in grid.images]
+    there = [image for row in cells for image in row if image]
+    width, height = (max((image.size[side] for image in there), default=_LEAST_WIDTH) for side in (0, 1))
     heads = [wrapped(word, width, _LINES) for word in grid.columns]
     sides = [wrapped(word, _ROW_WIDTH, max(_LINES, height // LINE)) for word in grid.rows]
     names = [name for name in grid.corner if name]
@@ -106,10 +106,10 @@ def draw_grid(grid: Grid) -> Image.Image:
         upper = top + row * (height + SPACE)
         for index, line in enumerate(lines):
             draw_text(page, (SPACE, upper + index * LINE), line, INK, LETTERS)
-        for column, picture in enumerate(cells[row]):
+        for column, image in enumerate(cells[row]):
             place = (left + column * (width + SPACE), upper)
-            if picture:
-                page.paste(picture, place)
+            if image:
+                page.paste(image, place)
             else:
                 draw.rectangle((*place, place[0] + width - 1, place[1] + height - 1), outline=FAINT)
     return page

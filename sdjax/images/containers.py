@@ -76,7 +76,7 @@ def _plain_png(data: bytes, texts: bool, most_pixels: int) -> Plain:
     chunks = _png_chunks(data)
     kind, header = chunks[0] if chunks else (b"", memoryview(b""))
     if kind != b"IHDR" or len(header) != 13:
-        raise ContainerError("a damaged picture: a PNG without its header")
+        raise ContainerError("a damaged image: a PNG without its header")
     width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     check_size(width, height, most_pixels)
     needed = 0
@@ -85,7 +85,7 @@ def _plain_png(data: bytes, texts: bool, most_pixels: int) -> Plain:
         if min(columns, rows) > 0:
             needed += rows * (1 + -(-columns * bits * _PNG_CHANNELS.get(colour, 1) // 8))
     if not _inflates_to(needed, (body for kind, body in chunks if kind == b"IDAT")):
-        raise ContainerError(f"a truncated picture: it has fewer pixels than {width}x{height}")
+        raise ContainerError(f"a truncated image: it has fewer pixels than {width}x{height}")
     frames = next((struct.unpack(">I", body[:4])[0] for kind, body in chunks if kind == b"acTL"), 1)
     kinds = (*_KEPT_CHUNKS, *_TEXT_CHUNKS) if texts else _KEPT_CHUNKS
     kept = [_chunk(kind, body) for kind, body in chunks if kind in kinds]
@@ -101,19 +101,19 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, memoryview]]:
     try:
         segments.check_chunks(data)
     except ValueError as error:
-        raise ContainerError(f"a damaged picture: {error}") from error
+        raise ContainerError(f"a damaged image: {error}") from error
     view, place = memoryview(data), len(segments.PNG)
     chunks: list[tuple[bytes, memoryview]] = []
     while not chunks or chunks[-1][0] != b"IEND":
         if place + 12 > len(data):
-            raise ContainerError("a truncated picture: it ends without its last chunk")
+            raise ContainerError("a truncated image: it ends without its last chunk")
         length, kind = struct.unpack_from(">I4s", data, place)
         end = place + 12 + length
         if end > len(data):
-            raise ContainerError(f"a truncated picture: it ends within a chunk {kind!r}")
+            raise ContainerError(f"a truncated image: it ends within a chunk {kind!r}")
         body = view[place + 8 : end - 4]
         if zlib.crc32(body, zlib.crc32(kind)) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise ContainerError(f"a damaged picture: the checksum of a chunk {kind!r} does not match")
+            raise ContainerError(f"a damaged image: the checksum of a chunk {kind!r} does not match")
         chunks.append((kind, body))
         place = end
     return chunks
@@ -169,33 +169,33 @@ def _check_tags(data: bytes) -> None:
         except ValueError:  # Pillow's error of the first says more, and the others are left aside
             continue
         if found.size > len(data) + _SHARED:
-            raise ContainerError(f"a damaged picture: its tags point to more than its {len(data)} bytes")
+            raise ContainerError(f"a damaged image: its tags point to more than its {len(data)} bytes")
         places += found.further[: _MOST_DIRECTORIES - len(places)]
 
 
-# Tiles of up to so many pixels are usual; larger ones only in pictures that are about as large.
+# Tiles of up to so many pixels are usual; larger ones only in images that are about as large.
 _USUAL_TILE = 1024 * 1024
 
 
-def check_tiles(picture: TiffImagePlugin.TiffImageFile) -> None:
+def check_tiles(image: TiffImagePlugin.TiffImageFile) -> None:
     """Raises `ContainerError` if a TIFF has tiles that are much larger than itself."""
-    width, height = picture.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0), picture.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)
-    if width * height > max(_USUAL_TILE, 4 * picture.width * picture.height):
-        raise ContainerError(f"{picture.width}x{picture.height} pixels in tiles of {width}x{height}; not decoded")
+    width, height = image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0), image.tag_v2.get(TiffImagePlugin.TILELENGTH, 0)
+    if width * height > max(_USUAL_TILE, 4 * image.width * image.height):
+        raise ContainerError(f"{image.width}x{image.height} pixels in tiles of {width}x{height}; not decoded")
 
 
 # Unlike the zeros with which the decoder goes on.
 _ANY_BYTES = b"\x55" * 64
 
 
-def is_filled(picture: JpegImagePlugin.JpegImageFile, data: bytes) -> bool:
+def is_filled(image: JpegImagePlugin.JpegImageFile, data: bytes) -> bool:
     """Whether a JPEG's pixels end too early, where the decoder goes on in grey and says nothing.
 
-    After the last pixel of a whole picture any bytes may follow: they change nothing. One of several passes that ends
+    After the last pixel of a whole image any bytes may follow: they change nothing. One of several passes that ends
     between two of them can't be told from a whole one.
     """
     end = data.rfind(b"\xff\xd9")
-    if end < 0 or picture.format != "JPEG":
+    if end < 0 or image.format != "JPEG":
         return False
     longer = Image.open(io.BytesIO(data[:end] + _ANY_BYTES + data[end:]), formats=["JPEG"])
-    return ImageChops.difference(longer, picture).getbbox(alpha_only=False) is not None
+    return ImageChops.difference(longer, image).getbbox(alpha_only=False) is not None

@@ -79,7 +79,7 @@ def decode_file(data: bytes | Path, name: str, formats: Sequence[str], *, texts:
             frames = 0 if tiff else getattr(image, "n_frames", 1)
         image.load()
         if isinstance(image, JpegImagePlugin.JpegImageFile) and containers.is_filled(image, plain.data):
-            raise ImageError(f"{name}: a truncated picture: its pixels end before the file does")
+            raise ImageError(f"{name}: a truncated image: its pixels end before the file does")
         return DecodedFile(image, frames, sixteen_bits, turned)
 
 
@@ -113,12 +113,12 @@ def opened_image(
     except FileNotFoundError as error:
         raise ImageError(f"{name}: there is no such file") from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and more
-        raise ImageError(f"{name}: a damaged or truncated picture: {str(error)[:_MOST_QUOTED]}") from error
+        raise ImageError(f"{name}: a damaged or truncated image: {str(error)[:_MOST_QUOTED]}") from error
 
 
 def _read(path: Path, name: str) -> bytes:
     if path.stat().st_size > MAX_BYTES:
-        raise ImageError(f"{name} has more than {MAX_BYTES} bytes, which no picture takes")
+        raise ImageError(f"{name} has more than {MAX_BYTES} bytes, which no image takes")
     return path.read_bytes()
 
 
@@ -128,4 +128,4 @@ def _what_it_is(data: bytes) -> str:
         return "an empty file"
     begins = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     found = (what for beginning, what in _NOT_IMAGES.items() if begins.startswith(beginning.lower()))
-    return next(found, "no whole picture")
+    return next(found, "no whole image")

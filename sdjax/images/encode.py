@@ -1,7 +1,7 @@
 """Pixels and metadata <-> the bytes of an image file.
 
 The same pixels and metadata give the same bytes. Every format carries the metadata (see `metadata.py`), the generation
-parameters as a text for other tools, and the label that the picture was made by a model.
+parameters as a text for other tools, and the label that the image was made by a model.
 """
 
 import io
@@ -33,7 +33,7 @@ class Format(NamedTuple):
 
     extension: of the file's name, without the dot.
     lossless: whether the pixels come back exactly.
-    write: picture, metadata and generation parameters to the file's bytes.
+    write: image, metadata and generation parameters to the file's bytes.
     read_json: the complete metadata as JSON, None if there is none.
     read_parameters: the text in A1111's words, None if there is none; a `ImageError` of it names no file.
     """
@@ -143,11 +143,11 @@ def decode(data: bytes | Path, name: str) -> UInt8[np.ndarray, "h w 3"]:
       name: names the file in errors.
 
     Raises:
-      ImageError: if it is no whole picture of a known format, of at most `MAX_PIXELS` and `MAX_BYTES`, in 8-bit RGB.
+      ImageError: if it is no whole image of a known format, of at most `MAX_PIXELS` and `MAX_BYTES`, in 8-bit RGB.
     """
     image = decode_file(data, name, _PILLOW_FORMATS).image
     if image.mode != "RGB":
-        raise ImageError(f"{name}: a picture of mode {image.mode}; expected 8-bit RGB. Convert it.")
+        raise ImageError(f"{name}: an image of mode {image.mode}; expected 8-bit RGB. Convert it.")
     return np.array(image)
 
 
@@ -161,7 +161,7 @@ def read_metadata(data: bytes | Path, name: str) -> dict[str, Any]:
     """The metadata which `encode` put into an image; arguments and errors as in `decode`.
 
     Raises:
-      ImageError: also if the picture holds no metadata of sdjax.
+      ImageError: also if the image holds no metadata of sdjax.
     """
     image = decode_file(data, name, _PILLOW_FORMATS, texts=True).image
     text = _format_of(image).read_json(image)
@@ -191,5 +191,5 @@ def read_parameters(data: bytes | Path, name: str) -> str | None:
 
 
 def _format_of(image: Image.Image) -> Format:
-    # Phones' JPEGs with several pictures inside are MPO to Pillow.
+    # Phones' JPEGs with several images inside are MPO to Pillow.
     return FORMATS.get((image.format or "").lower(), FORMATS["jpeg"])

@@ -48,25 +48,25 @@ def snapped(height: int, width: int, multiple: int) -> tuple[int, int]:
 _LANCZOS, _BICUBIC = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC
 
 
-def _resized(picture: Image.Image, height: int, width: int, mode: str, filter_: Image.Resampling) -> Image.Image:
+def _resized(image: Image.Image, height: int, width: int, mode: str, filter_: Image.Resampling) -> Image.Image:
     if mode not in RESIZE_MODES:
         raise ValueError(f"resize mode {mode!r}: expected one of {', '.join(RESIZE_MODES)}")
     if mode == "stretch":
-        return picture.resize((width, height), filter_)
+        return image.resize((width, height), filter_)
     # Of the two sizes that keep the proportions the one that covers the image, or the one that is within it.
-    wider = picture.width * height > width * picture.height
+    wider = image.width * height > width * image.height
     if wider == (mode == "crop"):
-        size = picture.width * height // picture.height, height
+        size = image.width * height // image.height, height
     else:
-        size = width, picture.height * width // picture.width
-    # Of a picture that is long and narrow the one that covers the image may be as large as no other.
+        size = width, image.height * width // image.width
+    # Of an input image that is long and narrow, the one that covers the size may be as large as no other.
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageError(
-            f"{picture.width}x{picture.height} pixels are too narrow for resize_mode = crop to {width}x{height}"
+            f"{image.width}x{image.height} pixels are too narrow for resize_mode = crop to {width}x{height}"
         )
-    resized = picture.resize((max(1, size[0]), max(1, size[1])), filter_)
+    resized = image.resize((max(1, size[0]), max(1, size[1])), filter_)
     left, top = width // 2 - resized.width // 2, height // 2 - resized.height // 2
-    whole = Image.new(picture.mode, (width, height))
+    whole = Image.new(image.mode, (width, height))
     whole.paste(resized, (left, top))
     if mode == "pad":
         _fill(whole, resized, left, top)
@@ -76,7 +76,7 @@ def _resized(picture: Image.Image, height: int, width: int, mode: str, filter_: 
 def _fill(whole: Image.Image, inner: Image.Image, left: int, top: int) -> None:
     """Fills the margin beside the inner image by repeating its edges.
 
-    An edge is a part of the picture of no width, which Pillow resizes by its default filter: so the reference does it.
+    An edge is a part of the image of no width, which Pillow resizes by its default filter: so the reference does it.
     """
     right, bottom = left + inner.width, top + inner.height
     if top > 0:

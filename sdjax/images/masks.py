@@ -1,6 +1,6 @@
 """Masks of inpainting, with the meanings they have in diffusers and in AUTOMATIC1111's web UI.
 
-A mask is float32 from 0, which stays, to 1, which is drawn anew.
+A mask is float32 from 0, which stays, to 1, which is repainted.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ from sdjax.diffusion import elementary
 from sdjax.images.decode import ImageError
 from sdjax.images.fit import fitted_mask
 
-# From here on models that are told of a mask take it for white.
+# From here on models that take a mask take it for white.
 HALF = 0.5
 
 
 def inverted(mask: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """What was to stay is drawn anew, and the other way round."""
+    """What was to stay is repainted, and the other way round."""
     return 1 - mask
 
 
@@ -41,7 +41,7 @@ def blurred(mask: Float32[np.ndarray, "h w"], radius: float) -> Float32[np.ndarr
 
 
 def gaussian(values: Float32[np.ndarray, "h w *c"], sigma: float, reach: int) -> Float32[np.ndarray, "h w *c"]:
-    """A Gaussian blur over rows and columns; the picture goes on beyond its edge as in a mirror in the last pixel.
+    """A Gaussian blur over rows and columns; the image goes on beyond its edge as in a mirror in the last pixel.
 
     As OpenCV's `GaussianBlur` on float32, whose kernel has 2 * reach + 1 weights.
     """
@@ -75,14 +75,14 @@ def _nearest(size: int, wanted: int) -> np.ndarray:
 
 
 def crop_region(mask: Float32[np.ndarray, "h w"], padding: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part of a picture around its mask which is drawn, enlarged, when only the masked part is to be.
+    """The part of an image around its mask which is drawn, enlarged, when only the masked part is to be.
 
     As diffusers' `VaeImageProcessor.get_crop_region` and A1111's `get_crop_region_v2` with `expand_crop_region`.
 
     Args:
-      mask: in the picture's size.
+      mask: in the image's size.
       padding: pixels added at each side.
-      size: height and width of the image that is drawn: the region is widened to its proportions, where the picture
+      size: height and width at which it is drawn: the region is widened to these proportions, where the image
         has room for it.
 
     Returns:
@@ -126,7 +126,7 @@ def pasted(
 
 
 def fitted_to(mask: Float32[np.ndarray, "h w"], height: int, width: int) -> Float32[np.ndarray, "y x"]:
-    """The mask in the size of its picture, if it has its proportions within a pixel of the coarser of the two.
+    """The mask in the size of its image, if it has its proportions within a pixel of the coarser of the two.
 
     Raises:
       ImageError: if it has others.
@@ -136,7 +136,7 @@ def fitted_to(mask: Float32[np.ndarray, "h w"], height: int, width: int) -> Floa
         return mask
     if abs(height * own_width - own_height * width) > max(height, width, own_height, own_width):
         raise ImageError(
-            f"wrong size for the mask: {own_width}x{own_height}; the picture has {width}x{height} pixels. "
+            f"wrong size for the mask: {own_width}x{own_height}; the image has {width}x{height} pixels. "
             "Expected the same size, or the same proportions"
         )
     return fitted_mask(mask, height, width, "stretch")

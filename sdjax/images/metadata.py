@@ -1,6 +1,6 @@
-"""What a picture says of itself, as text: no pixels and no file formats here.
+"""What an image says of itself, as text: no pixels and no file formats here.
 
-The metadata go into every picture as JSON, which is complete and is what sdjax reads back; it is pure ASCII, so that
+The metadata go into every image as JSON, which is complete and is what sdjax reads back; it is pure ASCII, so that
 any container holds it and even half of a surrogate pair comes back as it was.
 """
 

@@ -1,6 +1,6 @@
-"""What ControlNets are shown of a picture, as far as it takes no weights: edges, lines, colours.
+"""What ControlNets are given of an image, as far as it takes no weights: edges, lines, colours.
 
-Each gives what the preprocessor of sd-webui-controlnet gives at the picture's own size (it resizes pictures to 512
+Each gives what the preprocessor of sd-webui-controlnet gives at the image's own size (it resizes images to 512
 pixels on the shorter side first; here they have the image's size already). Integers are exact, and the same everywhere.
 """
 
@@ -17,7 +17,7 @@ from sdjax.messages import quoted
 
 
 def none(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture as it is: it is what the ControlNet expects already."""
+    """The image as it is: it is what the ControlNet expects already."""
     return pixels
 
 
@@ -47,7 +47,7 @@ def canny(pixels: UInt8[np.ndarray, "h w 3"], low: float = 100, high: float = 20
 
 
 def lines(pixels: UInt8[np.ndarray, "h w 3"], sigma: float = 6, threshold: float = 8) -> UInt8[np.ndarray, "h w 3"]:
-    """A line drawing, white on black, as "lineart_standard": where a picture is darker than what is around it.
+    """A line drawing, white on black, as "lineart_standard": where an image is darker than what is around it.
 
     Args:
       pixels: best of dark lines on a light ground.
@@ -69,7 +69,7 @@ def lines(pixels: UInt8[np.ndarray, "h w 3"], sigma: float = 6, threshold: float
 
 
 def tile(pixels: UInt8[np.ndarray, "h w 3"], factor: float = 1) -> UInt8[np.ndarray, "h w 3"]:
-    """A picture without its finer detail, as "tile_resample": made smaller by the mean, and large again (bicubic).
+    """An image without its finer detail, as "tile_resample": made smaller by the mean, and large again (bicubic).
 
     Args:
       pixels: of any size.

@@ -15,11 +15,11 @@ ANIMATIONS = ("webp", "gif")
 _FORMATS = ("PNG", "WEBP", "GIF")
 # Of an animation, in milliseconds.
 _EACH, _LAST = 200, 1500
-# Of a frame, and of a picture in a strip, in pixels: larger ones are made smaller.
+# Of a frame, and of an image in a strip, in pixels: larger ones are made smaller.
 _NARROWEST, _WIDEST, _WIDEST_IN_STRIP = 256, 2048, 256
 # Frames of an animation: all previews, and the result.
 _MOST_FRAMES = 65
-# Between the two pictures of a frame, in pixels.
+# Between the two images of a frame, in pixels.
 _GAP = 4
 
 
@@ -56,7 +56,7 @@ def strip(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], title
         title,
         columns=[*(f"step {preview.step + 1}" for preview in previews), "result"],
         rows=["noisy latents", "predicted picture"],
-        pictures=[
+        images=[
             [*(fitted(preview.noisy) for preview in previews), Image.new("RGB", final.size, PAPER)],
             [*(fitted(preview.denoised) for preview in previews), final],
         ],
@@ -82,11 +82,11 @@ def animation(previews: Sequence[Preview], result: UInt8[np.ndarray, "h w 3"], k
     return data.getvalue()
 
 
-def _fitting(picture: Image.Image, width: int) -> Image.Image:
-    """The picture, smaller if it is wider than that."""
-    if picture.width <= width:
-        return picture
-    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+def _fitting(image: Image.Image, width: int) -> Image.Image:
+    """The image, smaller if it is wider than that."""
+    if image.width <= width:
+        return image
+    return image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
 
 
 def _frame(left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h w 3"]) -> Image.Image:

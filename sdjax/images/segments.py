@@ -13,7 +13,7 @@ from sdjax.images.exif import directory_extent
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
-# A picture of the largest size, in the usual pieces of 8 kB, has 25,000 chunks.
+# An image of the largest size, in the usual pieces of 8 kB, has 25,000 chunks.
 MOST_CHUNKS = 200_000
 # A profile may have 255 segments; few others come more than once.
 _MOST_SEGMENTS = 5000
@@ -33,7 +33,7 @@ class SplitJpeg(NamedTuple):
 
 
 def check_chunks(data: bytes) -> None:
-    """Raises `ValueError` if a PNG has more chunks than any picture."""
+    """Raises `ValueError` if a PNG has more chunks than any image."""
     place, count = len(PNG), 0
     while place + 8 <= len(data) and count <= MOST_CHUNKS:
         place += 12 + struct.unpack_from(">I", data, place)[0]
@@ -46,7 +46,7 @@ def split_jpeg(data: bytes) -> SplitJpeg:
     """Sorts the segments of a JPEG up to its first scan, found as Pillow finds them.
 
     Raises:
-      ValueError: if there are more than in any picture.
+      ValueError: if there are more than in any image.
     """
     kept, exif = [JPEG], []
     place, count = len(JPEG), 0
@@ -75,7 +75,7 @@ def split_jpeg(data: bytes) -> SplitJpeg:
 
 
 def _asks_much(directory: bytes) -> bool:
-    """Whether the list of a JPEG's further pictures is damaged, or made to be copied again and again."""
+    """Whether the list of a JPEG's further images is damaged, or made to be copied again and again."""
     order = ">" if directory.startswith(b"MM") else "<"
     try:
         return directory_extent(directory, struct.unpack_from(f"{order}I", directory, 4)[0], order).size > 2 * len(

@@ -1,4 +1,4 @@
-"""Classifiers of noisy latents, whose gradient can guide pictures: any function of a user's, or one from a folder."""
+"""Classifiers of noisy latents, whose gradient can guide images: any function of a user's, or one from a folder."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Classifier(NamedTuple):
     log_probability: (latents of unit variance, timesteps, labels, params) -> log p(label | latents), by image; pure.
     params: arrays that it takes.
     labels: what they are called, in their order.
-    digest: of all that decides what it gives; part of the fingerprint of pictures that it guides.
+    digest: of all that decides what it gives; part of the fingerprint of images that it guides.
     """
 
     log_probability: LogProbability

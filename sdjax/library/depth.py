@@ -1,4 +1,4 @@
-"""Depth maps: a depth estimator from a checkpoint, what it gives for a picture, and the forms that others want it in.
+"""Depth maps: a depth estimator from a checkpoint, what it gives for an image, and the forms that others want it in.
 
 Depth is relative and inverse everywhere: larger is nearer, and neither scale nor offset means anything.
 """
@@ -20,7 +20,7 @@ from sdjax.library.library import find_place
 from sdjax.models.depth import DepthConfig, DepthEstimator
 from sdjax.models.interpolation import bicubic
 
-# How many times as many pixels as of a square are seen of a picture of other proportions.
+# How many times as many pixels as of a square the network takes of an image of other proportions.
 _MOST = 8
 _GREYS = np.iinfo(np.uint16).max
 
@@ -29,7 +29,7 @@ class DepthModel(NamedTuple):
     """A depth estimator on a device.
 
     params: arrays of one dtype, in which it computes.
-    processor: how a picture becomes what the network sees.
+    processor: how an image becomes what the network sees.
     digest: sha256 over every file that has a say in what it gives.
     """
 
@@ -102,18 +102,18 @@ def _load(found: DepthFile, dtype: DTypeLike) -> tuple[Params, str]:
 
 
 def depth_of(model: DepthModel, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j"]:
-    """The depth of one picture, at the size at which the network sees it; compiled once for each such size.
+    """The depth of one image, at the size at which the network sees it; compiled once for each such size.
 
     Raises:
-      ValueError: if the picture is too long and narrow, or what the network gives is not finite.
+      ValueError: if the image is too long and narrow, or what the network gives is not finite.
     """
-    seen = processed(model.processor, pixels)
+    values = processed(model.processor, pixels)
     precision = "highest" if jax.tree.leaves(model.params)[0].dtype == jnp.float32 else "default"
     with jax.default_matmul_precision(precision):
         estimated = program_for(platform_of(model.params), _estimated, model.config)
-        found = np.asarray(estimated(model.params, seen[None])[0])
+        found = np.asarray(estimated(model.params, values[None])[0])
     if not np.isfinite(found).all():
-        raise ValueError("the estimator of depth gave NaN or infinity for a picture")
+        raise ValueError("the estimator of depth gave NaN or infinity for an image")
     return found
 
 
@@ -125,22 +125,22 @@ def _estimated(
 
 
 def processed(processor: DepthProcessor, pixels: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "i j 3"]:
-    """What the network sees of a picture, to the bit as transformers' `DPTImageProcessor` does it with Pillow."""
+    """What the network sees of an image, to the bit as transformers' `DPTImageProcessor` does it with Pillow."""
     if processor.do_resize:
-        height, width = _seen_size(processor, *pixels.shape[:2])
+        height, width = _network_size(processor, *pixels.shape[:2])
         resized = Image.fromarray(pixels).resize((width, height), Image.Resampling(processor.resample))
         pixels = np.asarray(resized)
-    seen = pixels.astype(np.float32)
+    values = pixels.astype(np.float32)
     if processor.do_rescale:
-        seen = (pixels.astype(np.float64) * processor.rescale_factor).astype(np.float32)
+        values = (pixels.astype(np.float64) * processor.rescale_factor).astype(np.float32)
     if processor.do_normalize:
         mean, deviation = (np.array(values, np.float32) for values in (processor.image_mean, processor.image_std))
-        seen = (seen - mean[None, None]) / deviation[None, None]
-    return seen
+        values = (values - mean[None, None]) / deviation[None, None]
+    return values
 
 
-def _seen_size(processor: DepthProcessor, height: int, width: int) -> tuple[int, int]:
-    """The size to which a picture is resized: of two scales that keep its shape, the one nearer to 1."""
+def _network_size(processor: DepthProcessor, height: int, width: int) -> tuple[int, int]:
+    """The size to which an image is resized: of two scales that keep its shape, the one nearer to 1."""
     scale_y, scale_x = processor.size[0] / height, processor.size[1] / width
     if processor.keep_aspect_ratio:
         scale_y = scale_x = scale_x if abs(1 - scale_x) < abs(1 - scale_y) else scale_y
@@ -153,11 +153,11 @@ def _seen_size(processor: DepthProcessor, height: int, width: int) -> tuple[int,
 def check_size(processor: DepthProcessor, height: int, width: int) -> None:
     """Raises `ValueError` for an image that is too long and narrow for the network."""
     if processor.do_resize:
-        _seen_size(processor, height, width)
+        _network_size(processor, height, width)
 
 
 def sized(depth: Float[np.ndarray, "i j"], height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:
-    """Depth at another size, as transformers' `post_process_depth_estimation` gives it at the picture's."""
+    """Depth at another size, as transformers' `post_process_depth_estimation` gives it at the image's."""
     return bicubic(depth.astype(np.float32)[None, :, :, None], height, width)[0, :, :, 0]
 
 

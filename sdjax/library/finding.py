@@ -61,7 +61,7 @@ def folders_under(
 
     Args:
       root: the folder.
-      on_error: is told of each folder that can't be listed; it counts as empty.
+      on_error: called for each folder that can't be listed; it counts as empty.
     """
     ways: Counter[tuple[int, int]] = Counter()
     waiting = deque([(root, frozenset[tuple[int, int]]())])

@@ -107,8 +107,8 @@ class Attention(nn.Module):
 
         query = split(projected("to_q", x))
         key, value = split(projected("to_k", source)), split(projected("to_v", source))
-        seen = None if mask is None else mask[:, None]
-        out = dot_product_attention(query, key, value, seen).reshape(x.shape)
+        allowed = None if mask is None else mask[:, None]
+        out = dot_product_attention(query, key, value, allowed).reshape(x.shape)
         return nn.Dense(channels, name="to_out_0")(out)
 
 

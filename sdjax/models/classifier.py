@@ -57,8 +57,8 @@ class _Adapted(nn.Module):
 class NoiseClassifier(nn.Module):
     """Noisy latents of unit variance and their timesteps to the logits of labels.
 
-    Each layer sees the whole picture at once. Where noise is strong, a picture is known by how well it agrees with
-    what is expected at every place; convolutions and a mean over the picture afterwards lose that. Latents of another
+    Each layer sees the whole image at once. Where noise is strong, an image is known by how well it agrees with
+    what is expected at every place; convolutions and a mean over the image afterwards lose that. Latents of another
     size are brought to the one on which it was trained. Everything is smooth, because its gradient is what is wanted.
     """
 

@@ -118,10 +118,10 @@ class _SelfAttention(nn.Module):
             y = nn.Dense(channels, name=name)(x)
             return y.reshape(*y.shape[:2], self.heads, channels // self.heads)
 
-        seen = jnp.tril(jnp.ones((1, length, length), bool))
+        allowed = jnp.tril(jnp.ones((1, length, length), bool))
         if mask is not None:
-            seen = seen & mask[:, None]
-        out = dot_product_attention(project("q_proj"), project("k_proj"), project("v_proj"), seen)
+            allowed = allowed & mask[:, None]
+        out = dot_product_attention(project("q_proj"), project("k_proj"), project("v_proj"), allowed)
         return nn.Dense(channels, name="out_proj")(out.reshape(x.shape))
 
 

@@ -56,7 +56,7 @@ class ControlNetConfig:
 
     @property
     def factor(self) -> int:
-        """How many pixels of the control picture, along one side, make one latent."""
+        """How many pixels of the control image, along one side, make one latent."""
         return 2 ** (len(self.conditioning_embedding_out_channels) - 1)
 
     @property
@@ -159,7 +159,7 @@ class ConditionEmbedding(nn.Module):
 class ControlNet(nn.Module):
     """The residuals that are added to a UNet's features so that the image follows a control image.
 
-    The control picture is the same at each step, so it is embedded once (`embed`), outside of the loop.
+    The control image is the same at each step, so it is embedded once (`embed`), outside of the loop.
     """
 
     config: ControlNetConfig
@@ -195,7 +195,7 @@ class ControlNet(nn.Module):
         count = len(cfg.residual_channels)
         if embedded.shape[1:3] != sample.shape[1:3]:
             raise ValueError(
-                f"the control picture was embedded as {embedded.shape[1:3]}, but the latents are {sample.shape[1:3]}; "
+                f"the control image was embedded as {embedded.shape[1:3]}, but the latents are {sample.shape[1:3]}; "
                 f"it has to have {cfg.factor} pixels for a latent (by conditioning_embedding_out_channels = "
                 f"{cfg.conditioning_embedding_out_channels})"
             )

@@ -196,7 +196,7 @@ class _Table(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    """A token for each patch, one before them that stands for the picture, and positions; and a hybrid's first maps."""
+    """A token for each patch, one before them that stands for the image, and positions; and a hybrid's first maps."""
 
     config: DepthConfig
 
@@ -240,7 +240,7 @@ class _Encoder(nn.Module):
 
 
 class _Transformer(nn.Module):
-    """Pixels to a hybrid's first maps, the tokens of some layers, and how many patches the picture has each way."""
+    """Pixels to a hybrid's first maps, the tokens of some layers, and how many patches the image has each way."""
 
     config: DepthConfig
 
@@ -291,7 +291,7 @@ class _Reassemble(nn.Module):
 
 
 class _ReassembleStage(nn.Module):
-    """All tokens to maps; what the token that stands for the picture knows is given to the others."""
+    """All tokens to maps; what the token that stands for the image knows is given to the others."""
 
     config: DepthConfig
 
@@ -385,7 +385,7 @@ class _FusionStage(nn.Module):
 
 
 class _Neck(nn.Module):
-    """The features of the picture at four sizes to one map at half the picture's size."""
+    """The features of the image at four sizes to one map at half the image's size."""
 
     config: DepthConfig
 
@@ -414,7 +414,7 @@ class DepthEstimator(nn.Module):
     """Pixels, normalised as the checkpoint's processor says, to relative inverse depth, zero or more.
 
     The result has 16 pixels for each patch along both sides, the number of patches rounded up to an even one: that is
-    the picture's size where it is a multiple of 32 and patches have 16. Other sizes than the config's are taken as by
+    the image's size where it is a multiple of 32 and patches have 16. Other sizes than the config's are taken as by
     the original code: positions are interpolated. (transformers takes only squares, and of a hybrid only the config's.)
 
     Raises:
@@ -428,6 +428,6 @@ class DepthEstimator(nn.Module):
         patch = self.config.patch_size
         if min(pixels.shape[1:3]) < patch or (self.config.is_hybrid and any(n % patch for n in pixels.shape[1:3])):
             kind = "multiples of" if self.config.is_hybrid else "at least"
-            raise ValueError(f"pictures of {pixels.shape[1]} x {pixels.shape[2]} pixels; expected {kind} {patch}")
+            raise ValueError(f"images of {pixels.shape[1]} x {pixels.shape[2]} pixels; expected {kind} {patch}")
         maps, outputs, size = _Transformer(self.config, name="dpt")(pixels)
         return _Head(name="head")(_Neck(self.config, name="neck")(maps, outputs, size))

@@ -1,7 +1,7 @@
 """The UNet of Stable Diffusion's latent upscaler: latents to latents of twice the height and width.
 
 Katherine Crowson's, of k-diffusion; numbers match diffusers' `UNet2DConditionModel` of its K blocks. It differs from
-the UNet of pictures throughout: the noise level and the whole prompt scale and shift every group norm (Dhariwal and
+the UNet of images throughout: the noise level and the whole prompt scale and shift every group norm (Dhariwal and
 Nichol 2021, arXiv:2105.05233, section 3), there is no middle and no norm at the end, one skip a level, attention
 without feed-forward, and changes of resolution by a fixed filter.
 """
@@ -79,7 +79,7 @@ class LatentUpscalerConfig:
     """`unet/config.json` of a latent upscaler.
 
     `attention_head_dim` is the width of a head here. `time_cond_proj_dim` is the width of what is known beside noise
-    and text: how noisy the picture is, and the whole prompt.
+    and text: how noisy the image is, and the whole prompt.
     """
 
     sample_size: int | tuple[int, ...] | None = None
@@ -230,7 +230,7 @@ class AttentionBlock(nn.Module):
 
 
 def halved(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
-    """Half the height and width, by the filter (1, 3, 3, 1) / 8 along each; the picture is mirrored at its edges."""
+    """Half the height and width, by the filter (1, 3, 3, 1) / 8 along each; the image is mirrored at its edges."""
     for axis in (1, 2):
         x = _padded(x, axis)
         first, second, third, fourth = (
@@ -330,7 +330,7 @@ class LatentUpscalerUNet(nn.Module):
         Args:
           sample: latents at unit variance, then those to be upscaled, at the same size.
           timesteps: a quarter of the logarithm of sigma.
-          context: the text encoder's hidden states, seen where `context_mask` is True.
+          context: the text encoder's hidden states, attended to where `context_mask` is True.
           condition: of `config.time_cond_proj_dim`.
 
         Raises:

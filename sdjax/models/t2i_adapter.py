@@ -138,7 +138,7 @@ class T2IAdapter(nn.Module):
         factor, light = cfg.downscale_factor, cfg.adapter_type == LIGHT
         if condition.shape[1] % factor or condition.shape[2] % factor or condition.shape[3] != cfg.in_channels:
             raise ValueError(
-                f"the adapter's control picture is {condition.shape[1:]}; expected multiples of {factor} with "
+                f"the adapter's control image is {condition.shape[1:]}; expected multiples of {factor} with "
                 f"{cfg.in_channels} channels"
             )
         x = pixel_unshuffle(condition, factor)

@@ -320,7 +320,7 @@ class UpBlock(_Level):
 
 
 def embedded_time(config: UNetConfig, timesteps: Float[Array, " b"], class_labels: Array | None) -> Float[Array, "b t"]:
-    """What all residual blocks are told; makes the modules for it in the network that calls it.
+    """The embedding that all residual blocks take; makes the modules for it in the network that calls it.
 
     Raises:
       ValueError: if class labels are missing, or given to a network that takes none.
@@ -375,7 +375,7 @@ def _plus(x: Float[Array, "b h w c"], residual: Float[Array, "..."], what: str) 
     if residual.shape not in (x.shape, (x.shape[0], 1, 1, x.shape[3])):
         raise ValueError(
             f"{what} is {residual.shape}, but the UNet's features there are {x.shape}; is it of a network for another "
-            "model, or of a control picture of another size?"
+            "model, or of a control image of another size?"
         )
     return x + residual
 
@@ -395,7 +395,7 @@ class UNet(nn.Module):
         context_mask: Bool[Array, "b m"] | None = None,
         residuals: Residuals | None = None,
     ) -> Float[Array, "b h w o"]:
-        """`context` are the text encoder's hidden states, seen where `context_mask` is True.
+        """`context` are the text encoder's hidden states, attended to where `context_mask` is True.
 
         Class labels are given only where the config asks.
 
@@ -407,13 +407,13 @@ class UNet(nn.Module):
         levels = len(cfg.block_out_channels)
         time = embedded_time(cfg, timesteps, class_labels).astype(sample.dtype)
 
-        seen = Context(context, context_mask)
+        attended = Context(context, context_mask)
         down, mid, intrablock = residuals or Residuals()
         if intrablock and len(intrablock) not in (levels, levels + 1):
             raise ValueError(f"{len(intrablock)} intrablock residuals for a UNet of {levels} levels")
 
         x = Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(sample)
-        x, skips = descend(cfg, x, time, seen, intrablock)
+        x, skips = descend(cfg, x, time, attended, intrablock)
         if len(intrablock) > levels and intrablock[-1].shape == x.shape:
             x = x + intrablock[-1]
         if down:
@@ -430,6 +430,6 @@ class UNet(nn.Module):
             skips, used = skips[:-count], skips[-count:][::-1]
             upsample_to = skips[-1].shape[1:3] if skips else None
             block = UpBlock(cfg, level, _UP_ATTENTION[kind], name=f"up_blocks_{index}")
-            x = block(x, used, time, seen, upsample_to)
+            x = block(x, used, time, attended, upsample_to)
         norm = nn.GroupNorm(cfg.norm_num_groups, epsilon=cfg.norm_eps, use_fast_variance=False, name="conv_norm_out")
         return Conv(cfg.out_channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))

@@ -46,13 +46,13 @@ class RRDBNetConfig:
         require(0 <= self.doublings <= 4, f"doublings = {self.doublings}; implemented are up to 4 (16 times larger)")
         require(
             2**self.doublings % self.unshuffle == 0,
-            f"a picture of which {self.unshuffle} pixels a side become one, doubled {self.doublings} times, is made "
+            f"an image of which {self.unshuffle} pixels a side become one, doubled {self.doublings} times, is made "
             "no whole number of times larger",
         )
 
     @property
     def scale(self) -> int:
-        """How many times larger a picture becomes."""
+        """How many times larger an image becomes."""
         return 2**self.doublings // self.unshuffle
 
     @property
@@ -70,7 +70,7 @@ class CompactConfig:
     Attributes:
       convolutions: between the first and the last.
       features: channels between them.
-      shuffle: how many times larger the network makes a picture.
+      shuffle: how many times larger the network makes an image.
       scale: how many times larger it becomes in the end, resized by cubic convolution from there if that is less.
     """
 

@@ -1,10 +1,10 @@
 """The VAE on images whose features don't fit in memory: the same numbers, computed for a part of the image at a time.
 
 Three things make the seams of tiles that are decoded one by one and blended: group norms take a tile's statistics for
-the picture's, attention sees a tile, and convolutions miss what is around it. None of them is so here. What runs at low
-resolution, with the attention, runs on the whole picture. The levels of the highest resolutions are cut into parts of a
-few layers, and each part goes over strips of rows as wide as the picture, with as many rows around a strip as its
-convolutions reach. The statistics of a part's norms are those of the whole picture: as many passes over the strips as
+the image's, attention sees a tile, and convolutions miss what is around it. None of them is so here. What runs at low
+resolution, with the attention, runs on the whole image. The levels of the highest resolutions are cut into parts of a
+few layers, and each part goes over strips of rows as wide as the image, with as many rows around a strip as its
+convolutions reach. The statistics of a part's norms are those of the whole image: as many passes over the strips as
 it has norms find one after the other, each pass running the layers before that norm; the last pass writes the result.
 
 So the only difference from `VAE.decode` and `VAE.encode` is the rounding of sums; the price is that layers are run
@@ -26,7 +26,7 @@ from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 from sdjax.models.vae import EPS, VAE, Gaussian, Head, Middle, VAEConfig, gaussian
 
-# At a side of 512 the decoder of Stable Diffusion takes 1.5 GB where it takes 3.8 for a whole picture of 1024x1024.
+# At a side of 512 the decoder of Stable Diffusion takes 1.5 GB where it takes 3.8 for a whole image of 1024x1024.
 VAE_TILE = 512
 # So many levels of the highest resolutions go over strips. What is below takes no more memory than the result of the
 # part before the last.
@@ -55,7 +55,7 @@ class _Part(NamedTuple):
 
     @property
     def halo(self) -> int:
-        """Rows around a strip of what is given; even, so that every other one is also every other of the picture."""
+        """Rows around a strip of what is given; even, so that every other one is also every other of the image."""
         rows = 0
         for layer in reversed(self.layers):
             if isinstance(layer.module, Downsample):
@@ -72,7 +72,7 @@ def _resnets(cfg: VAEConfig, level: tuple[str, ...], channels: int, count: int) 
 
 
 def _decoder(cfg: VAEConfig) -> tuple[list[_Layer], list[_Part]]:
-    """What runs on the whole picture, and the parts after it.
+    """What runs on the whole image, and the parts after it.
 
     A level's first residual block takes twice the channels, at a resolution where these are never held as a whole; with
     what makes them it is a part of its own.
@@ -97,7 +97,7 @@ def _decoder(cfg: VAEConfig) -> tuple[list[_Layer], list[_Part]]:
 
 
 def _encoder(cfg: VAEConfig) -> tuple[list[_Part], list[_Layer]]:
-    """The parts, a level each, and what runs on the whole picture after them."""
+    """The parts, a level each, and what runs on the whole image after them."""
     parts, whole = [], []
     for index, channels in enumerate(cfg.block_out_channels):
         level = ("encoder", f"down_blocks_{index}")
@@ -127,7 +127,7 @@ class _RowSums(NamedTuple):
 
 
 class _Statistics(NamedTuple):
-    """Of each group of channels over the whole picture: the mean, and one over the standard deviation."""
+    """Of each group of channels over the whole image: the mean, and one over the standard deviation."""
 
     mean: Float[Array, " g"]
     inverse: Float[Array, " g"]
@@ -183,8 +183,8 @@ def _by_strips(run: Callable[[Float[Array, "s w c"]], Any], x: Float[Array, "h w
     """What `run` gives for all of `x`, from strips of so many rows.
 
     `run` gives arrays with as many rows as it is given, twice or half as many; each of its rows depends on no more than
-    `halo` rows on either side. The window around a strip lies within the picture, so that convolutions meet a border
-    where the picture has one.
+    `halo` rows on either side. The window around a strip lies within the image, so that convolutions meet a border
+    where the image has one.
     """
     height = x.shape[0]
     strip = min(strip, height)
@@ -238,7 +238,7 @@ def _strip(cfg: VAEConfig, tile: int, width: int) -> int:
 
 
 def tile_of(height: int, width: int, vae_tile: int) -> int:
-    """The side of the tiles in which a picture is decoded, if it is larger than four of them; else 0, for at once."""
+    """The side of the tiles in which an image is decoded, if it is larger than four of them; else 0, for at once."""
     return vae_tile if height * width > 4 * vae_tile**2 else 0
 
 
@@ -276,7 +276,7 @@ def encode(vae: VAE, params: Any, pixels: Float[Array, "b h w 3"], tile: int) ->
     cfg = vae.config
     height, width = pixels.shape[1:3]
     if height % cfg.factor or width % cfg.factor:
-        raise ValueError(f"a picture of {width}x{height} is not in multiples of {cfg.factor}: scale or cut it before")
+        raise ValueError(f"an image of {width}x{height} is not in multiples of {cfg.factor}: scale or cut it before")
     parts, whole = _encoder(cfg)
     strip = _strip(cfg, tile, width)
 

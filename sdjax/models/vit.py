@@ -38,8 +38,8 @@ class _Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        seen = _SelfAttention(self.heads, self.qkv_bias, name="attention")(x)
-        return _Linear(x.shape[-1], name="output")(seen)
+        attended = _SelfAttention(self.heads, self.qkv_bias, name="attention")(x)
+        return _Linear(x.shape[-1], name="output")(attended)
 
 
 class ViTLayer(nn.Module):

@@ -74,7 +74,7 @@ def parse(text: str, *, negative: bool = False) -> Parsed:
     """Reads a prompt.
 
     Args:
-      text: any string at all; what can't be read stays text, as in the web UI, and is told.
+      text: any string at all; what can't be read stays text, as in the web UI, and is reported.
       negative: whether it is a negative prompt, in which `AND` is a word.
     """
     parts: list[Part] = []
@@ -89,14 +89,16 @@ def parse(text: str, *, negative: bool = False) -> Parsed:
             problems.append(Problem(letter, "an AND has nothing beside it; take it away, or write what it adds"))
         if weight != 1 and math.isfinite(weight) and not cuts:
             ending = text[len(part) : stop].strip()
-            told = f"{ending!r} at the end is the weight of the whole prompt; if not meant, write a full stop behind it"
-            problems.append(Problem(len(part) + 1, told))
+            message = (
+                f"{ending!r} at the end is the weight of the whole prompt; if not meant, write a full stop behind it"
+            )
+            problems.append(Problem(len(part) + 1, message))
         odd = _ODD_PART_WEIGHT.fullmatch(part.rpartition(":")[2]) if cuts and ":" in part else None
         if odd:
-            told = (
+            message = (
                 f"the weight {shortened(odd[0].strip())} of this part is no number and is read as text; write 1.2 or -1"
             )
-            problems.append(Problem(start + part.rindex(":") + 1, told))
+            problems.append(Problem(start + part.rindex(":") + 1, message))
         if not math.isfinite(weight):
             problems.append(Problem(stop, "the weight of this part of the prompt is no finite number"))
             weight = math.copysign(np.finfo(np.float64).max.item(), weight)
@@ -212,12 +214,14 @@ def read_a1111(prompt_tokenizer: PromptTokenizer, prompt: str, negative: bool, s
     """Reads a prompt: a branch for each part, whose texts are those of the steps."""
     plain, problems = cut(prompt), []
     if negative:  # there the web UI takes tags for text
-        told = "in a negative prompt an adapter is read as text; name it in the prompt, maybe with a weight below 0"
-        problems = [Problem(letter, told) for letter in plain.letters]
+        message = "in a negative prompt an adapter is read as text; name it in the prompt, maybe with a weight below 0"
+        problems = [Problem(letter, message) for letter in plain.letters]
         plain = uncut(prompt)
     else:
-        told = "this looks like an adapter and is read as text; expected <lora:name:weight>, closed and without spaces"
-        problems = [Problem(plain.letter(letter), told) for letter in look_alikes(plain.text)]
+        message = (
+            "this looks like an adapter and is read as text; expected <lora:name:weight>, closed and without spaces"
+        )
+        problems = [Problem(plain.letter(letter), message) for letter in look_alikes(plain.text)]
     problems += [Problem(letter, message) for letter, message in plain.problems]
     parsed = parse(plain.text, negative=negative)
     for letter, message in (*parsed.problems, *step_problems(parsed.switches, span)):

@@ -1,6 +1,6 @@
 """Compel's prompt syntax: `word++`, `(some words)1.3`, `("one", "other").blend(1, 2)` and `("one", "other").and()`.
 
-Where the package (compel 2.5) stops with an error, the prompt is read as words, and the problem is told.
+Where the package (compel 2.5) stops with an error, the prompt is read as words, and the problem is reported.
 """
 
 import difflib

@@ -10,7 +10,7 @@ import bisect
 import decimal
 import enum
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from sdjax.text.problems import Problem
@@ -73,8 +73,28 @@ class Groups(NamedTuple):
     hindrance: str
 
 
+class _Token(NamedTuple):
+    """A sign or plain text, and where it begins."""
+
+    start: int
+    text: str
+
+
+def _tokens(text: str) -> list[_Token] | None:
+    """The tokens of a part; None if a backslash at the end of a line is in the way."""
+    tokens: list[_Token] = []
+    at = 0
+    while at < len(text):
+        match = _GROUP_TOKEN.match(text, at)
+        if match is None:
+            return None
+        tokens.append(_Token(at, match.group()))
+        at = match.end()
+    return tokens
+
+
 class OpenBracket:
-    """A bracket that is open."""
+    """A bracket that is open: its sign, its token's number, and those of colons and pipes that are in it alone."""
 
     def __init__(self, sign: str, token: int) -> None:
         self.sign, self.token = sign, token
@@ -82,84 +102,116 @@ class OpenBracket:
         self.pipes: list[int] = []
 
 
+class _GroupReader:
+    """Finds groups, taking one token after the other.
+
+    Attributes:
+      marks: the pieces that stand in the place of tokens, by their numbers; none where a token is left out.
+      read: where the brackets of groups open.
+      switches: where switches open, and when they switch.
+      loose_pipe: the number of the first pipe that is in no group; None if there is none.
+    """
+
+    def __init__(self, text: str, tokens: Sequence[_Token]) -> None:
+        self._text, self._tokens = text, tokens
+        self._stack: list[OpenBracket] = []
+        self.marks: dict[int, tuple[Piece, ...]] = {}
+        self.read: set[int] = set()
+        self.switches: list[tuple[int, int | float]] = []
+        self.loose_pipe: int | None = None
+
+    def take(self, index: int) -> None:
+        """Takes the next token."""
+        sign = self._tokens[index].text
+        if sign in ("[", "("):
+            self._stack.append(OpenBracket(sign, index))
+        elif sign == ":" and self._stack:
+            self._stack[-1].colons.append(index)
+        elif sign == "|":
+            self._take_pipe(index)
+        elif sign in ("]", ")"):
+            opening = "[" if sign == "]" else "("
+            matches = self._stack and self._stack[-1].sign == opening
+            if not (matches and self._close(self._stack[-1], index)):
+                self.give_up()
+
+    def give_up(self) -> None:
+        """Passes over all brackets that are open, as what holds an ill-formed one is ill-formed."""
+        pipes = [pipe for bracket in self._stack for pipe in bracket.pipes[:1]]
+        self._stack.clear()
+        if self.loose_pipe is None:
+            self.loose_pipe = min(pipes, default=None)
+
+    def _take_pipe(self, index: int) -> None:
+        if self._stack:
+            self._stack[-1].pipes.append(index)
+        elif self.loose_pipe is None:
+            self.loose_pipe = index
+
+    def _close(self, bracket: OpenBracket, end: int) -> bool:
+        """Closes the innermost bracket if it is well formed; gives whether it is."""
+        if bracket.sign == "(":
+            well_formed = not bracket.pipes and len(bracket.colons) <= 1
+        elif bracket.pipes and bracket.colons:
+            well_formed = False
+        elif bracket.colons:
+            well_formed = self._mark_switch(bracket, end)
+        else:
+            well_formed = True
+            if bracket.pipes:
+                self._mark_alternation(bracket, end)
+        if well_formed:
+            self._stack.pop()
+        return well_formed
+
+    def _mark_alternation(self, bracket: OpenBracket, end: int) -> None:
+        self.read.add(self._tokens[bracket.token].start)
+        self.marks[bracket.token] = (Alternate(len(bracket.pipes) + 1),)
+        self.marks |= dict.fromkeys(bracket.pipes, (Mark.NEXT,))
+        self.marks[end] = (Mark.END,)
+
+    def _mark_switch(self, bracket: OpenBracket, end: int) -> bool:
+        """Marks a switch, `[before:after:when]` or `[after:when]`; gives whether it is one."""
+        *between, last = bracket.colons
+        when = step_of(self._text[self._tokens[last].start + 1 : self._tokens[end].start])
+        if when is None or len(between) > 1:
+            return False
+        start = self._tokens[bracket.token].start
+        self.read.add(start)
+        self.switches.append((start, when))
+        self.marks[bracket.token] = (Switch(when),) if between else (Switch(when), Mark.NEXT)
+        self.marks |= dict.fromkeys(between, (Mark.NEXT,))
+        self.marks |= dict.fromkeys(range(last, end), ())
+        self.marks[end] = (Mark.END,)
+        return True
+
+
 def read_groups(text: str, offset: int) -> Groups:
     """Finds what is well formed of `[before:after:when]` and `[a|b]` in a part, which starts at `offset`."""
     if "[" not in text:
         return Groups((text,) if text else (), frozenset(), (), "")
-    tokens: list[str] = []
-    starts: list[int] = []
-    at = 0
-    while at < len(text):
-        match = _GROUP_TOKEN.match(text, at)
-        if match is None:
-            return Groups((text,), frozenset(), (), "a \\ at the end of a line, which escapes nothing, takes it away")
-        tokens.append(match.group())
-        starts.append(at)
-        at = match.end()
-
-    # What stands in place of tokens; None where a token is left out.
-    marks: dict[int, tuple[Piece, ...]] = {}
-    switches: list[tuple[int, int | float]] = []
-    read: set[int] = set()
-    stack: list[OpenBracket] = []
-    loose_pipe: int | None = None  # the first that is in no group
-    for index, token in enumerate(tokens):
-        if token in ("[", "("):
-            stack.append(OpenBracket(token, index))
-        elif token == ":" and stack:
-            stack[-1].colons.append(index)
-        elif token == "|":
-            if stack:
-                stack[-1].pipes.append(index)
-            elif loose_pipe is None:
-                loose_pipe = index
-        elif token in ("]", ")"):
-            if not stack or (stack[-1].sign == "[") != (token == "]"):
-                loose_pipe = _give_up(stack, loose_pipe)
-                continue
-            frame = stack[-1]
-            if token == ")":
-                if frame.pipes or len(frame.colons) > 1:
-                    loose_pipe = _give_up(stack, loose_pipe)
-                else:
-                    stack.pop()
-            elif frame.pipes and not frame.colons:
-                stack.pop()
-                read.add(starts[frame.token])
-                marks[frame.token] = (Alternate(len(frame.pipes) + 1),)
-                marks |= dict.fromkeys(frame.pipes, (Mark.NEXT,))
-                marks[index] = (Mark.END,)
-            elif frame.colons and not frame.pipes:
-                last = frame.colons[-1]
-                when = step_of(text[starts[last] + 1 : starts[index]]) if len(frame.colons) <= 2 else None
-                if when is None:
-                    loose_pipe = _give_up(stack, loose_pipe)
-                    continue
-                stack.pop()
-                read.add(starts[frame.token])
-                switches.append((starts[frame.token], when))
-                alone = len(frame.colons) == 1
-                marks[frame.token] = (Switch(when), Mark.NEXT) if alone else (Switch(when),)
-                if not alone:
-                    marks[frame.colons[0]] = (Mark.NEXT,)
-                marks[last] = ()
-                marks |= dict.fromkeys(range(last + 1, index), ())
-                marks[index] = (Mark.END,)
-            elif frame.pipes:
-                loose_pipe = _give_up(stack, loose_pipe)
-            else:
-                stack.pop()
-    loose_pipe = _give_up(stack, loose_pipe)
-
-    if loose_pipe is not None:
-        place = offset + starts[loose_pipe] + 1
+    tokens = _tokens(text)
+    if tokens is None:
+        return Groups((text,), frozenset(), (), "a \\ at the end of a line, which escapes nothing, takes it away")
+    reader = _GroupReader(text, tokens)
+    for index in range(len(tokens)):
+        reader.take(index)
+    reader.give_up()
+    if reader.loose_pipe is not None:
+        place = offset + tokens[reader.loose_pipe].start + 1
         hindrance = f"the | at letter {place}, which is not between options, takes it away; write \\| there"
-        return Groups((text,), frozenset(), (), hindrance if read else "")
+        return Groups((text,), frozenset(), (), hindrance if reader.read else "")
+    pieces = _pieces(tokens, reader.marks)
+    return Groups(pieces, frozenset(reader.read), tuple(sorted(reader.switches)), "")
+
+
+def _pieces(tokens: Sequence[_Token], marks: Mapping[int, tuple[Piece, ...]]) -> tuple[Piece, ...]:
+    """Marks, and as one piece each the plain text between them."""
     pieces: list[Piece] = []
     plain: list[str] = []
     for index, token in enumerate(tokens):
         if index not in marks:
-            plain.append(token)
+            plain.append(token.text)
             continue
         if plain and marks[index]:
             pieces.append("".join(plain))
@@ -167,14 +219,7 @@ def read_groups(text: str, offset: int) -> Groups:
         pieces += marks[index]
     if plain:
         pieces.append("".join(plain))
-    return Groups(tuple(pieces), frozenset(read), tuple(sorted(switches)), "")
-
-
-def _give_up(stack: list[OpenBracket], loose_pipe: int | None) -> int | None:
-    """Empties the stack, as what holds an ill-formed bracket is ill-formed; gives the first pipe in no group."""
-    pipes = [pipe for frame in stack for pipe in frame.pipes[:1]]
-    stack.clear()
-    return loose_pipe if loose_pipe is not None else min(pipes, default=None)
+    return tuple(pieces)
 
 
 def step_of(text: str) -> int | float | None:
@@ -257,25 +302,25 @@ def resolve(pieces: Sequence[Piece], step: int, span: Pass) -> str:
     if all(isinstance(piece, str) for piece in pieces):
         return "".join(piece for piece in pieces if isinstance(piece, str))
     texts: list[str] = []
-    stack: list[tuple[int, int, bool]] = []  # branch wanted, branch we are in, whether the group itself is seen
-    seen = True
+    stack: list[tuple[int, int, bool]] = []  # branch wanted, branch we are in, whether the group itself is active
+    active = True
     for piece in pieces:
         if isinstance(piece, str):
-            if seen:
+            if active:
                 texts.append(piece)
         elif isinstance(piece, Mark):
             wanted, branch, outside = stack.pop()
-            seen = outside
+            active = outside
             if piece is Mark.NEXT:
                 stack.append((wanted, branch + 1, outside))
-                seen = outside and wanted == branch + 1
+                active = outside and wanted == branch + 1
         else:
             if isinstance(piece, Switch):
                 wanted = int(step > last_before(piece.when, span))
             else:
                 wanted = (step - 1) % piece.options
-            stack.append((wanted, 0, seen))
-            seen = seen and wanted == 0
+            stack.append((wanted, 0, active))
+            active = active and wanted == 0
     return "".join(texts)
 
 
@@ -292,13 +337,13 @@ def step_problems(switches: Sequence[PlacedSwitch], span: Pass) -> Iterator[Prob
     steps = span.steps
     for letter, when in switches:
         last = last_before(when, span)
-        told = f"this switch, {_print_when(when)} of {steps} steps,"
+        switch_text = f"this switch, {_print_when(when)} of {steps} steps,"
         if span.before is not None:
-            told = f"this switch, {_print_when(when)} of {span.before} steps and {steps} of the second pass,"
+            switch_text = f"this switch, {_print_when(when)} of {span.before} steps and {steps} of the second pass,"
         if last < 1 and span.before is None:
-            yield Problem(letter, f"{told} is over before the first step: its first text is never seen")
+            yield Problem(letter, f"{switch_text} is over before the first step: its first text is never seen")
         elif last >= steps - 1 and not span.followed:
             room = f"{steps - 2} is the last step to give" if steps > 2 else "so few steps leave no room for a switch"
             if span.before is not None:
                 room = f"{span.before + steps - 2} is the last step to give" if steps > 2 else room
-            yield Problem(letter, f"{told} comes after the last step: its second text is never seen; {room}")
+            yield Problem(letter, f"{switch_text} comes after the last step: its second text is never seen; {room}")

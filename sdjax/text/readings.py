@@ -139,5 +139,5 @@ def _unweighted(reading: Reading) -> Reading:
 
 def tags_as_text(prompt: str) -> list[Problem]:
     """The problems of a syntax in which `<lora:name:1>` is text."""
-    told = "in this syntax adapters are not named so, and it is read as text; name them in loras or hypernetworks"
-    return [Problem(letter, told) for letter in look_alikes(prompt)]
+    message = "in this syntax adapters are not named so, and it is read as text; name them in loras or hypernetworks"
+    return [Problem(letter, message) for letter in look_alikes(prompt)]

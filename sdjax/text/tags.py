@@ -122,12 +122,6 @@ def to_text(tags: Sequence[Tag]) -> str:
     return "; ".join(":".join([tag.name, *_weights(tag)]) for tag in tags)
 
 
-def as_tags(tags: Sequence[Tag]) -> str:
-    """The same as they stand in prompts."""
-    words = {kind: word for word, kind in reversed(KINDS.items())}
-    return "".join(f"<{':'.join([words[tag.kind], tag.name, *_weights(tag)])}>" for tag in tags)
-
-
 def _weights(tag: Tag) -> list[str]:
     values = [tag.text_weight] + ([tag.weight] if tag.weight != tag.text_weight else [])
     return [f"{int(value) if value.is_integer() else value}" for value in values]

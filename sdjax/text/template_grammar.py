@@ -101,10 +101,10 @@ _JOINER = re.compile(r"([^${}]*)\$\$")
 _COUNT = re.compile(r"([0-9]{1,9})|([0-9]{0,9})-([0-9]{0,9})")
 _WEIGHT = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+")
 _VARIABLE = re.compile(r"\$\{\s*[A-Za-z_][\w-]*\s*[?:=}]")
-# Controls, signs that turn the direction of a text, and halves of pairs: a file of such a name can't be told of.
-_UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# Controls, signs that turn the direction of a text, and halves of pairs: no message can name such a file.
+_UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 # A wildcard's mark and name. It begins with a letter or such a sign, so emoticons such as ^__^ and >__< name nothing.
-_NAME = re.compile(rf"([{_MARKS}]?)((?:[^\W_]|[-.'&+/*?!(\[\\])[^{{}}|#$<>^\"{_UNSEEN}]*)(?<! )")
+_NAME = re.compile(rf"([{_MARKS}]?)((?:[^\W_]|[-.'&+/*?!(\[\\])[^{{}}|#$<>^\"{_UNPRINTABLE}]*)(?<! )")
 # What dynamicprompts reads and this module does not: names that are put together, and parameters.
 _PUT_IN = re.compile(r"\$?\{[^{}]*\}")
 _PARAMETERS = re.compile(r"\([^()=]*=[^()]*\)\s*")
@@ -441,9 +441,9 @@ def _weighed(braces: _Braces, token: _Token) -> str:
     weight, _, text = token.text.partition("::")
     weight = weight.strip()
     if not braces.may_weigh or not _WEIGHT.fullmatch(weight) or "::" in text:
-        shown = (token.text if len(token.text) <= 30 else token.text[:30] + "...").strip()
+        quoted = (token.text if len(token.text) <= 30 else token.text[:30] + "...").strip()
         raise TemplateError(
-            f"{shown!r} has :: in it, which stands behind a weight, a number from 0 on as in {{3::a|0.5::b}}; write "
+            f"{quoted!r} has :: in it, which stands behind a weight, a number from 0 on as in {{3::a|0.5::b}}; write "
             r"\:: for the signs themselves",
             token.position,
         )

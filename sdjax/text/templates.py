@@ -171,7 +171,7 @@ def _results_of(part: Part, wildcards: Wildcards) -> Iterator[str]:
 
 
 def _product(makers: Sequence[Callable[[], Iterator[str]]]) -> Iterator[list[str]]:
-    """As `itertools.product`, which would hold all texts of each factor, where this begins its iterator anew."""
+    """As `itertools.product`, which would hold all texts of each factor, where this begins its iterator again."""
     running: list[Iterator[str]] = []
     texts: list[str] = []
     while True:

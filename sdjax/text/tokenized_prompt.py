@@ -191,9 +191,9 @@ def _read(name: str, kind: Syntax, prompt_tokenizer: PromptTokenizer, prompt: st
 def _left_as_text(prompt_tokenizer: PromptTokenizer, prompt: str) -> Iterable[Problem]:
     """Names of embeddings within other words in angle brackets."""
     for word, name in prompt_tokenizer.left_as_text.items():
-        shown = shortened(word, LONGEST_NAME)
+        quoted = shortened(word, LONGEST_NAME)
         message = (
-            f"{shown} is read as it stands, as no embedding has this name; if {name!r} is meant, write it without < >"
+            f"{quoted} is read as it stands, as no embedding has this name; if {name!r} is meant, write it without < >"
         )
         yield Problem(max(0, prompt.find(word)) + 1, message)
 

@@ -199,22 +199,6 @@ def _listed(paths: Sequence[str]) -> str:
     return " and ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
-def wildcards_in(folder: Path) -> Wildcards:
-    """The text files of a local folder and the folders in it, and in those that are linked.
-
-    Raises:
-      TemplateError: if there is no such folder; later, for too many files, and for one that is too long or not UTF-8.
-    """
-    if not folder.is_dir():
-        raise TemplateError(f"{folder}: there is no such folder of wildcards")
-
-    def read(path: str) -> bytes:
-        with (folder / path).open("rb") as stream:
-            return stream.read(MAX_FILE_BYTES + 1)
-
-    return wildcards_of_files(lambda: files_in(folder), read, str(folder))
-
-
 def wildcards_of_files(paths: Callable[[], Iterable[str]], read: Callable[[str], bytes], folder: str) -> Wildcards:
     """The wildcards among files.
 

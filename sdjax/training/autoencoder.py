@@ -36,7 +36,7 @@ def reconstruction_loss(
 def vae_loss(
     vae: VAE, params: Params, pixels: UInt8[Array, "b h w 3"], key: Array, kl_weight: float
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The loss of a batch of pictures, and what it is made of."""
+    """The loss of a batch of images, and what it is made of."""
     target = pixels.astype(jnp.float32) / 127.5 - 1
     cfg = vae.config
     shape = (

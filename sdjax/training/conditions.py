@@ -1,4 +1,4 @@
-"""What conditions are learned from: scenes' latents, and what is seen of each scene beside them.
+"""What conditions are learned from: scenes' latents, and a condition of each scene.
 
 Captions say the colour of the background, or nothing. Those that say what stands there leave nothing to be learned: the
 embedded model's text encoder tells the UNet place by place what to draw.
@@ -23,11 +23,11 @@ _WITHOUT_CAPTION = 0.5
 
 
 class SceneSet(NamedTuple):
-    """Scenes in memory: pixels, latents of unit variance, what is seen of them, and token ids of their colours."""
+    """Scenes in memory: pixels, latents of unit variance, conditions, and token ids of their colours."""
 
     pixels: UInt8[np.ndarray, "n y x 3"]
     latents: Float[np.ndarray, "n h w c"]
-    seen: UInt8[np.ndarray, "n y x"]
+    conditions: UInt8[np.ndarray, "n y x"]
     ids: Int[np.ndarray, "n t"]
 
 
@@ -36,7 +36,7 @@ def encode_scenes(
     file: Path,
     font: Path,
     seed: int,
-    see: Callable[[UInt8[np.ndarray, "y x 3"], scenes.Scene], UInt8[np.ndarray, "y x"]],
+    condition_of: Callable[[UInt8[np.ndarray, "y x 3"], scenes.Scene], UInt8[np.ndarray, "y x"]],
     count: int = SCENES,
 ) -> None:
     """Writes the first scenes of a seed.
@@ -46,7 +46,7 @@ def encode_scenes(
       file: `.npz`, which `load_scenes` reads.
       font: of the emoji.
       seed: of the scenes.
-      see: what is seen of a scene, by its pixels or by itself.
+      condition_of: gives a scene's condition, by its pixels or by itself.
       count: a multiple of 100.
     """
     vae = {"params": model.params["vae"]}
@@ -64,7 +64,7 @@ def encode_scenes(
             SceneSet(
                 pixels,
                 np.asarray(encode(pixels)) * np.float32(model.vae.config.scaling_factor),
-                np.stack([see(picture, scene) for picture, _, scene in rows]),
+                np.stack([condition_of(image, scene) for image, _, scene in rows]),
                 np.array([model.tokenizer(f"on a {scene.color} background").ids for _, _, scene in rows], np.int16),
             )
         )
@@ -85,13 +85,13 @@ def load_scenes(file: Path) -> SceneSet:
 def batches(
     data: SceneSet, empty: Int[np.ndarray, " t"], size: int, seed: int, first: int
 ) -> Iterator[tuple[Float[np.ndarray, "b h w c"], np.ndarray, Int[np.ndarray, "b t"]]]:
-    """Endless batches from that of step `first` on: latents, what is seen, ids; half of them say no colour."""
+    """Endless batches from that of step `first` on: latents, conditions, ids; half of them say no colour."""
     step = first
     while True:
         rng = np.random.default_rng([seed, step])
         rows = rng.integers(len(data.latents), size=size)
         ids = np.where(rng.random(size)[:, None] < _WITHOUT_CAPTION, empty, data.ids[rows])
-        yield data.latents[rows], data.seen[rows], ids.astype(np.int32)
+        yield data.latents[rows], data.conditions[rows], ids.astype(np.int32)
         step += 1
 
 

@@ -1,4 +1,4 @@
-"""Trains a ControlNet for the embedded model: it draws what has the edges of a picture.
+"""Trains a ControlNet for the embedded model: it draws what has the edges of an image.
 
     python -m sdjax.training.control [--font FILE] [--state DIR] [--out DIR] [STAGE ...]
 
@@ -26,7 +26,7 @@ from sdjax.training.latent_diffusion import diffusion_loss
 from sdjax.training.stages import parse_stages
 
 RECIPE = state.Recipe(steps=2500, learning_rate=8e-4, warmup=100, average=0.995)
-# Channels of the layers that look at the control picture; each after the first halves its sides.
+# Channels of the layers that look at the control image; each after the first halves its sides.
 CHANNELS = (16, 32, 64, 96)
 # Seeds of its scenes, of its first numbers and of its training, as no other training has them.
 _SCENE_SEED, _INIT_SEED, _NOISE_SEED = 50, 51, 52
@@ -43,10 +43,10 @@ def beginning(model: sdjax.Model) -> state.Params:
     network = ControlNet(config(model))
     cfg, factor = network.config, network.config.factor
     width = model.unet.config.per_level("cross_attention_dim")[0]
-    picture, sample = jnp.zeros((1, factor, factor, 3)), jnp.zeros((1, 1, 1, cfg.unet.in_channels))
+    control_image, sample = jnp.zeros((1, factor, factor, 3)), jnp.zeros((1, 1, 1, cfg.unet.in_channels))
     key, context = jax.random.key(_INIT_SEED), jnp.zeros((1, 1, width))
     init = jax.jit(functools.partial(network.init, method="everything"))
-    params = init(key, picture, sample, jnp.zeros(1), context)["params"]
+    params = init(key, control_image, sample, jnp.zeros(1), context)["params"]
     own = {name: tree for name, tree in params.items() if name not in model.params["unet"]}
     for name, tree in own.items():
         if name != "controlnet_cond_embedding":
@@ -71,10 +71,10 @@ def train(
     def loss(params: state.Params, batch: tuple[Array, ...], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, edges, ids = batch
         context = model.networks[text_network].apply({"params": frozen[text_network]}, ids).last_hidden_state
-        picture = jnp.repeat(edges[..., None].astype(jnp.float32) / 255, 3, axis=-1)
+        control_image = jnp.repeat(edges[..., None].astype(jnp.float32) / 255, 3, axis=-1)
 
         def predict(noisy: Array, timesteps: Array) -> Array:
-            residuals = network.apply({"params": params}, picture, noisy, timesteps, context, method="everything")
+            residuals = network.apply({"params": params}, control_image, noisy, timesteps, context, method="everything")
             unet = {"params": frozen["unet"]}
             return model.unet.apply(unet, noisy, timesteps, context, None, None, residuals)
 

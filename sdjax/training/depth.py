@@ -3,7 +3,7 @@
     python -m sdjax.training.depth [--font FILE] [--state DIR] [--out DIR] [--model DIR] [STAGE ...]
 
 The stages: `scenes` encodes scenes and draws their reliefs, `estimator` trains a small DPT to tell the relief of a
-picture, `unet` trains the embedded UNet further with one more channel, the depth (each half an hour on two cores or
+image, `unet` trains the embedded UNet further with one more channel, the depth (each half an hour on two cores or
 less; they go on from what DIR holds), `export` writes the estimator's folder, and a whole model that takes depth.
 """
 
@@ -80,7 +80,7 @@ def train_estimator(
         step = first
         while True:
             rows = np.random.default_rng([_ESTIMATOR_SEED, step]).integers(len(data.pixels), size=batch)
-            yield data.pixels[rows], data.seen[rows]
+            yield data.pixels[rows], data.conditions[rows]
             step += 1
 
     init, update = state.make_update(lambda p, b, _: estimator_loss(p, *b), recipe, seed=_ESTIMATOR_SEED)
@@ -117,15 +117,15 @@ def train_unet(
     text = state.on_devices(jax.tree.map(jnp.asarray, model.params[text_network]), PartitionSpec())
     side = data.latents.shape[1]
     # What the pipeline makes of a depth map.
-    data = data._replace(seen=normalised(data.seen.astype(np.float32), side, side)[..., 0])
+    data = data._replace(conditions=normalised(data.conditions.astype(np.float32), side, side)[..., 0])
 
     def loss(params: state.Params, batch: tuple[Array, ...], key: Array) -> tuple[Array, dict[str, Array]]:
         latents, depth, ids = batch
         context = model.networks[text_network].apply({"params": text}, ids).last_hidden_state
 
         def predict(noisy: Array, timesteps: Array) -> Array:
-            seen = jnp.concatenate([noisy, depth[..., None]], axis=-1)
-            return unet.apply({"params": params}, seen, timesteps, context)
+            channels = jnp.concatenate([noisy, depth[..., None]], axis=-1)
+            return unet.apply({"params": params}, channels, timesteps, context)
 
         return diffusion_loss(predict, model.scheduler, latents, key)
 

@@ -84,15 +84,15 @@ TEXT_RECIPE = state.Recipe(steps=9000, learning_rate=2e-3, warmup=100, decay_fro
 CELLS = SIDE // 2 ** (len(UNET_CONFIG.block_out_channels) - 1)
 BATCH = 32
 UNCONDITIONAL = 0.1
-# Seeds of the data: training and pictures that no training has seen.
+# Seeds of the data: training and images that no training has seen.
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 
 
 def scene_batches(
-    seed: int, pictures: tuple[Image.Image, ...], size: int, first: int
+    seed: int, sprites: tuple[Image.Image, ...], size: int, first: int
 ) -> Iterator[tuple[np.ndarray, list[str]]]:
     """Batches of (pixels, captions), drawn one batch ahead in a thread; `first` counts batches."""
-    source = scenes.examples(seed, pictures, first * size)
+    source = scenes.examples(seed, sprites, first * size)
 
     def draw() -> tuple[np.ndarray, list[str]]:
         rows = [next(source) for _ in range(size)]
@@ -105,29 +105,29 @@ def scene_batches(
             yield batch
 
 
-def contact_sheet(pictures: np.ndarray, columns: int) -> Image.Image:
-    """Pictures (n, h, w, 3) of uint8 side by side."""
-    count, height, width, _ = pictures.shape
+def contact_sheet(images: np.ndarray, columns: int) -> Image.Image:
+    """Images (n, h, w, 3) of uint8 side by side."""
+    count, height, width, _ = images.shape
     rows = -(-count // columns)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * height, index % columns * width
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return Image.fromarray(sheet)
 
 
 def reconstruction_sheet(
-    file: Path, pictures: tuple[Image.Image, ...], encoder: state.Params | None = None
+    file: Path, sprites: tuple[Image.Image, ...], encoder: state.Params | None = None
 ) -> Callable[[state.TrainState], None]:
     """Gives a function that draws scenes never trained on, each with its reconstruction on the right.
 
     Args:
       file: where the sheet goes.
-      pictures: of `scenes.sprites`.
+      sprites: of `scenes.sprites`.
       encoder: the parameters that are not in the run's state, if any.
     """
     vae = VAE(VAE_CONFIG)
-    held_out, _ = next(scene_batches(HELD_OUT_SEED, pictures, 32, 0))
+    held_out, _ = next(scene_batches(HELD_OUT_SEED, sprites, 32, 0))
 
     @jax.jit
     def reconstruct(params: state.Params, pixels: Array) -> Array:
@@ -144,7 +144,7 @@ def reconstruction_sheet(
     return draw
 
 
-def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
+def train_vae(folder: Path, sprites: tuple[Image.Image, ...]) -> None:
     """Trains the autoencoder to its last step."""
     vae = VAE(VAE_CONFIG)
     latents = jnp.zeros((1, SIDE, SIDE, VAE_CONFIG.latent_channels))
@@ -154,15 +154,15 @@ def train_vae(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
     state.run(
         update,
         state.restore(folder / "vae.msgpack", init(params)),
-        lambda first: (p for p, _ in scene_batches(TRAIN_SEED, pictures, VAE_BATCH, first)),
+        lambda first: (p for p, _ in scene_batches(TRAIN_SEED, sprites, VAE_BATCH, first)),
         steps=VAE_RECIPE.steps,
         path=folder / "vae.msgpack",
         title="vae",
-        on_save=reconstruction_sheet(folder / "vae.png", pictures),
+        on_save=reconstruction_sheet(folder / "vae.png", sprites),
     )
 
 
-def train_decoder(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
+def train_decoder(folder: Path, sprites: tuple[Image.Image, ...]) -> None:
     """Trains the decoder further, on the latents on which the UNet was trained; the encoder stays as it is."""
     vae = VAE(VAE_CONFIG)
     params = state.averaged(folder / "vae.msgpack")
@@ -173,7 +173,7 @@ def train_decoder(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
         count = len(data.means) // VAE_BATCH
         while True:
             numbers = range(first % count, count)
-            source = scene_batches(TRAIN_SEED, pictures, VAE_BATCH, numbers.start)
+            source = scene_batches(TRAIN_SEED, sprites, VAE_BATCH, numbers.start)
             for number, (pixels, _) in zip(numbers, source, strict=False):
                 rows = np.arange(number * VAE_BATCH, (number + 1) * VAE_BATCH)
                 yield data.sampled(np.random.default_rng([TRAIN_SEED, first]), rows), pixels
@@ -187,7 +187,7 @@ def train_decoder(folder: Path, pictures: tuple[Image.Image, ...]) -> None:
         steps=DECODER_RECIPE.steps,
         path=folder / "decoder.msgpack",
         title="decoder",
-        on_save=reconstruction_sheet(folder / "decoder.png", pictures, encoder),
+        on_save=reconstruction_sheet(folder / "decoder.png", sprites, encoder),
     )
 
 
@@ -211,7 +211,7 @@ def text_config(words: Vocabulary) -> TextEncoderConfig:
     )
 
 
-def encode_scenes(folder: Path, pictures: tuple[Image.Image, ...], vae_params: state.Params) -> None:
+def encode_scenes(folder: Path, sprites: tuple[Image.Image, ...], vae_params: state.Params) -> None:
     """Encodes the first `LATENTS` scenes; writes `latents.npz`."""
     vae = VAE(VAE_CONFIG)
     size = 100
@@ -224,7 +224,7 @@ def encode_scenes(folder: Path, pictures: tuple[Image.Image, ...], vae_params: s
         return posterior.mean.astype(jnp.float16), jnp.exp(0.5 * posterior.logvar).astype(jnp.float16)
 
     means, deviations, captions = [], [], []
-    source = scene_batches(TRAIN_SEED, pictures, size, 0)
+    source = scene_batches(TRAIN_SEED, sprites, size, 0)
     for _ in track(range(LATENTS // size), "latents"):
         pixels, texts = next(source)
         mean, deviation = encode(vae_params, state.on_devices(pixels, PartitionSpec("data")))
@@ -253,10 +253,10 @@ def train_text(folder: Path) -> None:
     network = TextEncoder(text_config(vocabulary()))
     data = load_latents(folder)
     width = network.config.hidden_size
-    told = data.means[0].size // CELLS**2
+    channels = data.means[0].size // CELLS**2
     params = {
         TEXT: network.init(jax.random.key(20), jnp.zeros((1, TEXT_LENGTH), jnp.int32))["params"],
-        "head": {"kernel": jnp.zeros((width, told)), "bias": jnp.zeros(told)},
+        "head": {"kernel": jnp.zeros((width, channels)), "bias": jnp.zeros(channels)},
     }
     # Flax makes positions several times larger than tokens, which hides the words behind their places.
     for name, size in (("token_embedding", 1.0), ("position_embedding", 0.5)):
@@ -346,17 +346,17 @@ def main() -> None:
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf with bitmaps")
     parser.add_argument("--out", type=Path, default=Path("sdjax/assets/emoji"), help="where the model is exported to")
     options, stages = parse_stages(parser, STAGES)
-    pictures = scenes.sprites(options.font) if {"vae", "latents", "decoder"} & set(stages) else ()
+    sprites = scenes.sprites(options.font) if {"vae", "latents", "decoder"} & set(stages) else ()
     if "vae" in stages:
-        train_vae(options.state, pictures)
+        train_vae(options.state, sprites)
     if "latents" in stages:
-        encode_scenes(options.state, pictures, state.averaged(options.state / "vae.msgpack"))
+        encode_scenes(options.state, sprites, state.averaged(options.state / "vae.msgpack"))
     if "text" in stages:
         train_text(options.state)
     if "unet" in stages:
         train_unet(options.state)
     if "decoder" in stages:
-        train_decoder(options.state, pictures)
+        train_decoder(options.state, sprites)
     if "export" in stages:
         export(options.state, options.out)
 

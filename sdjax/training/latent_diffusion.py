@@ -31,7 +31,7 @@ def text_loss(
     latents: Float[Array, "b h w c"],
     side: int,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """How far the text encoder is from telling what a caption's picture looks like.
+    """How far the text encoder is from telling what a caption's image looks like.
 
     Each of the last `side`**2 positions, which short captions leave empty, tells one square of the latents through a
     linear head that all share. So the UNet finds in its context, place by place, what it is to draw; to learn that
@@ -43,8 +43,8 @@ def text_loss(
       latents: of unit variance.
     """
     hidden = network.apply({"params": params[TEXT]}, ids).last_hidden_state
-    told = hidden[:, -side * side :] @ params["head"]["kernel"] + params["head"]["bias"][None, None]
-    return ((told - cells(latents, side)) ** 2).mean(), {}
+    predicted = hidden[:, -side * side :] @ params["head"]["kernel"] + params["head"]["bias"][None, None]
+    return ((predicted - cells(latents, side)) ** 2).mean(), {}
 
 
 def diffusion_loss(

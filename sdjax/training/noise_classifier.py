@@ -95,7 +95,7 @@ def noise_classifier_loss(
 
     Half of the images are blends, for which the labels of both count by their shares (mixup: Zhang et al. 2017,
     arXiv:1710.09412). What a model draws without a prompt is a blend of much that it knows; a classifier which has seen
-    whole scenes alone is soon sure of some label there, and its gradient vanishes before the picture is one.
+    whole scenes alone is soon sure of some label there, and its gradient vanishes before the image is one.
     """
     for_time, for_noise, for_share = jax.random.split(key, 3)
     count = len(labels)
@@ -195,8 +195,8 @@ def train(
     def show(current: state.TrainState) -> None:
         average = jax.device_get(current.average)
         shares = accuracy_by_timestep(classifier, SCHEDULER, average, data, held_out, (0, 500), 1)
-        told = " and ".join(f"{100 * share:.1f} % at timestep {at}" for at, share in zip((0, 500), shares, strict=True))
-        print(f"step {int(current.step)}: {told} of {len(held_out.rows)} held-out scenes recognised")
+        text = " and ".join(f"{100 * share:.1f} % at timestep {at}" for at, share in zip((0, 500), shares, strict=True))
+        print(f"step {int(current.step)}: {text} of {len(held_out.rows)} held-out scenes recognised")
 
     trained = state.run(
         update,

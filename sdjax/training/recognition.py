@@ -1,10 +1,10 @@
-"""Measures the embedded model: a classifier that has seen only the data set's renders judges generated pictures.
+"""Measures the embedded model: a classifier that has seen only the data set's renders judges generated images.
 
     python -m sdjax.training.recognition [--state DIR] [--font FILE] [STAGE ...]
 
 The stages: `train` trains the classifier (some minutes on two cores; it goes on from what DIR holds), `measure`
-generates one picture for each concept and some with a background or a side asked for, prints the figures of the
-model card, and writes all pictures to `DIR/recognition.png`, the misses framed in red.
+generates one image for each concept and some with a background or a side asked for, prints the figures of the
+model card, and writes all images to `DIR/recognition.png`, the misses framed in red.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCH = 64
 HELD_OUT = 3000
 # The classifier in the folder of runs.
 FILE = "recognition.msgpack"
-# Pictures per measure of what else a prompt can ask for: each colour and each side equally often.
+# Images per measure of what else a prompt can ask for: each colour and each side equally often.
 COMPOSED = 96
 # Side in pixels of the cells that the classifier's first layer sees as one.
 _CELL = 4
@@ -46,9 +46,9 @@ _FRAME, _RED = 3, (230, 0, 30)
 
 
 class Classifier(nn.Module):
-    """Says which concept is in a picture: convolutions, then each feature's mean and its strongest answer anywhere.
+    """Says which concept is in an image: convolutions, then each feature's mean and its strongest answer anywhere.
 
-    Groups of channels are normalised (Wu and He 2018, arXiv:1803.08494), so a picture is judged alone. Cells of 4x4
+    Groups of channels are normalised (Wu and He 2018, arXiv:1803.08494), so an image is judged alone. Cells of 4x4
     pixels are taken as channels first, which is what makes this fast on a CPU.
     """
 
@@ -68,14 +68,14 @@ class Classifier(nn.Module):
 
 
 def example(
-    seed: int, index: int, pictures: tuple[Image.Image, ...]
+    seed: int, index: int, sprites: tuple[Image.Image, ...]
 ) -> tuple[UInt8[np.ndarray, "h w 3"], int, scenes.Scene]:
     """The `index`-th scene of a seed among those with one concept: (pixels, concept, scene)."""
     rng = np.random.default_rng([seed, index])
-    scene = scenes.draw_scene(rng, len(pictures))
+    scene = scenes.draw_scene(rng, len(sprites))
     while len(scene.concepts) > 1:
-        scene = scenes.draw_scene(rng, len(pictures))
-    return scenes.render(scene, pictures), scene.concepts[0], scene
+        scene = scenes.draw_scene(rng, len(sprites))
+    return scenes.render(scene, sprites), scene.concepts[0], scene
 
 
 class Examples(NamedTuple):
@@ -85,13 +85,13 @@ class Examples(NamedTuple):
     labels: Int[np.ndarray, " n"]
 
 
-def held_out_examples(pictures: tuple[Image.Image, ...], count: int) -> Examples:
+def held_out_examples(sprites: tuple[Image.Image, ...], count: int) -> Examples:
     """Renders on which `batches` never trains."""
-    rows = [example(HELD_OUT_SEED, index, pictures) for index in range(count)]
+    rows = [example(HELD_OUT_SEED, index, sprites) for index in range(count)]
     return Examples(np.stack([pixels for pixels, _, _ in rows]), np.array([label for _, label, _ in rows], np.int32))
 
 
-def batches(pictures: tuple[Image.Image, ...], size: int, first: int, held_out: Examples) -> Iterator[Examples]:
+def batches(sprites: tuple[Image.Image, ...], size: int, first: int, held_out: Examples) -> Iterator[Examples]:
     """Batches to train on from the `first`-th on, drawn one ahead in a thread.
 
     Places, sizes and colours are few, so another seed alone would repeat renders: those that are held out to the last
@@ -101,7 +101,7 @@ def batches(pictures: tuple[Image.Image, ...], size: int, first: int, held_out: 
 
     def draw(batch: int) -> Examples:
         # Twice as many to choose from: only a few per cent are passed over.
-        drawn = (example(TRAIN_SEED, index, pictures) for index in itertools.count(2 * size * batch))
+        drawn = (example(TRAIN_SEED, index, sprites) for index in itertools.count(2 * size * batch))
         rows = list(itertools.islice((row for row in drawn if row[0].tobytes() not in forbidden), size))
         return Examples(np.stack([row[0] for row in rows]), np.array([row[1] for row in rows], np.int32))
 
@@ -113,7 +113,7 @@ def batches(pictures: tuple[Image.Image, ...], size: int, first: int, held_out: 
 
 
 def augmented(pixels: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h w 3"]:
-    """Pictures in [-1, 1] shifted, tinted, blurred and with noise, each in its own measure.
+    """Images in [-1, 1] shifted, tinted, blurred and with noise, each in its own measure.
 
     What a diffusion model does to an object without making another of it, so that no accident of clean renders
     decides.
@@ -155,7 +155,7 @@ def recognition_loss(
 
 
 def classify(params: state.Params, pixels: UInt8[np.ndarray, "n h w 3"], batch: int = 100) -> Float[np.ndarray, "n c"]:
-    """The classifier's logits for pictures as they are, `batch` at a time."""
+    """The classifier's logits for images as they are, `batch` at a time."""
     classifier = Classifier(params["Dense_0"]["bias"].size)
     network = jax.jit(lambda params, pixels: classifier.apply({"params": params}, _in_unit(pixels)))
     parts = []
@@ -176,7 +176,7 @@ def among_best(
 
 def train(
     folder: Path,
-    pictures: tuple[Image.Image, ...],
+    sprites: tuple[Image.Image, ...],
     recipe: state.Recipe = RECIPE,
     batch: int = BATCH,
     held_out_count: int = HELD_OUT,
@@ -186,10 +186,10 @@ def train(
     Returns:
       Its averaged parameters.
     """
-    classifier = Classifier(len(pictures))
+    classifier = Classifier(len(sprites))
     params = classifier.init(jax.random.key(30), jnp.zeros((1, scenes.SIZE, scenes.SIZE, 3)))["params"]
     init, update = state.make_update(lambda p, b, k: recognition_loss(classifier, p, b[0], b[1], k), recipe, seed=31)
-    held_out = held_out_examples(pictures, held_out_count)
+    held_out = held_out_examples(sprites, held_out_count)
 
     def show(current: state.TrainState) -> None:
         share = among_best(classify(current.average, held_out.pixels), held_out.labels).mean()
@@ -198,7 +198,7 @@ def train(
     trained = state.run(
         update,
         state.restore(folder / FILE, init(params)),
-        lambda first: batches(pictures, batch, first, held_out),
+        lambda first: batches(sprites, batch, first, held_out),
         steps=recipe.steps,
         path=folder / FILE,
         title="recognition",
@@ -208,22 +208,22 @@ def train(
 
 
 class Figure(NamedTuple):
-    """A line of the report: the share of so many pictures for which `what` holds."""
+    """A line of the report: the share of so many images for which `what` holds."""
 
     what: str
     share: float
-    pictures: int
+    images: int
 
 
 def figure(what: str, held: Bool[np.ndarray, " n"]) -> Figure:
-    """The share of pictures for which it held."""
+    """The share of images for which it held."""
     return Figure(what, float(held.mean()), len(held))
 
 
 def table(figures: Sequence[Figure]) -> str:
     """The figures as Markdown."""
-    rows = [f"| {line.what} | {100 * line.share:.1f} % | {line.pictures:,} |" for line in figures]
-    return "\n".join(["| measure | share | pictures |", "|---|---:|---:|", *rows])
+    rows = [f"| {line.what} | {100 * line.share:.1f} % | {line.images:,} |" for line in figures]
+    return "\n".join(["| measure | share | images |", "|---|---:|---:|", *rows])
 
 
 def misses(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], names: Sequence[str]) -> list[str]:
@@ -237,7 +237,7 @@ def misses(logits: Float[np.ndarray, "n c"], labels: Int[np.ndarray, " n"], name
 
 
 class Prompt(NamedTuple):
-    """What a picture is asked to show; `color` and `side` are "" where nothing is said."""
+    """What an image is asked to show; `color` and `side` are "" where nothing is said."""
 
     text: str
     label: int
@@ -289,11 +289,11 @@ def side_of(pixels: UInt8[np.ndarray, "h w 3"]) -> str:
 def summary(
     asked: Sequence[Prompt], pixels: UInt8[np.ndarray, "n h w 3"], logits: Float[np.ndarray, "n c"]
 ) -> tuple[Figure, ...]:
-    """How far pictures show what their prompts ask for.
+    """How far images show what their prompts ask for.
 
     Args:
       asked: from `prompts`.
-      pixels: a picture for each.
+      pixels: an image for each.
       logits: of `classify`.
     """
     labels = np.array([prompt.label for prompt in asked])
@@ -314,7 +314,7 @@ def summary(
 
 
 def framed(pixels: UInt8[np.ndarray, "n h w 3"], missed: Bool[np.ndarray, " n"]) -> UInt8[np.ndarray, "n i j 3"]:
-    """Pictures with a margin, red for those missed and white for the others."""
+    """Images with a margin, red for those missed and white for the others."""
     border = ((0, 0), (_FRAME, _FRAME), (_FRAME, _FRAME), (0, 0))
     inside = np.pad(np.ones(pixels.shape[:3], bool), border[:3])[..., None]
     margin = np.where(missed[:, None, None, None], np.array(_RED, np.uint8), np.uint8(255))
@@ -346,12 +346,12 @@ def jobs(
     )
 
 
-def measure(folder: Path, pictures: tuple[Image.Image, ...], options: argparse.Namespace) -> None:
-    """Generates and judges the pictures; prints the report and writes the sheet."""
+def measure(folder: Path, sprites: tuple[Image.Image, ...], options: argparse.Namespace) -> None:
+    """Generates and judges the images; prints the report and writes the sheet."""
     names = [concept.name for concept in scenes.concepts()]
     params = trained_classifier(folder, len(names))
     asked = prompts(names)
-    print(f"making {len(asked)} pictures ...", flush=True)
+    print(f"making {len(asked)} images ...", flush=True)
     results = sdjax.generate(
         sdjax.load(options.model),
         jobs(
@@ -366,15 +366,15 @@ def measure(folder: Path, pictures: tuple[Image.Image, ...], options: argparse.N
     pixels = np.stack([result.image for result in results])
     logits = classify(params, pixels)
 
-    held_out = held_out_examples(pictures, HELD_OUT)
+    held_out = held_out_examples(sprites, HELD_OUT)
     renders = among_best(classify(params, held_out.pixels), held_out.labels)
     print(table([figure("held-out renders recognised (not generated)", renders), *summary(asked, pixels, logits)]))
-    shown, labels = slice(len(names)), np.arange(len(names))
-    print("\nmissed:", *misses(logits[shown], labels, names), sep="\n  ")
-    missed = ~among_best(logits[shown], labels)
+    concepts, labels = slice(len(names)), np.arange(len(names))
+    print("\nmissed:", *misses(logits[concepts], labels, names), sep="\n  ")
+    missed = ~among_best(logits[concepts], labels)
     target = folder / "recognition.png"
-    contact_sheet(framed(pixels[shown], missed), 20).save(target)
-    print(f"\n{target}: all pictures in the order of emoji.tsv")
+    contact_sheet(framed(pixels[concepts], missed), 20).save(target)
+    print(f"\n{target}: all images in the order of emoji.tsv")
 
 
 STAGES = ("train", "measure")
@@ -385,18 +385,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--font", type=Path, default=FONT, help="NotoColorEmoji.ttf with bitmaps")
     parser.add_argument("--model", default="emoji", help="what is measured: a bundled name or a folder")
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the others count up from it")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image; the others count up from it")
     # As in configs/emoji.yaml: what a user gets.
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--sampler", choices=SAMPLERS, default="dpmpp_2m")
     parser.add_argument("--batch-size", type=int, default=4)
     options, stages = parse_stages(parser, STAGES)
-    pictures = scenes.sprites(options.font)
+    sprites = scenes.sprites(options.font)
     if "train" in stages:
-        train(options.state, pictures)
+        train(options.state, sprites)
     if "measure" in stages:
-        measure(options.state, pictures, options)
+        measure(options.state, sprites, options)
 
 
 if __name__ == "__main__":

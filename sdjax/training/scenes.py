@@ -76,14 +76,14 @@ def with_article(name: str) -> str:
 
 
 def sprites(font: Path) -> tuple[Image.Image, ...]:
-    """One transparent picture per concept, cut to a square around what is drawn.
+    """One transparent image per concept, cut to a square around what is drawn.
 
     Args:
       font: Noto Color Emoji with bitmaps (`NotoColorEmoji.ttf`).
 
     Raises:
       FileNotFoundError: if the font is not there.
-      ValueError: if the font has no picture for a concept.
+      ValueError: if the font has no image for a concept.
     """
     if not font.is_file():
         raise FileNotFoundError(
@@ -91,19 +91,19 @@ def sprites(font: Path) -> tuple[Image.Image, ...]:
             "or name another copy of NotoColorEmoji.ttf with --font."
         )
     face = ImageFont.truetype(str(font), _FONT_SIZE)
-    pictures = []
+    images = []
     for concept in concepts():
         sheet = Image.new("RGBA", (_SHEET, _SHEET))
         centre = (_SHEET // 2, _SHEET // 2)
         ImageDraw.Draw(sheet).text(centre, chr(concept.codepoint), font=face, embedded_color=True, anchor="mm")
         box = sheet.getbbox()
         if box is None:
-            raise ValueError(f"{font} has no picture for U+{concept.codepoint:04X} ({concept.name})")
+            raise ValueError(f"{font} has no image for U+{concept.codepoint:04X} ({concept.name})")
         side = max(box[2] - box[0], box[3] - box[1])
         left = (box[0] + box[2] - side) // 2
         top = (box[1] + box[3] - side) // 2
-        pictures.append(sheet.crop((left, top, left + side, top + side)))
-    return tuple(pictures)
+        images.append(sheet.crop((left, top, left + side, top + side)))
+    return tuple(images)
 
 
 def draw_scene(rng: np.random.Generator, count: int) -> Scene:
@@ -146,35 +146,35 @@ def _place(canvas: Image.Image, sprite: Image.Image, side: int, centre: int) -> 
     canvas.alpha_composite(resized, (centre - side // 2, (SIZE - side) // 2))
 
 
-def _compose(canvas: Image.Image, scene: Scene, pictures: tuple[Image.Image, ...]) -> Image.Image:
+def _compose(canvas: Image.Image, scene: Scene, sprites: tuple[Image.Image, ...]) -> Image.Image:
     """What is in the scene, on a canvas. Its words fix the places: a small network learns an emoji once."""
     if len(scene.concepts) == 2:
         for index, centre in zip(scene.concepts, _CENTRES.values(), strict=True):
-            _place(canvas, pictures[index], _SIDES["pair"], centre)
+            _place(canvas, sprites[index], _SIDES["pair"], centre)
     elif scene.side:
         side = _SIDES["small"] if scene.size == "small" else _SIDES["aside"]
-        _place(canvas, pictures[scene.concepts[0]], side, _CENTRES[scene.side])
+        _place(canvas, sprites[scene.concepts[0]], side, _CENTRES[scene.side])
     else:
-        _place(canvas, pictures[scene.concepts[0]], _SIDES[scene.size], SIZE // 2)
+        _place(canvas, sprites[scene.concepts[0]], _SIDES[scene.size], SIZE // 2)
     return canvas
 
 
-def render(scene: Scene, pictures: tuple[Image.Image, ...]) -> UInt8[np.ndarray, "h w 3"]:
+def render(scene: Scene, sprites: tuple[Image.Image, ...]) -> UInt8[np.ndarray, "h w 3"]:
     """The scene as pixels."""
     canvas = Image.new("RGBA", (SIZE, SIZE), (*COLORS[scene.color], 255))
-    return np.asarray(_compose(canvas, scene, pictures).convert("RGB"))
+    return np.asarray(_compose(canvas, scene, sprites).convert("RGB"))
 
 
-def relief(scene: Scene, pictures: tuple[Image.Image, ...]) -> UInt8[np.ndarray, "h w"]:
+def relief(scene: Scene, sprites: tuple[Image.Image, ...]) -> UInt8[np.ndarray, "h w"]:
     """The scene as a depth map, near is bright: emoji are cushions that lie on the background."""
-    alpha = np.asarray(_compose(Image.new("RGBA", (SIZE, SIZE)), scene, pictures))[..., 3]
+    alpha = np.asarray(_compose(Image.new("RGBA", (SIZE, SIZE)), scene, sprites))[..., 3]
     inwards = np.minimum(distance_transform_edt(alpha > 127) / _CUSHION, 1)
     height = np.where(inwards > 0, _RIM + (1 - _RIM) * np.sqrt(1 - (1 - inwards) ** 2), 0)
     return np.rint(255 * height).astype(np.uint8)
 
 
 def examples(
-    seed: int, pictures: tuple[Image.Image, ...], start: int = 0
+    seed: int, sprites: tuple[Image.Image, ...], start: int = 0
 ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], str, Scene]]:
     """The endless data set of a seed, from its `start`-th scene on: (pixels, caption, scene)."""
     names = tuple(concept.name for concept in concepts())
@@ -183,5 +183,5 @@ def examples(
         rng = np.random.default_rng([seed, index])
         scene = draw_scene(rng, len(names))
         text = caption(rng, scene, names)
-        yield render(scene, pictures), text, scene
+        yield render(scene, sprites), text, scene
         index += 1

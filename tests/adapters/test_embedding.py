@@ -124,7 +124,7 @@ def test_other_pictures_are_refused(tmp_path):
     (tmp_path / "x.webp").write_bytes(b"no picture")
     with pytest.raises(AdapterError, match=r"x\.png"):
         read_embedding(tmp_path / "x.png")
-    with pytest.raises(AdapterError, match=r"x\.webp: an embedding in a picture that is no PNG"):
+    with pytest.raises(AdapterError, match=r"x\.webp: an embedding in an image that is no PNG"):
         read_embedding(tmp_path / "x.webp")
     with pytest.raises(AdapterError, match=r"none\.png"):
         read_embedding(tmp_path / "none.png")

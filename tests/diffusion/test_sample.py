@@ -10,7 +10,8 @@ from sdjax.diffusion.noise import start_noise, step_noise, to_seed_words
 from sdjax.diffusion.sample import sample, stack_tables
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
 from sdjax.diffusion.scheduler_config import SchedulerConfig
-from sdjax.diffusion.tableau import Table, run_on_host
+from sdjax.diffusion.tableau import Table
+from tests.diffusion.on_host import run_on_host
 
 CONFIG = SchedulerConfig(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 BATCH, ROWS, SHAPE = 3, 24, (4, 6, 2)

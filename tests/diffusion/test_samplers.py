@@ -25,9 +25,10 @@ from sdjax.diffusion.samplers import (
 from sdjax.diffusion.samplers import names as vocabulary
 from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.diffusion.sigmas import SCHEDULES, default_schedule
-from sdjax.diffusion.tableau import Table, run_on_host
+from sdjax.diffusion.tableau import Table
 from sdjax.diffusion.timestep_spacing import ScheduleError
 from tests.diffusion import exact
+from tests.diffusion.on_host import run_on_host
 from tests.golden import samplers as golden
 from tests.golden import strengths
 

@@ -11,12 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sdjax
-from sdjax.diffusion.sample import Previews
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.engine import batches
 from sdjax.engine.device import device_kind
 from sdjax.engine.engine import Engine, Result
-from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, SHARDING
+from sdjax.engine.inputs import SHARDING
 from sdjax.engine.passes import Bucket, Task
 from sdjax.jobs.records import job_of, to_metadata
 from tests.results import make, same, taken_for_the_first
@@ -119,9 +118,8 @@ def arguments_of(engine: Engine, task: Task) -> tuple[Any, Any]:
 
 def program_of(engine: Engine, task: Task) -> Any:
     """The compiled sampling program of a job."""
-    execution, outputs = engine._execution, (BY_IMAGE, Previews(BY_SECOND_AXIS, BY_SECOND_AXIS))
-    program = execution.sample_program(task.first)
-    return execution.devices.compiled("test", program, *arguments_of(engine, task), SHARDING, outputs)
+    execution = engine._execution
+    return execution.devices.compiled(execution.sample_program(task.first), *arguments_of(engine, task))
 
 
 def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(tiny):
@@ -207,7 +205,8 @@ def test_without_guidance_the_network_sees_each_picture_once(sd1):
     def batches(scale: float) -> set[str]:
         engine = Engine(sd1, batch_size=3, devices=jax.local_devices()[:1])
         task = engine.prepare(sdjax.Job(prompt="a cat", seed=0, guidance_scale=scale, sampler="euler"))
-        text = jax.jit(engine._execution.sample_program(task.first)).lower(*arguments_of(engine, task)).as_text()
+        program = engine._execution.sample_program(task.first).function
+        text = jax.jit(program).lower(*arguments_of(engine, task)).as_text()
         # Convolutions over 2x2 cells, the network's lowest level; those of the VAE see 8x8 at least.
         return set(re.findall(r"stablehlo\.convolution.*\(tensor<(\d+)x2x2x\d+xf32>, tensor", text))
 

@@ -244,7 +244,7 @@ def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
 
 
 def test_other_kinds_of_pictures_are_not_even_tried():
-    with pytest.raises(ImageError, match="no whole picture; expected one of png, webp, jpeg"):
+    with pytest.raises(ImageError, match="no whole image; expected one of png, webp, jpeg"):
         decode(saved("GIF"), "x.gif")
 
 

@@ -168,7 +168,7 @@ def test_tags_of_a_tiff_that_all_point_to_the_same_bytes_are_refused():
     inside = directory((0x8769, 4, 1, 26), more=bomb[8:])
     start = time.process_time()
     for data in (bomb, inside):
-        with pytest.raises(ImageError, match=r"x: a damaged picture: its tags point to more than"):
+        with pytest.raises(ImageError, match=r"x: a damaged image: its tags point to more than"):
             read_image(data, "x")
     assert time.process_time() - start < SOON
 

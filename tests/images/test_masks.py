@@ -172,6 +172,6 @@ def test_a_mask_of_the_same_proportions_is_brought_to_the_pictures_size(mask, pi
 
 @pytest.mark.parametrize("mask, picture", [((64, 64), (512, 500)), ((40, 30), (30, 40)), ((500, 512), (512, 512))])
 def test_a_mask_of_other_proportions_is_an_error_that_names_both_sizes(mask, picture):
-    sizes = f"wrong size for the mask: {mask[1]}x{mask[0]}; the picture has {picture[1]}x{picture[0]}"
+    sizes = f"wrong size for the mask: {mask[1]}x{mask[0]}; the image has {picture[1]}x{picture[0]}"
     with pytest.raises(ImageError, match=sizes):
         fitted_to(np.ones(mask, np.float32), *picture)

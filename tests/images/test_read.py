@@ -294,7 +294,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind, counted):
     "data, why",
     [
         (b"", "an empty file"),
-        (b"hello", "no whole picture; expected one of png, jpeg, webp, gif, bmp, tiff"),
+        (b"hello", "no whole image; expected one of png, jpeg, webp, gif, bmp, tiff"),
         (b"%PDF-1.7 ...", "a PDF"),
         (b'\n<?xml version="1.0"?><svg/>', "SVG"),
         (b"<svg xmlns='x'/>", "an SVG"),
@@ -302,8 +302,8 @@ def test_of_an_animation_the_first_frame_is_taken(kind, counted):
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
         (b"\x89PNG\r\n\x1a\n", "ends without its last chunk"),
         (b"GIF89a", "damaged"),
-        (saved(PIXELS, "PPM"), "no whole picture"),
-        (saved(PIXELS, "ICO"), "no whole picture"),
+        (saved(PIXELS, "PPM"), "no whole image"),
+        (saved(PIXELS, "ICO"), "no whole image"),
     ],
 )
 def test_what_is_no_picture_is_named_as_what_it_is(data, why):
@@ -346,7 +346,7 @@ def test_a_whole_jpeg_that_ends_in_grey_is_no_cut_one(progressive):
 
 
 def test_a_png_with_fewer_pixels_than_it_says_is_not_filled_with_black():
-    with pytest.raises(ImageError, match=r"x\.png: a truncated picture: it has fewer pixels than 37x25"):
+    with pytest.raises(ImageError, match=r"x\.png: a truncated image: it has fewer pixels than 37x25"):
         read_image(png(PIXELS, 8, 2, size=(25, 37)), "x.png")
 
 

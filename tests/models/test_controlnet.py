@@ -139,9 +139,9 @@ def test_features_of_adapters_are_summed_also_where_one_has_one_more() -> None:
 
 def test_an_adapters_picture_has_whole_squares_and_its_channels() -> None:
     network = T2IAdapter(T2IAdapterConfig(channels=(16, 32)))
-    with pytest.raises(ValueError, match=r"picture is \(60, 64, 3\); expected multiples of 8 with 3 channels"):
+    with pytest.raises(ValueError, match=r"image is \(60, 64, 3\); expected multiples of 8 with 3 channels"):
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 60, 64, 3)))
-    with pytest.raises(ValueError, match=r"picture is \(64, 64, 1\)"):
+    with pytest.raises(ValueError, match=r"image is \(64, 64, 1\)"):
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))
 
 

@@ -176,6 +176,7 @@ STOPS = """
             finally:
                 print("never")
 
+    stopping.temporary_files(".sdjax-tmp-")
     stopping.run(command)
 """
 

@@ -121,7 +121,7 @@ def test_a_truncated_picture_is_found(out, check):
     path = out / rows_of(out)[0]["file_name"]
     path.write_bytes(path.read_bytes()[:-20])
     [problem] = problems(check(out))
-    assert "a truncated picture" in problem and "delete it and run the same generate command again" in problem
+    assert "a truncated image" in problem and "delete it and run the same generate command again" in problem
 
 
 def test_a_row_that_stands_twice_and_a_manifest_that_is_gone_are_found(out, check):

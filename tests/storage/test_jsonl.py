@@ -63,4 +63,4 @@ def test_a_line_longer_than_any_that_a_run_writes_is_not_read(tmp_path):
 
 
 def test_what_is_escaped_in_files_is_what_is_escaped_in_the_terminal():
-    assert TERMINAL_CONTROLS == terminal.TURNING
+    assert TERMINAL_CONTROLS == terminal.TERMINAL_CONTROLS

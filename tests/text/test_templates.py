@@ -14,7 +14,8 @@ from sdjax.text import template_grammar
 from sdjax.text import wildcards as wildcards_module
 from sdjax.text.template_grammar import MAX_DEPTH, TemplateError, has_template, parse_template
 from sdjax.text.templates import choose, combinations
-from sdjax.text.wildcards import MANY, NO_WILDCARDS, Pattern, Wildcards, count, wildcard_lines, wildcards_in
+from sdjax.text.wildcards import MANY, NO_WILDCARDS, Pattern, Wildcards, count, wildcard_lines
+from tests.text.wildcard_folder import wildcards_in
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "prompts.md"
 
@@ -461,9 +462,7 @@ def test_wildcards_of_a_local_folder(tmp_path):
         results("__notes__", wildcards)
 
 
-def test_a_folder_that_is_not_there_and_a_file_that_is_not_utf_8_are_told(tmp_path):
-    with pytest.raises(TemplateError, match="there is no such folder"):
-        wildcards_in(tmp_path / "none")
+def test_the_line_that_is_not_utf_8_is_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"caf\xc3\xa9\nth\xe9\n")
     with pytest.raises(TemplateError, match=r"a\.txt, line 2: not UTF-8"):
         results("__a__", wildcards_in(tmp_path))

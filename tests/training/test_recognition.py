@@ -107,7 +107,7 @@ def test_the_right_concept_is_looked_for_among_the_best():
 def test_figures_are_a_markdown_table():
     figures = (rec.figure("recognised", np.array([True, True, False])), rec.Figure("other", 0.5, 3000))
     assert rec.table(figures).splitlines() == [
-        "| measure | share | pictures |",
+        "| measure | share | images |",
         "|---|---:|---:|",
         "| recognised | 66.7 % | 3 |",
         "| other | 50.0 % | 3,000 |",
@@ -158,7 +158,7 @@ def test_the_summary_counts_each_kind_of_prompt_apart():
         + [render(scenes.Scene((2,), "green")), render(scenes.Scene((3,), "white", side="right"))]
     )
     figures = rec.summary(asked, pixels, one_hot(np.array([0, 0, 2, 2, 3])))
-    assert [(line.share, line.pictures) for line in figures] == [(0.5, 2), (1, 2), (0.5, 2), (1, 2), (0, 1), (1, 1)]
+    assert [(line.share, line.images) for line in figures] == [(0.5, 2), (1, 2), (0.5, 2), (1, 2), (0, 1), (1, 1)]
 
 
 def test_the_sheet_frames_misses_in_red():

@@ -15,7 +15,8 @@ from sdjax.jobs.job import JobError
 from sdjax.jobs.text_values import with_fields_named
 from sdjax.text.template_grammar import TemplateError, has_template, parse_template
 from sdjax.text.templates import choose, combinations
-from sdjax.text.wildcards import Wildcards, count, wildcards_in
+from sdjax.text.wildcards import Wildcards, count
+from tests.text.wildcard_folder import wildcards_in
 
 # Signs of the notation and of those it is mixed with, and what users write between them.
 SIGNS = (

@@ -160,7 +160,7 @@ def test_verify_reads_all_of_every_file(out, problems):
     data = bytearray(path.read_bytes()[:-1])
     data[-40] ^= 1  # among the pixels
     path.write_bytes(data)
-    assert "a damaged picture" in problems(out)[0]
+    assert "a damaged image" in problems(out)[0]
 
 
 def test_verify_finds_steps_that_are_missing(with_steps, tmp_path, problems):
