@@ -14,7 +14,7 @@ import jax
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import infer_config, name_table, original_names
-from sdjax.checkpoints.diffusers_folder import digest_files, digest_with, floats, param_shapes, sha256_of
+from sdjax.checkpoints.diffusers_folder import digest_files, digest_with, floats, param_shapes, random_key, sha256_of
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.infer_config import Shapes, under
 from sdjax.checkpoints.json_file import read_json
@@ -165,7 +165,7 @@ def write_controlnet(folder: Path, config: ControlNetConfig, params: Params, dty
 @functools.lru_cache(maxsize=32)
 def control_shapes(config: ControlConfig) -> Params:
     """The parameter tree as shapes, nothing allocated. It is shared: not to be changed."""
-    key = jax.random.key(0)
+    key = random_key()
     if isinstance(config, T2IAdapterConfig):
         picture = floats(1, config.downscale_factor, config.downscale_factor, config.in_channels)
         return jax.eval_shape(T2IAdapter(config).init, key, picture)["params"]

@@ -17,7 +17,7 @@ import jax
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import digest_files, floats, sha256_of
+from sdjax.checkpoints.diffusers_folder import digest_files, floats, random_key, sha256_of
 from sdjax.checkpoints.infer_config import Shapes, under
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.original_names import Source, choose, naming
@@ -154,7 +154,7 @@ def depth_shapes(config: DepthConfig) -> Params:
 @functools.lru_cache(maxsize=8)
 def _depth_shapes(config: DepthConfig) -> Params:
     pixels = floats(1, config.patch_size, config.patch_size, 3)
-    return jax.eval_shape(DepthEstimator(config).init, jax.random.key(0), pixels)["params"]
+    return jax.eval_shape(DepthEstimator(config).init, random_key(), pixels)["params"]
 
 
 def find_depth(path: Path, pickled: bool = False) -> DepthFile:

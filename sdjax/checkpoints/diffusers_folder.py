@@ -139,6 +139,11 @@ def floats(*lengths: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(lengths, np.float32)
 
 
+def random_key() -> jax.ShapeDtypeStruct:
+    """The shape of a random key, as networks are initialised with; it needs no device."""
+    return jax.eval_shape(jax.random.key, 0)
+
+
 def param_shapes(config: NetworkConfig) -> Params:
     """The parameter tree of a network as shapes, nothing allocated. It is shared: not to be changed."""
     if isinstance(config, UNetConfig):  # without what shapes no parameter
@@ -148,7 +153,7 @@ def param_shapes(config: NetworkConfig) -> Params:
 
 @functools.lru_cache(maxsize=32)
 def _param_shapes(config: NetworkConfig) -> Params:
-    key = jax.random.key(0)
+    key = random_key()
     if isinstance(config, TextEncoderConfig):
         tree = jax.eval_shape(TextEncoder(config).init, key, jax.ShapeDtypeStruct((1, 2), np.int32))
     elif isinstance(config, UNetConfig):

@@ -22,6 +22,7 @@ from sdjax.checkpoints.diffusers_folder import (
     digest_files,
     floats,
     param_shapes,
+    random_key,
     sha256_of,
     vae_dtype_of,
 )
@@ -131,7 +132,7 @@ def _latent_upscaler_shapes(config: LatentUpscalerConfig) -> Params:
     sample = floats(1, config.factor, config.factor, config.in_channels)
     context, condition = floats(1, 2, config.cross_attention_dim), floats(1, config.time_cond_proj_dim)
     network = LatentUpscalerUNet(config)
-    tree: Params = jax.eval_shape(network.init, jax.random.key(0), sample, floats(1), context, condition)
+    tree: Params = jax.eval_shape(network.init, random_key(), sample, floats(1), context, condition)
     return tree["params"]
 
 

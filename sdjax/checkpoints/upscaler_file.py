@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints import name_table
-from sdjax.checkpoints.diffusers_folder import digest_files, sha256_of
+from sdjax.checkpoints.diffusers_folder import digest_files, random_key, sha256_of
 from sdjax.checkpoints.identify import identify
 from sdjax.checkpoints.ncnn_file import Layer, Value, read_network
 from sdjax.checkpoints.original_names import Source, choose, naming
@@ -137,7 +137,7 @@ def load_upscaler(found: UpscalerNetworkFile, dtype: DTypeLike = jnp.float32) ->
 def _shapes(config: UpscalerConfig) -> Params:
     """The tree of a network as files have it, each block for itself; nothing is allocated."""
     pixels = jnp.zeros((1, config.unshuffle, config.unshuffle, 3))
-    tree = jax.eval_shape(network_of(config).init, jax.random.key(0), pixels)["params"]
+    tree = jax.eval_shape(network_of(config).init, random_key(), pixels)["params"]
     if not isinstance(config, RRDBNetConfig):
         return tree
     block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree.pop("body"))
