@@ -59,6 +59,7 @@ def _engine(config: RunConfig, progress: str) -> Engine:
 
 @functools.lru_cache(maxsize=1)
 def _planner(config: RunConfig, progress: str, identity: EngineIdentity) -> Planner:
+    config = for_engine(config)
     return make_planner(config, *_files(config, progress), identity)
 
 
@@ -74,7 +75,7 @@ def planner_of(run: Run) -> Iterator[Planner]:
     """What plans the jobs of a run, for one thread at a time; no weights are read for it, and no device is used."""
     assert run.identity is not None, "it is read before anything is planned"
     with _planner_lock, reporting_failure(run):
-        yield _planner(for_engine(run.config), run.progress, run.identity)
+        yield _planner(run.config, run.progress, run.identity)
 
 
 @functools.lru_cache(maxsize=1)

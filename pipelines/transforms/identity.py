@@ -62,6 +62,7 @@ def written_identity(run: Run) -> EngineIdentity:
     store, name = open_store(run.out), temporary_name(run.name, _IDENTITY)
     if not store.exists(name):
         raise runners.RunnerError(
-            "the runner says that it is done, but its workers left nothing in the output, which they have to reach"
+            "the runner says that it is done, but its workers left nothing in the output: name one that all of them "
+            "reach, or take another runner"
         )
     return EngineIdentity.from_json(store.get(name))
