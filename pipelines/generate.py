@@ -17,6 +17,7 @@ from pipelines.run import Run, sink_of
 from pipelines.sinks.output import check_writable, temporary_name
 from pipelines.sources.prompts import PromptFileError, read_rows
 from pipelines.transforms import manifest, steps
+from pipelines.transforms.identity import read_identity
 from pipelines.transforms.manifest import Counts, WriteManifest
 from pipelines.transforms.plan import ReadAndPlan
 from pipelines.transforms.resume import Resume
@@ -70,6 +71,7 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         preflight.check_output(sink, config)
         sink.remove_leftovers()
         check_writable(store, run.name)
+        run = run._replace(identity=read_identity(run, flags))
         build(pipeline, paths, run)
         runners.finish(pipeline)
         return manifest.counted(run)

@@ -7,8 +7,12 @@ from pipelines import compilation_cache
 from pipelines.config import RunConfig
 from pipelines.sources import input_images
 from sdjax.engine.engine import Engine
+from sdjax.engine.fingerprint import EngineIdentity
 from sdjax.engine.passes import Bucket
+from sdjax.engine.planner import Planner, planner_for
+from sdjax.library.classifier import load_classifier, read_classifier
 from sdjax.library.library import Library
+from sdjax.library.opened import OpenLibrary
 from sdjax.model import Model, load
 
 
@@ -28,6 +32,7 @@ def make_engine(
     config: RunConfig,
     on_compile: Callable[[Bucket], None] = lambda bucket: None,
     read: Callable[[str], bytes] | None = None,
+    library: OpenLibrary | None = None,
 ) -> Engine:
     """An engine with all of it; errors are those of `sdjax.load` and `Engine`.
 
@@ -35,12 +40,36 @@ def make_engine(
       config: of which the sections `model`, `library` and `engine` count.
       on_compile: called with each bucket whose program is about to be compiled.
       read: gives the bytes of an input image by its path; by itself as `sources.input_images` does.
+      library: the library of the configuration if it is open already, for the same model.
     """
     compilation_cache.use_cache()
+    classifier = config.library.classifier
     return Engine(
         load_model(config),
-        library=library_of(config),
+        classifier=None if classifier is None else load_classifier(classifier),
+        library=library or library_of(config),
         read_image=read or input_images.read,
         on_compile=on_compile,
         **dataclasses.asdict(config.engine),
+    )
+
+
+def make_planner(config: RunConfig, model: Model, library: OpenLibrary, identity: EngineIdentity) -> Planner:
+    """The planner of an engine that was made as the configuration says, maybe in another process.
+
+    Args:
+      config: as of `make_engine`.
+      model: its model, without weights.
+      library: its library, opened for this model.
+      identity: that of the engine.
+    """
+    classifier = config.library.classifier
+    return planner_for(
+        model,
+        identity,
+        library,
+        labels=None if classifier is None else read_classifier(classifier).labels,
+        read_image=input_images.read,
+        lora_mode=config.engine.lora_mode,
+        vae_tile=config.engine.vae_tile,
     )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from pipelines.config import RunConfig
 from pipelines.sinks import open_sink
 from pipelines.sinks.sink import Sink
+from sdjax.engine.fingerprint import EngineIdentity
 
 # Where there are several workers: so many that all end at about the same time.
 _SHARDS_PER_WORKER = 4
@@ -16,6 +17,7 @@ class Run(NamedTuple):
     progress: a folder of the machine that started the run.
     name: of this run, unlike any other's; seeds that are to be drawn at random are drawn from it.
     workers: processes with an engine each, as far as that is known.
+    identity: of the engines of all workers, with which jobs are planned; None until it has been read.
     """
 
     config: RunConfig
@@ -23,6 +25,7 @@ class Run(NamedTuple):
     progress: str
     name: str
     workers: int
+    identity: EngineIdentity | None = None
 
     @property
     def shards(self) -> int:

@@ -187,6 +187,12 @@ def workers(built: beam.Pipeline) -> int:
     return given.max_num_workers or given.num_workers or parallelism or _UNKNOWN_WORKERS
 
 
+def in_this_process(built: beam.Pipeline) -> bool:
+    """Whether the steps of a pipeline surely run in the process that starts it."""
+    mode = built.options.view_as(DirectOptions).direct_running_mode
+    return _runner(built.options) == LOCAL and mode != "multi_processing"
+
+
 def _short(error: Exception) -> str:
     """The line of an error that says what happened: the last of a traceback, else the first."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]

@@ -8,22 +8,41 @@ import functools
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from pipelines.config import RunConfig
 from pipelines.config.recorded import for_engine
-from pipelines.loading import make_engine
+from pipelines.loading import library_of, load_model, make_engine, make_planner
 from pipelines.progress import Reporter
 from pipelines.run import Run
 from sdjax import storage
 from sdjax.engine.engine import Engine
+from sdjax.engine.fingerprint import EngineIdentity
 from sdjax.engine.passes import Bucket
-from sdjax.engine.planner import Planner
+from sdjax.engine.planner import Planner, open_library
+from sdjax.library.opened import OpenLibrary
+from sdjax.model import Model
 from sdjax.text.wildcards import MAX_FILE_BYTES, NO_WILDCARDS, Wildcards, files_in, wildcards_of_files
 
-_lock = threading.Lock()
+# An engine works for minutes; planning, which takes less than a millisecond, doesn't wait for it.
+_engine_lock, _planner_lock = threading.Lock(), threading.Lock()
 
 
-@functools.lru_cache(maxsize=1)  # a process that does several runs one after the other holds one model
+class _Files(NamedTuple):
+    """What a process opens once, for its planner and its engine: a model without weights, and the library for it."""
+
+    model: Model
+    library: OpenLibrary
+
+
+# A process that does several runs one after the other holds the files and the model of one.
+@functools.lru_cache(maxsize=1)
+def _files(config: RunConfig, progress: str) -> _Files:
+    model = load_model(config, weights=False)
+    return _Files(model, open_library(library_of(config), model))
+
+
+@functools.lru_cache(maxsize=1)
 def _engine(config: RunConfig, progress: str) -> Engine:
     reporter = reporter_of(progress)
 
@@ -31,23 +50,32 @@ def _engine(config: RunConfig, progress: str) -> Engine:
         reporter.doing(f"compiling {bucket.width}x{bucket.height}")
 
     reporter.doing(f"loading {config.model.name}")
-    engine = make_engine(config, on_compile)
+    with _planner_lock:
+        library = _files(config, progress).library
+    engine = make_engine(config, on_compile, library=library)
     reporter.doing("")
     return engine
+
+
+@functools.lru_cache(maxsize=1)
+def _planner(config: RunConfig, progress: str, identity: EngineIdentity) -> Planner:
+    config = for_engine(config)
+    return make_planner(config, *_files(config, progress), identity)
 
 
 @contextlib.contextmanager
 def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
-    with _lock, reporting_failure(run):
+    with _engine_lock, reporting_failure(run):
         yield _engine(for_engine(run.config), run.progress)
 
 
 @contextlib.contextmanager
 def planner_of(run: Run) -> Iterator[Planner]:
-    """What plans the jobs of a run."""
-    with engine_of(run) as engine:
-        yield engine.planner
+    """What plans the jobs of a run, for one thread at a time; no weights are read for it, and no device is used."""
+    assert run.identity is not None, "it is read before anything is planned"
+    with _planner_lock, reporting_failure(run):
+        yield _planner(run.config, run.progress, run.identity)
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,6 +13,7 @@ from pipelines.sinks.sink import WriteResult
 from pipelines.sources.prompts import Reject, shortened
 from pipelines.transforms import steps
 from sdjax.engine.engine import Engine, Result
+from sdjax.engine.fingerprint import EngineIdentity
 from sdjax.engine.passes import Task
 
 
@@ -30,11 +31,12 @@ def sample(jobs: Mapping[str, PlannedJob], run: Run) -> Iterator[WriteResult]:
     Gives their manifest rows, or what went wrong.
 
     Raises:
-      RunConfigError: if the ids were worked out on a machine on which they would be others.
+      RunConfigError: if this worker would make other images than those that were planned.
     """
     reporter = worker.reporter_of(run.progress)
     failed: list[WriteResult] = []
     with worker.engine_of(run) as engine:
+        check_identity(engine.identity, run)
         results = _images(engine.run(_tasks(engine, jobs, failed)), reporter, failed)
         for written in sink_of(run).write(results):
             reporter.add("failed" if written.problem else "made")
@@ -43,6 +45,17 @@ def sample(jobs: Mapping[str, PlannedJob], run: Run) -> Iterator[WriteResult]:
     for problem in failed:
         reporter.add("failed")
         yield problem
+
+
+def check_identity(own: EngineIdentity, run: Run) -> None:
+    """Raises `RunConfigError` if an engine of this identity is not one with which the run's images were planned."""
+    assert run.identity is not None, "it is read before anything is planned"
+    if differences := own.differences(run.identity):
+        both = ", ".join(f"{name} = {here!r} (planned: {there!r})" for name, (here, there) in differences.items())
+        raise RunConfigError(
+            f"this worker is another than the run's images were planned for: {both}; all workers of a run need devices "
+            "of one kind, the same versions and the same model"
+        )
 
 
 def _tasks(engine: Engine, jobs: Mapping[str, PlannedJob], failed: list[WriteResult]) -> Iterator[Task]:
@@ -59,8 +72,9 @@ def _tasks(engine: Engine, jobs: Mapping[str, PlannedJob], failed: list[WriteRes
             failed.append(WriteResult(image_id, None, "a picture has changed since this was planned"))
         else:
             raise RunConfigError(
-                f"this worker's fingerprint, {dict(engine.fingerprint)}, is not that of the worker which planned "
-                "its images; all workers of a run need devices of one kind and the same versions"
+                f"{planned.source}, line {planned.line}: this worker works out another id, {task.id}, than the one "
+                f"which planned it, {image_id}: a file that the job or the run names is another one here, or has "
+                "changed since; all workers of a run need the same files"
             )
 
 

@@ -35,7 +35,7 @@ from sdjax.checkpoints.tensors import (
     write_params,
 )
 from sdjax.families.known_models import by_context_width
-from sdjax.families.network import floats
+from sdjax.families.network import floats, random_key
 from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.models import UNetConfig
 from sdjax.models.config import check_class
@@ -171,7 +171,7 @@ def write_controlnet(folder: Path, config: ControlNetConfig, params: Params, dty
 @functools.lru_cache(maxsize=32)
 def control_shapes(config: ControlConfig) -> Params:
     """The parameter tree as shapes, nothing allocated. It is shared: not to be changed."""
-    key = jax.random.key(0)
+    key = random_key()
     if isinstance(config, T2IAdapterConfig):
         picture = floats(1, config.downscale_factor, config.downscale_factor, config.in_channels)
         return jax.eval_shape(T2IAdapter(config).init, key, picture)["params"]

@@ -33,7 +33,7 @@ from sdjax.checkpoints.tensors import (
     weight_files,
     write_params,
 )
-from sdjax.families.network import floats
+from sdjax.families.network import floats, random_key
 from sdjax.messages import quoted
 from sdjax.models.bit import BitConfig
 from sdjax.models.config import MOST_SIDE, ConfigError, read_config, require, require_positive
@@ -155,7 +155,7 @@ def depth_shapes(config: DepthConfig) -> Params:
 @functools.lru_cache(maxsize=8)
 def _depth_shapes(config: DepthConfig) -> Params:
     pixels = floats(1, config.patch_size, config.patch_size, 3)
-    return jax.eval_shape(DepthEstimator(config).init, jax.random.key(0), pixels)["params"]
+    return jax.eval_shape(DepthEstimator(config).init, random_key(), pixels)["params"]
 
 
 def find_depth(path: Path, pickled: bool = False) -> DepthFile:

@@ -35,7 +35,6 @@ __all__ = [
     "list_tensors",
     "load_networks",
     "load_params",
-    "read_params",
     "read_tensor",
     "weight_files",
     "write_params",
@@ -272,17 +271,6 @@ def check_tensors(
     if problems:
         raise CheckpointError(f"{where}: the tensors are not those its config describes. " + "; ".join(problems))
     return chosen
-
-
-def read_params(
-    tensors: Mapping[str, Tensor], shapes: Params, table: name_table.NameTable, where: str, dtype: DTypeLike
-) -> Params:
-    """Reads a network's parameters, each straight to its place, cast once to `dtype`.
-
-    Other arguments and errors are those of `check_tensors`.
-    """
-    chosen = check_tensors(tensors, shapes, table, where)
-    return load_params(chosen, shapes, dtype)
 
 
 def _ignored(name: str, table: name_table.NameTable) -> bool:

@@ -33,6 +33,7 @@ from sdjax.checkpoints.tensors import (
     list_file,
     load_networks,
 )
+from sdjax.families.network import random_key
 from sdjax.library.finding import beside
 from sdjax.models import ConfigError
 from sdjax.models.upscaler import CompactConfig, RRDBNetConfig, UpscalerConfig, network_of
@@ -138,7 +139,7 @@ def load_upscaler(found: UpscalerNetworkFile, dtype: DTypeLike = jnp.float32) ->
 def _shapes(config: UpscalerConfig) -> Params:
     """The tree of a network as files have it, each block for itself; nothing is allocated."""
     pixels = jnp.zeros((1, config.unshuffle, config.unshuffle, 3))
-    tree = jax.eval_shape(network_of(config).init, jax.random.key(0), pixels)["params"]
+    tree = jax.eval_shape(network_of(config).init, random_key(), pixels)["params"]
     if not isinstance(config, RRDBNetConfig):
         return tree
     block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree.pop("body"))

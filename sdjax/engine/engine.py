@@ -15,9 +15,9 @@ from jaxtyping import UInt8
 
 from sdjax.engine.devices import Devices
 from sdjax.engine.execution import BatchState, Execution, awaits_images, start_of
-from sdjax.engine.fingerprint import fingerprint_of
+from sdjax.engine.fingerprint import identity_of
 from sdjax.engine.passes import Bucket, Sample, Task
-from sdjax.engine.planner import LORA_MODES, Planner
+from sdjax.engine.planner import LORA_MODES, open_library, planner_for
 from sdjax.engine.settings import pinned
 from sdjax.images.previews import Preview
 from sdjax.jobs.input_images import Read, read_file, with_depth
@@ -25,9 +25,8 @@ from sdjax.jobs.job import Job, JobError
 from sdjax.library.classifier import Classifier, load_classifier
 from sdjax.library.library import Library
 from sdjax.library.opened import OpenLibrary, new_store
-from sdjax.model import DTYPES, Model
+from sdjax.model import Model
 from sdjax.models.vae_tiles import VAE_TILE
-from sdjax.upscaling.upscalers import Upscalers
 
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
@@ -84,7 +83,8 @@ class Engine:
     """A model on devices.
 
     Attributes:
-      fingerprint: what besides job and model decides the bits of an image.
+      identity: what besides a job decides the bits of its image.
+      fingerprint: the part of it that is neither model nor classifier.
       images_per_batch: over all devices.
       planner: plans jobs for it.
     """
@@ -96,7 +96,7 @@ class Engine:
         batch_size: int = 4,
         devices: Sequence[jax.Device] | None = None,
         classifier: Classifier | None = None,
-        library: Library | None = None,
+        library: Library | OpenLibrary | None = None,
         lora_mode: str = "merged",
         vae_tile: int = VAE_TILE,
         read_image: Read = read_file,
@@ -109,7 +109,8 @@ class Engine:
           batch_size: images per device in each compiled program, at least 1; part of the fingerprint.
           devices: of one kind; all local ones if None.
           classifier: for jobs with a `classifier_scale`; in the place of the library's.
-          library: the files that jobs and prompts can name; None has none.
+          library: the files that jobs and prompts can name; None has none. One that is opened already for the same
+            model is shared with those who opened it, and its classifier is not taken.
           lora_mode: "merged": into the weights, for one group of images after the other; "batched": beside the weights,
             for each image of a batch, where all LoRAs of an image are of plain low rank.
           vae_tile: images of more pixels than four squares of this side are decoded in tiles as large as one, which
@@ -135,29 +136,28 @@ class Engine:
         self.devices = tuple(jax.local_devices() if devices is None else devices)
         self.batch_size = batch_size
         self.images_per_batch = batch_size * len(self.devices)
-        self.fingerprint = fingerprint_of(model, batch_size, self.devices[0])
-        named = library.classifier if library else None
+        named = library.classifier if isinstance(library, Library) else None
         self.classifier = classifier if classifier or named is None else load_classifier(named)
+        digest = self.classifier.digest if self.classifier else None
+        self.identity = identity_of(model, digest, batch_size, self.devices[0])
+        self.fingerprint = dict(self.identity.fingerprint)
         self._lora_mode, self._vae_tile = lora_mode, vae_tile
         self._store = new_store()
         self.list_files(library, read_image)
         on_devices = Devices(self.devices)
         self._execution = Execution(model, self.classifier, on_devices, batch_size, vae_tile, on_compile)
 
-    def list_files(self, library: Library | None, read_image: Read = read_file) -> None:
+    def list_files(self, library: Library | OpenLibrary | None, read_image: Read = read_file) -> None:
         """Lists the files that jobs planned from now on can name; programs, the model and the classifier stay.
 
         Arguments and errors as of an engine; after an error those of before count.
         """
-        model = self.model
-        opened = OpenLibrary(library or Library(), model.family, model.configs, DTYPES[model.dtype], self._store)
-        opened.check()
-        self.planner = Planner(
-            model=model,
-            fingerprint=self.fingerprint,
-            classifier=self.classifier,
-            library=opened,
-            upscalers=Upscalers(opened, model.dtype),
+        opened = library if isinstance(library, OpenLibrary) else open_library(library, self.model, self._store)
+        self.planner = planner_for(
+            self.model,
+            self.identity,
+            opened,
+            labels=self.classifier.labels if self.classifier else None,
             read_image=read_image,
             lora_mode=self._lora_mode,
             vae_tile=self._vae_tile,

@@ -1,11 +1,13 @@
 """What besides job and model decides the bits of an image, read where the devices are."""
 
 import importlib.metadata
-from typing import Any
+import json
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jaxlib
+import PIL
 
 from sdjax.checkpoints.checkpoint import vae_dtype_of
 from sdjax.engine.device import device_kind
@@ -15,6 +17,50 @@ from sdjax.version import __version__
 
 # Packages besides JAX that decide bits: the networks' layers, noise and tables on the host, token ids.
 _PACKAGES = ("flax", "numpy", "tokenizers", "transformers")
+
+
+class EngineIdentity(NamedTuple):
+    """What besides a job decides the bits of its image, as an engine has it: jobs are planned with it in any process.
+
+    model_digest, model_file_digest: the `digest` and `file_digest` of its model.
+    classifier_digest: None without a classifier.
+    pillow: the version of the package, which decodes and resizes images.
+    fingerprint: the names and values of `fingerprint_of`.
+    """
+
+    model_digest: str
+    model_file_digest: str | None
+    classifier_digest: str | None
+    pillow: str
+    fingerprint: tuple[tuple[str, str | int], ...]
+
+    def to_json(self) -> str:
+        """A JSON object, which `from_json` reads."""
+        return json.dumps(self._asdict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "EngineIdentity":
+        """The identity that `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, "fingerprint": tuple((name, value) for name, value in values["fingerprint"])})
+
+    def differences(self, other: "EngineIdentity") -> dict[str, tuple[Any, Any]]:
+        """The entries that differ, by name, with both values; None for an entry that one of them lacks."""
+        own, others = ({**each._asdict(), **dict(each.fingerprint)} for each in (self, other))
+        names = [name for name in {**own, **others} if name != "fingerprint"]
+        return {name: (own.get(name), others.get(name)) for name in names if own.get(name) != others.get(name)}
+
+
+def identity_of(model: Model, classifier_digest: str | None, batch_size: int, device: jax.Device) -> EngineIdentity:
+    """The identity of an engine.
+
+    Args:
+      model: with its weights.
+      classifier_digest: None without a classifier.
+      batch_size, device: as for `fingerprint_of`.
+    """
+    fingerprint = tuple(fingerprint_of(model, batch_size, device).items())
+    return EngineIdentity(model.digest, model.file_digest, classifier_digest, PIL.__version__, fingerprint)
 
 
 def fingerprint_of(model: Model, batch_size: int, device: jax.Device) -> dict[str, Any]:

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import PIL
-
 from sdjax import extensions
 from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
@@ -13,6 +11,7 @@ from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS
 from sdjax.diffusion.sigmas import SCHEDULES
 from sdjax.engine import upscaling_passes
+from sdjax.engine.fingerprint import EngineIdentity
 from sdjax.engine.passes import (
     Bucket,
     Decode,
@@ -34,10 +33,12 @@ from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
 from sdjax.jobs.ids import image_id
 from sdjax.jobs.job import MAX_SIDE, Job, JobError
 from sdjax.jobs.records import to_metadata
-from sdjax.library.classifier import Classifier
+from sdjax.library.classifier import ClassifierLabels
 from sdjax.library.depth import check_size
+from sdjax.library.library import Library
 from sdjax.library.opened import OpenLibrary
-from sdjax.model import Model
+from sdjax.library.store import Store
+from sdjax.model import DTYPES, Model
 from sdjax.models.vae_tiles import tile_of
 from sdjax.text.tokenized_prompt import SYNTAXES, TokenizedPrompt, tokenize_prompt
 from sdjax.upscaling.upscalers import Upscalers
@@ -56,6 +57,7 @@ class Planner(NamedTuple):
 
     model: with the digest of its weights, which need not be loaded.
     fingerprint: what besides job and model decides the bits of an image, from `sdjax.engine.fingerprint`.
+    pillow: the version of that package, which counts for jobs with images of files.
     classifier: for jobs with a `classifier_scale`.
     library: the files that jobs and prompts may name.
     upscalers: those of the library.
@@ -66,7 +68,8 @@ class Planner(NamedTuple):
 
     model: Model
     fingerprint: Mapping[str, Any]
-    classifier: Classifier | None
+    pillow: str
+    classifier: ClassifierLabels | None
     library: OpenLibrary
     upscalers: Upscalers
     read_image: input_images.Read
@@ -243,7 +246,7 @@ class Planner(NamedTuple):
             fingerprint["vae_tile"] = tile
         fingerprint |= self._digests(job, first)
         if files.digests or job.upscaler or (job.hires_scale and job.hires_upscaler not in LATENT_UPSCALERS):
-            fingerprint["pillow"] = PIL.__version__  # it decodes and resizes
+            fingerprint["pillow"] = self.pillow  # it decodes and resizes
         adapters, read = first.adapters, first.read
         decided = {**fingerprint, "adapters": adapters.identity()} if any(adapters) else fingerprint
         return decided, {
@@ -278,6 +281,60 @@ class Planner(NamedTuple):
             estimator = self.library.depth_model()
             found |= {"depth_digest": estimator.digest} if estimator else {}
         return found | self.upscalers.digests(job)
+
+
+def open_library(library: Library | None, model: Model, store: Store | None = None) -> OpenLibrary:
+    """The files that jobs for a model can name, listed and checked.
+
+    Args:
+      library: None has none.
+      model: weights are not needed.
+      store: with what has been read already for the same model, from `new_store`.
+
+    Raises:
+      CheckpointError, ConfigError: if a folder is not there, or the estimator of depth or the classifier can't be used.
+    """
+    opened = OpenLibrary(library or Library(), model.family, model.configs, DTYPES[model.dtype], store)
+    opened.check()
+    return opened
+
+
+def planner_for(
+    model: Model,
+    identity: EngineIdentity,
+    library: OpenLibrary,
+    *,
+    labels: tuple[str, ...] | None,
+    read_image: input_images.Read,
+    lora_mode: str,
+    vae_tile: int,
+) -> Planner:
+    """The planner of an engine, in the process of that engine or in another one.
+
+    Args:
+      model: that of the engine; weights are not needed, its digests are those of the identity.
+      identity: the engine's.
+      library: opened for this model.
+      labels: of the engine's classifier; None without one.
+      read_image, lora_mode, vae_tile: as of an engine.
+    """
+    if model.digest != identity.model_digest:
+        model = dataclasses.replace(model, digest=identity.model_digest, file_digest=identity.model_file_digest)
+    classifier = None
+    if labels is not None:
+        assert identity.classifier_digest is not None, "the engine has a classifier"
+        classifier = ClassifierLabels(labels, identity.classifier_digest)
+    return Planner(
+        model=model,
+        fingerprint=dict(identity.fingerprint),
+        pillow=identity.pillow,
+        classifier=classifier,
+        library=library,
+        upscalers=Upscalers(library, model.dtype),
+        read_image=read_image,
+        lora_mode=lora_mode,
+        vae_tile=vae_tile,
+    )
 
 
 def _extensions(job: Job, passes: tuple[Pass, ...]) -> Iterator[Extension]:
@@ -336,7 +393,7 @@ def _check_label(job: Job, model: Model) -> None:
         raise JobError(f"class_label = {job.class_label}: expected a number from 0 to {config.num_class_embeds - 1}")
 
 
-def _checked_classifier(classifier: Classifier | None, job: Job) -> Classifier:
+def _checked_classifier(classifier: ClassifierLabels | None, job: Job) -> ClassifierLabels:
     if classifier is None:
         raise JobError(
             f"classifier_scale = {job.classifier_scale}: there is no classifier; set library.classifier = "

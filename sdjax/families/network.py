@@ -55,8 +55,13 @@ class Network(NamedTuple):
 def _param_shapes(
     module: Callable[[Any], nn.Module], inputs: Callable[[Any], tuple[Any, ...]], config: Any
 ) -> dict[str, Any]:
-    tree: dict[str, Any] = jax.eval_shape(module(config).init, jax.random.key(0), *inputs(config))
+    tree: dict[str, Any] = jax.eval_shape(module(config).init, random_key(), *inputs(config))
     return tree["params"]
+
+
+def random_key() -> jax.ShapeDtypeStruct:
+    """The shape of a random key, as networks are initialised with; it needs no device."""
+    return jax.eval_shape(jax.random.key, 0)
 
 
 def floats(*lengths: int) -> jax.ShapeDtypeStruct:

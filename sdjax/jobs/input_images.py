@@ -1,7 +1,6 @@
 """A job's input images: their files, opened and checked; fitted to the image's size; with the drawn image pasted in."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -13,10 +12,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from sdjax.images import masks
+from sdjax.images.cached import CachedImage, decoded
 from sdjax.images.decode import MAX_BYTES, ImageError
 from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
 from sdjax.images.preprocess import PREPROCESSORS, read_preprocessor
-from sdjax.images.read import DecodedImage, read_grey, read_image
+from sdjax.images.read import read_grey, read_image
 from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
 from sdjax.jobs.fields import JobError
 from sdjax.jobs.job import IMAGE_FIELDS, MAX_SIDE, Job
@@ -38,22 +38,21 @@ _BASE64_SHORT = re.compile(r"[A-Za-z0-9+/_\s-]{24,}={0,2}\s*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 
-# Named once: an annotation within a function is evaluated at each call.
-_Grey = Float32[np.ndarray, "h w"] | None
-
-
 class InputFiles(NamedTuple):
     """The input images of a job as their files have them.
 
-    controls: what ControlNets see, one for each of them.
+    image: of 8-bit sRGB.
+    mask: from 0 to 1, in the size of the image.
+    depth: from 0 to 1.
+    controls: what ControlNets see, one for each of them, of 8-bit sRGB.
     digests: sha256 of each field's files, by the field.
     notes: what had to be done to read them.
     """
 
-    image: DecodedImage | None
-    mask: Float32[np.ndarray, "h w"] | None
-    depth: Float32[np.ndarray, "h w"] | None
-    controls: tuple[DecodedImage, ...]
+    image: CachedImage | None
+    mask: CachedImage | None
+    depth: CachedImage | None
+    controls: tuple[CachedImage, ...]
     digests: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
 
@@ -164,42 +163,33 @@ def open_inputs(job: Job, read: Read) -> InputFiles:
                 raise JobError(f"{field}: there is no {path}") from error
             if not isinstance(found[-1][1], bytes | bytearray | memoryview):
                 raise JobError(f"{field}: {path} was read as {type(found[-1][1]).__name__}; expected its bytes")
+        return found
+
+    def opened(field: str, decode: Callable[[bytes, str], Any]) -> tuple[CachedImage, ...]:
+        try:
+            found = tuple(decoded(decode, each, path) for path, each in data(field))
+        except ImageError as error:
+            raise JobError(f"{field}: {error}") from error
         if found:
-            digests[field] = tuple(hashlib.sha256(each).hexdigest() for _, each in found)
+            digests[field] = tuple(each.digest for each in found)
+        notes.extend(f"{field}: {note}" for each in found for note in each.notes)
         return found
 
-    def pictures(field: str) -> tuple[DecodedImage, ...]:
-        try:
-            found = tuple(read_image(each, path) for path, each in data(field))
-        except ImageError as error:
-            raise JobError(f"{field}: {error}") from error
-        notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
-        return found
-
-    def grey(field: str) -> _Grey:
-        try:
-            found = [read_grey(each, path) for path, each in data(field)]
-        except ImageError as error:
-            raise JobError(f"{field}: {error}") from error
-        notes.extend(f"{field}: {note}" for picture in found for note in picture.notes)
-        return found[0].values if found else None
-
-    image = next(iter(pictures("image")), None)
-    mask = grey("mask_image")
+    image = next(iter(opened("image", read_image)), None)
+    mask = next(iter(opened("mask_image", read_grey)), None)
     if mask is not None and image is not None:
         try:
-            mask = masks.fitted_to(mask, *image.pixels.shape[:2])
+            mask = mask.map(masks.fitted_to, *image.values.shape[:2])
         except ImageError as error:
             turned = f" ({', '.join(image.notes)})" if image.notes else ""
             raise JobError(f"mask_image: {job.mask_image}: {error}{turned}") from error
     nets = len(job.controls)
-    controls = pictures("control_image") if nets else ()
+    controls = opened("control_image", read_image) if nets else ()
     if nets and not controls:
         assert image is not None, "a job has either"
         controls = (image,)
-    return InputFiles(
-        image, mask, grey("depth_image"), controls * (nets if len(controls) == 1 else 1), digests, tuple(notes)
-    )
+    depth = next(iter(opened("depth_image", read_grey)), None)
+    return InputFiles(image, mask, depth, controls * (nets if len(controls) == 1 else 1), digests, tuple(notes))
 
 
 def with_size(job: Job, files: InputFiles, factor: int) -> Job:
@@ -211,7 +201,7 @@ def with_size(job: Job, files: InputFiles, factor: int) -> Job:
     picture = files.image or next(iter(files.controls), None)
     if picture is None or (job.height and job.width) or job.only_masked:
         return job
-    rows, columns = picture.pixels.shape[:2]
+    rows, columns = picture.values.shape[:2]
     field = "image" if files.image else "control_image"
     if not job.height and not job.width and rows * columns > MAX_UNASKED**2:
         raise JobError(
@@ -255,65 +245,90 @@ def fit_inputs(job: Job, files: InputFiles, factor: int, wants_depth: bool) -> I
     """
     assert job.height is not None and job.width is not None, "the job is not resolved"
     size = job.height, job.width
-    whole = whole_mask = region = mask = latent_mask = None
-    image = files.image.pixels if files.image else None
+    region, mask, image, whole, whole_mask = None, None, files.image, None, None
     if image is not None and files.mask is not None:
-        mask = masks.inverted(files.mask) if job.invert_mask else files.mask
+        mask = files.mask.map(masks.inverted) if job.invert_mask else files.mask
         kind = "black" if job.invert_mask else "white"
-        if not mask.any():
+        if not mask.values.any():
             raise JobError(f"mask_image: {job.mask_image}: nothing of it is {kind}")
         if job.only_masked:
-            whole, whole_mask = image, masks.blurred(mask, job.mask_blur)
+            whole, soft = image, mask.map(masks.blurred, job.mask_blur)
             try:
-                region = Region(*masks.crop_region(whole_mask, job.only_masked_padding, size))
+                region = Region(*masks.crop_region(soft.values, job.only_masked_padding, size))
             except ImageError as error:
                 raise JobError(f"mask_image: {job.mask_image}: {error}") from error
-            part = slice(region.top, region.bottom), slice(region.left, region.right)
-            whole_mask = whole_mask[part].copy()  # without what is around it
-            image, mask = fitted(image[part], *size, "stretch"), fitted_mask(whole_mask, *size, "stretch")
+            whole_mask = soft.map(_cropped, region)  # without what is around it
+            image, mask = image.map(_fitted_part, region, size), whole_mask.map(fitted_mask, *size, "stretch")
         else:
             image = _sized("image", job, fitted, image)
-            mask = masks.blurred(_sized("mask_image", job, fitted_mask, mask), job.mask_blur)
-        seen = (mask >= masks.HALF).astype(mask.dtype) if job.binarize_mask else mask
-        latent_mask = masks.latent_mask(seen, size[0] // factor, size[1] // factor)
-        if not latent_mask.any():
-            raise JobError(f"mask_image: {job.mask_image}: at {size[1]}x{size[0]} pixels no latent of it is {kind}")
+            mask = _sized("mask_image", job, fitted_mask, mask).map(masks.blurred, job.mask_blur)
         if job.keep_unmasked and whole is None:
             whole, whole_mask = image, mask
     elif image is not None:
         image = _sized("image", job, fitted, image)
-    depth, controls = files.depth, [picture.pixels for picture in files.controls]
+    latent_mask = None if mask is None else _latent_mask(job, mask.values, factor)
+    depth, controls = files.depth, files.controls
     if region is not None and whole is not None:
-        depth = None if depth is None else _part(depth, region, whole.shape)
-        controls = [fitted(_part(pixels, region, whole.shape), *size, "stretch") for pixels in controls]
+        shape = whole.values.shape
+        depth = None if depth is None else depth.map(_part, region, shape)
+        controls = tuple(each.map(_fitted_shown, region, shape, size) for each in controls)
     else:
-        controls = [_sized("control_image" if job.control_image else "image", job, fitted, each) for each in controls]
+        field = "control_image" if job.control_image else "image"
+        controls = tuple(_sized(field, job, fitted, each) for each in controls)
     if region is None and depth is not None and job.resize_mode != "stretch":
         depth = _sized("depth_image", job, fitted_grey, depth)
     preprocessors = [read_preprocessor(name) for name in _preprocessors(job)]
     return InputImages(
-        image=image if job.image else None,
-        mask=mask,
+        image=image.values if image and job.image else None,
+        mask=mask and mask.values,
         latent_mask=latent_mask,
-        depth=depth,
-        depth_from=image if depth is None and wants_depth else None,
+        depth=depth and depth.values,
+        depth_from=image.values if image and depth is None and wants_depth else None,
         controls=tuple(
-            pixels if kind == DEPTH_PREPROCESSOR else PREPROCESSORS[kind](pixels, *numbers)
-            for pixels, (kind, numbers) in zip(controls, preprocessors, strict=True)
+            (each if kind == DEPTH_PREPROCESSOR else each.map(PREPROCESSORS[kind], *numbers)).values
+            for each, (kind, numbers) in zip(controls, preprocessors, strict=True)
         ),
         controls_by_depth=tuple(kind == DEPTH_PREPROCESSOR for kind, _ in preprocessors),
-        whole=whole,
-        whole_mask=whole_mask,
+        whole=whole and whole.values,
+        whole_mask=whole_mask and whole_mask.values,
         region=region,
     )
 
 
-def _sized(field: str, job: Job, fit: Callable[..., np.ndarray], values: np.ndarray) -> np.ndarray:
-    """A picture of a job in the image's size; raises the field's `JobError` if that can't be."""
+def _latent_mask(job: Job, mask: Float32[np.ndarray, "h w"], factor: int) -> Float32[np.ndarray, "i j"]:
+    """The mask of the latents; raises `JobError` if there is nothing in it."""
+    seen = (mask >= masks.HALF).astype(mask.dtype) if job.binarize_mask else mask
+    height, width = mask.shape
+    found = masks.latent_mask(seen, height // factor, width // factor)
+    if not found.any():
+        kind = "black" if job.invert_mask else "white"
+        raise JobError(f"mask_image: {job.mask_image}: at {width}x{height} pixels no latent of it is {kind}")
+    return found
+
+
+def _sized(field: str, job: Job, fit: Callable[..., np.ndarray], image: CachedImage) -> CachedImage:
+    """An image of a job in the size of that to be made; raises the field's `JobError` if that can't be."""
     try:
-        return fit(values, job.height, job.width, job.resize_mode)
+        return image.map(fit, job.height, job.width, job.resize_mode)
     except ImageError as error:
         raise JobError(f"{field}: {getattr(job, field)}: {error}") from error
+
+
+def _cropped(values: np.ndarray, region: Region) -> np.ndarray:
+    return values[region.top : region.bottom, region.left : region.right].copy()
+
+
+def _fitted_part(
+    pixels: UInt8[np.ndarray, "h w 3"], region: Region, size: tuple[int, int]
+) -> UInt8[np.ndarray, "y x 3"]:
+    return fitted(_cropped(pixels, region), *size, "stretch")
+
+
+def _fitted_shown(
+    pixels: UInt8[np.ndarray, "h w 3"], region: Region, whole: tuple[int, ...], size: tuple[int, int]
+) -> UInt8[np.ndarray, "y x 3"]:
+    """As `_fitted_part`, of an image of another size that shows the same."""
+    return fitted(_part(pixels, region, whole), *size, "stretch")
 
 
 def _part(values: np.ndarray, region: Region, whole: tuple[int, ...]) -> np.ndarray:

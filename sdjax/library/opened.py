@@ -25,7 +25,7 @@ from sdjax.checkpoints.tensors import CheckpointError, Params
 from sdjax.families.family import UNET, VAE, Family
 from sdjax.jobs.job import PIXEL_UPSCALERS, JobError
 from sdjax.library import controlnets, depth, upscalers
-from sdjax.library.classifier import load_classifier
+from sdjax.library.classifier import read_classifier
 from sdjax.library.controlnets import ControlNetFile
 from sdjax.library.depth import DepthModel, DepthModelFile
 from sdjax.library.finding import FindingError
@@ -90,7 +90,7 @@ class OpenLibrary:
             raise CheckpointError(str(error)) from error
 
     def check(self, controlnet_names: Iterable[str] = (), upscaler_names: Iterable[str] = ()) -> None:
-        """Finds out, reading no weights but those of the classifier, whether what jobs will need is there.
+        """Finds out, reading no weights, whether what jobs will need is there.
 
         Args:
           controlnet_names: of ControlNets and T2I adapters.
@@ -103,7 +103,7 @@ class OpenLibrary:
         if self._library.depth_model is not None:
             depth.find_depth(depth.find_depth_model(self._library.depth_model), self._library.pickled)
         if self._library.classifier is not None:
-            load_classifier(self._library.classifier)
+            read_classifier(self._library.classifier)
         try:
             for name in controlnet_names:
                 self._folders["controlnets"].find(name)

@@ -64,6 +64,10 @@ class Tokenizer:
         for kind, token in (("bos_token", self.start), ("eos_token", self.end), ("pad_token", self.padding)):
             if not isinstance(token, int):
                 raise TokenizerError(f"{folder}: tokenizer_config.json: no {kind}; expected a token of the vocabulary")
+        # Texts are given to the library's own tokenizer in Rust: what it does around that takes as long again. One call
+        # in full sets that up: without truncation and padding, and with special tokens as the config says.
+        self._tokenizer("", add_special_tokens=False, verbose=False)
+        self._backend = self._tokenizer.backend_tokenizer
         vocabulary = self._tokenizer.get_vocab()
         # One more than the greatest number of a token: numbers may be left out.
         self.size = max(vocabulary.values()) + 1
@@ -74,7 +78,7 @@ class Tokenizer:
         """The ids of a text, without start and end."""
         # Half of a surrogate pair is no character; the tokenizer refuses it.
         readable = text.encode("utf-8", "replace").decode("utf-8")
-        return list(self._tokenizer(readable, add_special_tokens=False, verbose=False).input_ids)
+        return list(self._backend.encode(readable, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, in lower case and with single spaces."""

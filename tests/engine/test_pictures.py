@@ -15,7 +15,7 @@ import sdjax
 from sdjax.checkpoints.upscaler_file import read_upscaler
 from sdjax.engine.execution import Execution
 from sdjax.engine.passes import Bucket
-from sdjax.images.read import DecodedImage
+from sdjax.images.cached import CachedImage
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.input_images import InputFiles, fit_inputs, read_file
 from sdjax.models.t2i_adapter import T2IAdapterConfig
@@ -300,10 +300,11 @@ def test_of_depth_maps_and_control_pictures_the_part_around_the_mask_is_shown():
     whole = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
     mask = np.zeros((64, 96), np.float32)
     mask[20:36, 40:56] = 1
-    picture = DecodedImage(whole, ())
+    picture = CachedImage(whole, ("image",))
     # Of half the size, which shows the same.
     depth = columns[::2, ::2].astype(np.float32)
-    files = InputFiles(picture, mask, depth, (picture,), {}, ())
+    mask_file, depth_file = CachedImage(mask, ("mask",)), CachedImage(depth, ("depth",))
+    files = InputFiles(picture, mask_file, depth_file, (picture,), {}, ())
     asked = job(1, **in_mask, width=16, height=16, only_masked=True, only_masked_padding=0, controlnets="tiny")
     images = fit_inputs(asked, files, 8, wants_depth=True)
     assert images.region == (20, 40, 36, 56)

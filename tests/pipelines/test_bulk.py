@@ -97,12 +97,12 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     compiled: list[object] = []
     make_engine = worker.make_engine
 
-    def counting(given, on_compile):
+    def counting(given, on_compile, **options):
         def both(bucket):
             compiled.append(bucket)
             on_compile(bucket)
 
-        return make_engine(given, both)
+        return make_engine(given, both, **options)
 
     monkeypatch.setattr(worker, "make_engine", counting)
     counts = generate.run_pipeline(

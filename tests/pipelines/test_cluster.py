@@ -264,8 +264,8 @@ def slow_batches(monkeypatch) -> list[list[str]]:
     made: list[list[str]] = []
     make_engine: Callable[..., Any] = worker.make_engine
 
-    def slowed(*arguments: Any) -> Any:
-        engine = make_engine(*arguments)
+    def slowed(*arguments: Any, **options: Any) -> Any:
+        engine = make_engine(*arguments, **options)
         run = engine.run
 
         def slowly(tasks: Any) -> Any:

@@ -11,6 +11,8 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from pipelines import generate, runners
 from pipelines.config import reading
 from pipelines.run import Run
+from pipelines.transforms import identity
+from sdjax.engine.fingerprint import EngineIdentity
 
 # What Beam has pickled of its own: how `Create` was called. Elements are never in it, nor anything of a coder.
 TRANSFORMS = {
@@ -33,16 +35,30 @@ CODERS = {
     "beam:coder:global_window:v1",
 }
 PAYLOAD_BYTES = 8192
+# Settings of XLA and JAX that are in force are part of it: as many letters as a long command line.
+IDENTITY = EngineIdentity("0" * 64, "1" * 64, "2" * 64, "12.0", (("jax", "0.9"), ("settings", "x" * 1000)))
 
 
 @pytest.fixture(params=[1, 8, 1000])
 def graph(request, tmp_path) -> Any:
     """The graph as runners get it, for so many workers."""
     settings = {"model": "emoji", "run.seed": 3, "negative_prompt": "blurred", "steps": 20}
-    run = Run(reading.make(settings), str(tmp_path), str(tmp_path), "run", request.param)
+    run = Run(reading.make(settings), str(tmp_path), str(tmp_path), "run", request.param, IDENTITY)
     root = runners.pipeline([])
     generate.build(root, ["prompts.txt", "more.csv"], run)
     return root.to_runner_api()
+
+
+def test_the_graph_that_asks_for_the_identity_has_one_step_and_needs_nothing_of_a_runner(tmp_path):
+    run = Run(reading.make({"model": "emoji"}), str(tmp_path), str(tmp_path), "run", 1)
+    root = runners.pipeline([])
+    identity.build(root, run)
+    graph = root.to_runner_api()
+    assert list(graph.requirements) == []
+    steps = [each.unique_name for each in leaves(graph) if not each.unique_name.startswith("Start/")]
+    assert steps == ["Identity"] and not grouped(graph)
+    assert {each.spec.urn for each in graph.components.coders.values()} <= CODERS
+    assert all(len(each.spec.payload) < PAYLOAD_BYTES for each in graph.components.transforms.values())
 
 
 def leaves(graph: Any) -> list[Any]:

@@ -208,6 +208,19 @@ def test_as_many_workers_as_cores_can_be_asked_for():
     assert runners.workers(runners.pipeline([])) == 1
 
 
+@pytest.mark.parametrize(
+    "flags, here",
+    [
+        ("", True),
+        ("--direct_running_mode=multi_threading --direct_num_workers=2", True),
+        ("--direct_running_mode=multi_processing", False),
+        ("--runner=BundleBasedDirectRunner", False),
+    ],
+)
+def test_steps_surely_run_in_this_process_where_the_local_runner_starts_no_other(flags, here):
+    assert runners.in_this_process(runners.pipeline(flags.split())) == here
+
+
 # --- What a runner leaves undone ---
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 
 import pytest
 from PIL import Image
@@ -56,10 +57,24 @@ def test_an_input_image_that_has_changed_since_costs_its_own_job_alone(run, tmp_
     assert {*counts(made=1), *counts(failed=1)} < set(each for each in found if not isinstance(each, ManifestRow))
 
 
+@pytest.mark.parametrize("name", ["jaxlib", "batch_size", "model_digest", "classifier_digest"])
+def test_a_worker_with_another_identity_than_planned_refuses_and_shows_both(run, name):
+    job = planned(run, seed=1)
+    values = {**run.identity._asdict(), **dict(run.identity.fingerprint)}
+    if name in run.identity._fields:
+        other = run.identity._replace(**{name: "others"})
+    else:
+        pairs = {**dict(run.identity.fingerprint), name: "others"}
+        other = run.identity._replace(fingerprint=tuple(pairs.items()))
+    both = re.escape(f": {name} = {values[name]!r} (planned: 'others'); all workers")
+    with pytest.raises(RunConfigError, match=both):
+        list(sampled("", [job], run._replace(identity=other)))
+
+
 def test_a_worker_on_which_ids_are_others_refuses(run):
     job = planned(run, seed=1)
     other = dataclasses.replace(job.to_job(), steps=3)
     with worker.planner_of(run) as planner:
         assert planner.plan(other, {}).id != job.id
-    with pytest.raises(RunConfigError, match=r"this worker's fingerprint, \{.*\}, is not that of the worker which"):
+    with pytest.raises(RunConfigError, match=rf"p.jsonl, line 1: .* another id, \w+, than .* {job.id}: a file"):
         list(sampled("", [job._replace(job={**job.job, "steps": 3})], run))
