@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,13 @@ def read_configs(root: Path, family: Family, without: Iterable[str] = ()) -> dic
       CheckpointError: if a file is missing, or no JSON.
       ConfigError: if a config asks for what is not implemented.
     """
-    found: dict[str, Any] = {}
-    for name, network in family.networks.items():
-        if name not in without:
-            file = config_file(root, name)
-            config = network.read_config(read_json(file), str(file))
-            found[name] = dataclasses.replace(config, **family.folder.overrides.get(name, {}))
-    return found
+    return {name: _read_config(root, family, name) for name in family.networks if name not in without}
+
+
+def _read_config(root: Path, family: Family, name: str) -> Any:
+    file = config_file(root, name)
+    config = family.networks[name].read_config(read_json(file), str(file))
+    return dataclasses.replace(config, **family.folder.overrides.get(name, {}))
 
 
 def read_scheduler(file: Path, pipeline: Pipeline) -> tuple[SchedulerConfig, str]:
@@ -129,11 +129,10 @@ def _check_parts(index: Mapping[str, Any], where: str, family: Family) -> None:
         check_class(used[name][-1], classes[name], where, name)
 
 
-def _scale_of(file: Path) -> float:
+def _scale_of(root: Path, family: Family) -> float:
     """The factor by which a checkpoint's latents are scaled; Stable Diffusion's if it has no VAE's config."""
-    return (
-        VAEConfig.from_json(read_json(file), str(file)).scaling_factor if file.is_file() else VAEConfig.scaling_factor
-    )
+    has_config = config_file(root, VAE).is_file()
+    return float(_read_config(root, family, VAE).scaling_factor) if has_config else VAEConfig.scaling_factor
 
 
 def _max_noise_level(file: Path, index: Mapping[str, Any], low_res: SchedulerConfig) -> int:
@@ -185,7 +184,7 @@ def read_folder(
     own = [name for name in families[0].networks if vae is None or name != VAE]
     configs = read_configs(root, families[0], () if vae is None else (VAE,))
     if vae is not None:
-        configs[VAE] = vae.beside(_scale_of(config_file(root, VAE)))
+        configs[VAE] = vae.beside(_scale_of(root, families[0]))
     family = by_configs(families, configs)
     check_fit(str(root), family, configs)
     pipeline = family.folder.pipeline(index["_class_name"])
@@ -207,11 +206,8 @@ def read_folder(
         if vae is not None:
             chosen[VAE] = vae.chosen
         params, hashes = ({}, {}) if dtype is None else load_family(family, configs, chosen, dtype, vae_dtype)
-        decisive = [index_file, *(config_file(root, name) for name in (SCHEDULER, *own))]
-        decisive += [file for listed in files.values() for file in listed]
-        decisive += [file for name in (TOKENIZER, *family.folder.extra_folders) for file in texts_of(root / name)]
         changes = {"prediction_type": prediction_type or "", "vae": vae.digest(hashes) if vae else ""}
-        digest = digest_with(digest_files(root, decisive, hashes), changes)
+        digest = digest_with(digest_files(root, _decisive(root, family, files), hashes), changes)
     return Checkpoint(
         family=family,
         configs=configs,
@@ -224,6 +220,13 @@ def read_folder(
         tokenizer_folder=root / TOKENIZER,
         digest=digest,
     )
+
+
+def _decisive(root: Path, family: Family, weights: Mapping[str, Sequence[Path]]) -> list[Path]:
+    """The files of a folder that have a say in images; `weights` are those of the networks that are read from it."""
+    found = [root / INDEX, *(config_file(root, name) for name in (SCHEDULER, *weights))]
+    found += [file for listed in weights.values() for file in listed]
+    return found + [file for name in (TOKENIZER, *family.folder.extra_folders) for file in texts_of(root / name)]
 
 
 def _low_res(file: Path) -> SchedulerConfig:
