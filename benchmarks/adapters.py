@@ -3,9 +3,9 @@
     python benchmarks/adapters.py jobs [--ranks 4 32] [--loras 64 2] [--steps 20]
     python benchmarks/adapters.py forward CONFIG [--ranks 4 8 32 128] [--latents 16]
 
-`jobs` draws with a whole engine: so many pictures, each with one of so many LoRAs, which are in memory already. Merged,
-pictures with another LoRA are a batch of their own, however few. A second engine merges too, and has batches of one
-picture, which none of that leaves empty. Its last column is the time relative to the first.
+`jobs` draws with a whole engine: so many images, each with one of so many LoRAs, which are in memory already. Merged,
+images with another LoRA are a batch of their own, however few. A second engine merges too, and has batches of one
+image, which none of that leaves empty. Its last column is the time relative to the first.
 
 `forward` takes one of the networks that `tests/golden/configs` has (sd15) with random weights, and measures the parts:
 the UNet for a batch with guidance, merged and with each image's own LoRA beside the weights; merging one LoRA; and
@@ -105,13 +105,13 @@ def measure_jobs(options: argparse.Namespace) -> None:
 
 
 def job(number: int, loras: int, steps: int) -> sdjax.Job:
-    """A picture with one of so many LoRAs."""
+    """An image with one of so many LoRAs."""
     prompt = f"{PROMPTS[number % len(PROMPTS)]} <lora:lora{number % loras}:0.8>"
     return sdjax.Job(prompt=prompt, seed=number, steps=steps, sampler="euler")
 
 
 def draw(engine: sdjax.Engine, tasks: Sequence[Any]) -> None:
-    """Makes all pictures."""
+    """Makes all images."""
     for _ in engine.run(tasks):
         pass
 

@@ -10,7 +10,7 @@ measurement has a process of its own, so that its peak of resident memory is its
     keep      reading them, hashing them (sha256) beside that, and keeping every byte in memory: what no loader that
               knows which file it has can do without
     load      sdjax.load
-    picture   sdjax.load, then one step of Euler with guidance and decoding, twice: with compilation, and without
+    image   sdjax.load, then one step of Euler with guidance and decoding, twice: with compilation, and without
 
 `read`, `keep` and `load` take turns, ROUNDS times with the files in the system's cache and, where this process may
 empty it (as root, on Linux), ROUNDS times from the disk. Their medians are told; how often loading takes the time of
@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 CONFIGS = Path(__file__).parent.parent / "tests" / "golden" / "configs" / "sd15"
-MEASURES = ("read", "keep", "load", "picture")
+MEASURES = ("read", "keep", "load", "image")
 CACHE = Path("/proc/sys/vm/drop_caches")
 # Bytes that are read and hashed at once.
 PIECE = 1 << 22
@@ -137,7 +137,7 @@ def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
     jax.block_until_ready(model.params)
     report["seconds"] = time.perf_counter() - start
     report["gb_before"], report["gb_at_most"] = before / 1e9, peak() / 1e9
-    if what == "picture":
+    if what == "image":
         job = sdjax.Job(prompt="a red apple", seed=1, steps=1, sampler="euler", width=options.size, height=options.size)
         engine = sdjax.Engine(model, batch_size=1, devices=jax.local_devices()[:1])
         for name in ("seconds_first", "seconds_second"):
@@ -145,7 +145,7 @@ def measure(what: str, options: argparse.Namespace) -> dict[str, float]:
             [result] = engine.run([engine.prepare(job)])
             report[name] = time.perf_counter() - start
         if result.image.shape != (options.size, options.size, 3) or not result.finite:
-            raise RuntimeError(f"the picture is {result.image.shape}, finite: {result.finite}")
+            raise RuntimeError(f"the image is {result.image.shape}, finite: {result.finite}")
         report["gb_at_most"] = peak() / 1e9
     return report
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--variant", choices=["fp16"], help="as diffusers names it; without it float32")
     parser.add_argument("--dtype", default="float32", help="of parameters and arithmetic")
-    parser.add_argument("--size", type=int, default=512, help="side of the picture in pixels")
+    parser.add_argument("--size", type=int, default=512, help="side of the image in pixels")
     parser.add_argument("--rounds", type=int, default=3, help="how often reading and loading are measured")
     parser.add_argument("--file", type=Path, help="a single file that is loaded in place of the folder")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
@@ -185,7 +185,7 @@ def main() -> None:
             f"{memory:.3f} times the memory",
             sep="  ",
         )
-    print("picture".ljust(16), *(f"{name} {value:.2f}" for name, value in run("picture").items()), sep="  ")
+    print("image".ljust(16), *(f"{name} {value:.2f}" for name, value in run("image").items()), sep="  ")
 
 
 def run(what: str) -> dict[str, float]:

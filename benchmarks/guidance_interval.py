@@ -1,4 +1,4 @@
-"""What it saves to guide only some of the steps: the same pictures with and without, in turns.
+"""What it saves to guide only some of the steps: the same images with and without, in turns.
 
 python benchmarks/guidance_interval.py [MODEL] [ROUNDS]
 """

@@ -1,4 +1,4 @@
-"""How fast Real-ESRGAN enlarges a picture: sdjax and ncnn on the same file, by turns.
+"""How fast Real-ESRGAN enlarges an image: sdjax and ncnn on the same file, by turns.
 
     python benchmarks/upscale.py [FILE.param] [--sizes 64 128] [--rounds 5] [--threads N]
 
@@ -32,7 +32,7 @@ def published() -> Path:
 
 
 def by_ncnn(text: Path, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """What enlarges a picture with ncnn."""
+    """What enlarges an image with ncnn."""
     import ncnn
 
     network = ncnn.Net()
@@ -56,7 +56,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE.param")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the pictures")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="sides of the images")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of ncnn")
     options = parser.parse_args()

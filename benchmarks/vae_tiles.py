@@ -1,17 +1,17 @@
 """The VAE over strips (`sdjax.models.vae_tiles`) against the whole: memory, time, and differences.
 
     python benchmarks/vae_tiles.py cost [--what decode] [--size 1024] [--tile 512] [--rounds 3]
-    python benchmarks/vae_tiles.py seams [--size 768] [--tile 256] [--pictures DIR]
+    python benchmarks/vae_tiles.py seams [--size 768] [--tile 256] [--images DIR]
 
 `cost` takes Stable Diffusion's VAE with random weights, in float32. Each run is a process of its own, the two ways by
 turns; the medians are printed of its seconds and its seconds of CPU (which say more on a machine that is shared),
 without compiling, and of its greatest resident memory, less what was resident before.
 
-`seams` takes the embedded model, whose pictures have smooth areas, and runs in the environment of `make parity`: it
+`seams` takes the embedded model, whose images have smooth areas, and runs in the environment of `make parity`: it
 also decodes with diffusers' `enable_tiling` at the same size of tiles. Differences are in steps of 255, each against
-the same implementation's decoding of the whole: everywhere, where the picture is smooth (it changes by less than 2 from
-a pixel to the next), and there in the rows (diffusers: and columns) at the borders of strips (tiles). With --pictures
-it also writes the pictures and their differences, white where they are greatest.
+the same implementation's decoding of the whole: everywhere, where the image is smooth (it changes by less than 2 from
+a pixel to the next), and there in the rows (diffusers: and columns) at the borders of strips (tiles). With --images
+it also writes the images and their differences, white where they are greatest.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def cost(options: argparse.Namespace) -> None:
     print(f"greatest difference {np.abs(whole - tiled).max():.2e}, of values up to {np.abs(whole).max():.2f}")
 
 
-def picture(size: int) -> np.ndarray:
+def image(size: int) -> np.ndarray:
     """Discs of slowly changing colours before a slowly changing background, in [-1, 1]."""
     from PIL import Image, ImageDraw
 
@@ -117,8 +117,8 @@ def picture(size: int) -> np.ndarray:
     return pixels.astype(np.float32) * 2 - 1
 
 
-def report(name: str, whole: np.ndarray, tiled: np.ndarray, borders: np.ndarray, pictures: Path | None) -> None:
-    """One line; both pictures are (h, w, 3) in [-1, 1]."""
+def report(name: str, whole: np.ndarray, tiled: np.ndarray, borders: np.ndarray, images: Path | None) -> None:
+    """One line; both images are (h, w, 3) in [-1, 1]."""
     whole, difference = whole * 127.5 + 127.5, np.abs(tiled - whole).max(-1) * 127.5
     steps = [np.pad(np.abs(np.diff(whole, axis=axis)).max(-1), [(0, axis == 0), (0, axis == 1)]) for axis in (0, 1)]
     smooth = np.maximum(*steps) < SMOOTH
@@ -128,16 +128,16 @@ def report(name: str, whole: np.ndarray, tiled: np.ndarray, borders: np.ndarray,
             f"{where} ({mask.mean():.1%}): {difference[mask].max():.2g}, mean {difference[mask].mean():.2g}", end="  "
         )
     print()
-    if pictures:
+    if images:
         from PIL import Image
 
         shown = {"": np.clip(tiled * 127.5 + 127.5, 0, 255), "_difference": 255 * difference / difference.max()}
         for suffix, values in shown.items():
-            Image.fromarray(np.round(values).astype(np.uint8)).save(pictures / f"{name.replace(' ', '_')}{suffix}.png")
+            Image.fromarray(np.round(values).astype(np.uint8)).save(images / f"{name.replace(' ', '_')}{suffix}.png")
 
 
 def seams(options: argparse.Namespace) -> None:
-    """The embedded model's pictures by both implementations."""
+    """The embedded model's images by both implementations."""
     import diffusers
     import jax
     import torch
@@ -145,19 +145,19 @@ def seams(options: argparse.Namespace) -> None:
     import sdjax
     from sdjax.models import vae_tiles
 
-    size, tile, pictures = options.size, options.tile, options.pictures
-    if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
+    size, tile, images = options.size, options.tile, options.images
+    if images:
+        images.mkdir(parents=True, exist_ok=True)
     model = sdjax.load("emoji")
     vae, params, factor = model.vae, model.params["vae"], model.vae.config.factor
-    pixels = picture(size)[None]
+    pixels = image(size)[None]
     latents = np.asarray(jax.jit(lambda p, x: vae.apply({"params": p}, x, method="encode"))(params, pixels).mean)
     whole = np.asarray(jax.jit(lambda p, x: vae.apply({"params": p}, x, method="decode"))(params, latents))[0]
     tiled = np.asarray(jax.jit(functools.partial(vae_tiles.decode, vae, tile=tile))(params, latents))[0]
     rows = tile * tile // size // factor * factor
     at_border = np.isin(np.arange(size) % rows, (0, rows - 1))
     borders = np.broadcast_to(at_border[:, None], (size, size))
-    report("sdjax decode", whole, tiled, borders, pictures)
+    report("sdjax decode", whole, tiled, borders, images)
     reference = diffusers.AutoencoderKL.from_pretrained(Path(sdjax.__file__).parent / "assets" / "emoji" / "vae")
     given = torch.from_numpy(latents.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
@@ -167,7 +167,7 @@ def seams(options: argparse.Namespace) -> None:
         tiled = reference.decode(given).sample[0].permute(1, 2, 0).numpy()
     apart = round(tile * (1 - reference.tile_overlap_factor))
     at_border = np.isin(np.arange(size) % apart, (0, apart - 1))
-    report("diffusers decode", whole, tiled, at_border[:, None] | at_border[None], pictures)
+    report("diffusers decode", whole, tiled, at_border[:, None] | at_border[None], images)
 
 
 def main() -> None:
@@ -177,7 +177,7 @@ def main() -> None:
     for run, size, tile in ((cost, 1024, 512), (seams, 768, 256)):
         command = commands.add_parser(run.__name__)
         command.set_defaults(run=run)
-        command.add_argument("--size", type=int, default=size, help="side of the picture in pixels")
+        command.add_argument("--size", type=int, default=size, help="side of the image in pixels")
         command.add_argument("--tile", type=int, default=tile, help="as sdjax.models.vae_tiles takes it")
         if run is cost:
             command.add_argument("--what", choices=["decode", "encode"], default="decode")
@@ -185,7 +185,7 @@ def main() -> None:
             command.add_argument("--measure", choices=["whole", "tiled"], help=argparse.SUPPRESS)
             command.add_argument("--result", type=Path, help=argparse.SUPPRESS)
         else:
-            command.add_argument("--pictures", type=Path, metavar="DIR", help="where to write pictures")
+            command.add_argument("--images", type=Path, metavar="DIR", help="where to write images")
     options = parser.parse_args()
     if getattr(options, "measure", None):
         measure(options)

@@ -19,10 +19,10 @@ LABELS = ("red apple", "sunflower", "traffic light", "red heart", "panda", "peng
 SCALES = (0.0, 1.0, 4.0, 16.0, 64.0, 128.0)
 
 
-def pictures(
+def images(
     labels: Sequence[str], scales: Sequence[float], *, seed: int, steps: int, sampler: str
 ) -> list[list[np.ndarray]]:
-    """For each label one picture per scale, all from the same noise."""
+    """For each label one image per scale, all from the same noise."""
     classifier = sdjax.load_classifier("emoji")
     engine = sdjax.Engine(sdjax.load("emoji"), classifier=classifier)
     jobs = [
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sampler", default="dpmpp_2m")
     options = parser.parse_args()
-    rows = pictures(options.labels, options.scales, seed=options.seed, steps=options.steps, sampler=options.sampler)
+    rows = images(options.labels, options.scales, seed=options.seed, steps=options.steps, sampler=options.sampler)
     tiles = [[Image.fromarray(image) for image in row] for row in rows]
     scales = [f"{scale:g}" for scale in options.scales]
     draw_grid(Grid("", scales, options.labels, tiles, ("label", "classifier_scale"))).save(options.file)

@@ -23,7 +23,7 @@ from sdjax.training import scenes
 from sdjax.training.emoji import FONT
 
 EMOJI = ("teapot", "rocket", "red heart")
-# Prompts that leave the shape to the picture, and such that name something; and how strongly they guide.
+# Prompts that leave the shape to the image, and such that name something; and how strongly they guide.
 PROMPTS: Mapping[str, float] = {
     "on a white background": 3.0,
     "on a blue background": 3.0,
@@ -34,7 +34,7 @@ PROMPTS: Mapping[str, float] = {
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A picture's file."""
+    """An image's file."""
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, "PNG")
     return written.getvalue()
@@ -76,7 +76,7 @@ def main() -> None:
         rows += [[own, near, *images] for own, near, images in zip(emoji.values(), maps, shown, strict=True)]
         named += [f"{name}, depth" for name in emoji]
     tiles = [[Image.fromarray(image) for image in row] for row in rows]
-    draw_grid(Grid("", ["picture", "control", *PROMPTS], named, tiles, ("emoji", "prompt"))).save(options.file)
+    draw_grid(Grid("", ["image", "control", *PROMPTS], named, tiles, ("emoji", "prompt"))).save(options.file)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Beam: prompt files to pictures and metadata on storage, and the command line."""
+"""Beam: prompt files to images and metadata on storage, and the command line."""

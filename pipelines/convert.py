@@ -36,7 +36,7 @@ def convert(
       variant: of a folder, for example "fp16".
       revision: on a hub.
       pickled: allows pickled files; of a folder, where it has no others.
-      prune: leave out what is not needed for pictures.
+      prune: leave out what is not needed for images.
 
     Raises:
       CheckpointError, ConfigError: if the source can't be read.

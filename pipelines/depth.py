@@ -1,4 +1,4 @@
-"""Depth maps of a folder of pictures, as grey pictures of 16 bits: near is bright."""
+"""Depth maps of a folder of images, as grey images of 16 bits: near is bright."""
 
 import io
 import os
@@ -19,40 +19,40 @@ _WRITTEN = ".depth.png"
 
 
 class Mapped(NamedTuple):
-    """What became of a picture: the file of its map, or why there is none."""
+    """What became of an image: the file of its map, or why there is none."""
 
-    picture: str
+    image: str
     file: str
     problem: str | None
     there: bool
 
 
-def pictures_in(folder: str) -> list[str]:
-    """The pictures of a folder and those within it, on this machine also behind links, by the ends of their names.
+def images_in(folder: str) -> list[str]:
+    """The images of a folder and those within it, on this machine also behind links, by the ends of their names.
 
     Raises:
       StorageError: if there is none.
     """
     if os.path.isfile(folder):
-        raise storage.StorageError(f"{folder} is a file; expected a folder of pictures")
+        raise storage.StorageError(f"{folder} is a file; expected a folder of images")
     there = map(str, files_under(Path(folder))) if os.path.isdir(folder) else storage.list_files(folder)
     ends = tuple(path for path in sorted(there) if path.lower().endswith(_ENDINGS))
     found = [path for path in ends if not path.endswith(_WRITTEN) and not has_companion(path.removeprefix(folder))]
     if not found:
-        raise storage.StorageError(f"{folder}: there is no such folder, or no picture in it")
+        raise storage.StorageError(f"{folder}: there is no such folder, or no image in it")
     return found
 
 
 def map_folder(
     folder: str, out: str, load: Callable[[], DepthModel], on_done: Callable[[], None] = lambda: None
 ) -> Iterator[Mapped]:
-    """Writes a depth map for each picture of a folder, under the same name with `.depth.png`; those there stay.
+    """Writes a depth map for each image of a folder, under the same name with `.depth.png`; those there stay.
 
     Args:
-      folder: of the pictures.
+      folder: of the images.
       out: folder of the maps.
       load: gives the estimator, when it is needed.
-      on_done: called after each picture.
+      on_done: called after each image.
 
     Raises:
       StorageError: if one of the folders is none.
@@ -61,7 +61,7 @@ def map_folder(
     if os.path.isfile(out):
         raise storage.StorageError(f"{out} is a file; expected a folder for the maps")
     model = None
-    for path in pictures_in(folder):
+    for path in images_in(folder):
         name = path.removeprefix(folder).lstrip("/" + os.sep)
         file = storage.join(out, name + _WRITTEN)
         if storage.exists(file):
@@ -79,7 +79,7 @@ def map_folder(
 
 
 def _map_of(model: DepthModel, path: str) -> bytes:
-    """The file of a picture's map; raises `ValueError` that names the picture if there can't be one."""
+    """The file of an image's map; raises `ValueError` that names the image if there can't be one."""
     pixels = read_image(input_images.read(path), path).pixels
     try:
         near = sized(depth_of(model, pixels), *pixels.shape[:2])

@@ -1,4 +1,4 @@
-"""A comparison sheet: the pictures of an output by the values of up to three fields."""
+"""A comparison sheet: the images of an output by the values of up to three fields."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from sdjax.jobs.job import FIELDS
 from sdjax.jobs.records import column_of
 from sdjax.jobs.text_values import field_named, value_from_text
 
-# Fields that follow from others, by which pictures are not told apart.
+# Fields that follow from others, by which images are not told apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
-# Pictures on a sheet, and values of one axis: more can't be looked at.
+# Images on a sheet, and values of one axis: more can't be looked at.
 _MOST = 2500
 
 
@@ -39,16 +39,16 @@ class Axes(NamedTuple):
 
 
 def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[int, int, str]:
-    """Draws the sheet; gives how many pictures are on it, how many places are empty, and letters that no font here has.
+    """Draws the sheet; gives how many images are on it, how many places are empty, and letters that no font here has.
 
     Args:
       out: an output of `generate`.
       target: a PNG file, written whole or not at all.
       axes: of the sheet.
-      where: only pictures with these values.
+      where: only images with these values.
 
     Raises:
-      ValueError: for unknown fields, no pictures, more than one picture at a place, or too many.
+      ValueError: for unknown fields, no images, more than one image at a place, or too many.
       StorageError: if the output can't be read or the sheet not be written.
     """
     x_field, y_field, z_field = (axis.field if axis else "" for axis in axes)
@@ -61,11 +61,11 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
         if _matches(row, where) and all(row.get(field) in values for field, values in chosen.items())
     ]
     if not rows:
-        raise ValueError(f"{out}: there are no pictures {'with these values' if where or chosen else 'in it yet'}")
+        raise ValueError(f"{out}: there are no images {'with these values' if where or chosen else 'in it yet'}")
     for field, _ in used:
         if not any(field in row for row in rows):
             known = sorted(set().union(*rows))
-            raise ValueError(f"{field!r} is no field of these pictures; known: {', '.join(known)}")
+            raise ValueError(f"{field!r} is no field of these images; known: {', '.join(known)}")
     fields = [axis.field for axis in used]
     if len(set(fields)) < len(fields):
         raise ValueError(f"axes {', '.join(fields)}: expected different fields")
@@ -84,13 +84,13 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
     pages = []
     for z in values.get(z_field, [None]):
         title = f"{z_field}: {_word(z)}" if z_field else ""
-        pictures = [
-            [_picture(sink, placed.get(place(x, y, z))) for x in values.get(x_field, [None])]
+        images = [
+            [_image(sink, placed.get(place(x, y, z))) for x in values.get(x_field, [None])]
             for y in values.get(y_field, [None])
         ]
         columns = [_word(x) for x in values[x_field]] if x_field else [""]
         words = [_word(y) for y in values[y_field]] if y_field else [""]
-        pages.append(draw_grid(Grid(title, columns, words, pictures, (y_field, x_field))))
+        pages.append(draw_grid(Grid(title, columns, words, images, (y_field, x_field))))
     data = io.BytesIO()
     stacked(pages).save(data, "PNG")
     storage.write_whole(target, data.getvalue())
@@ -155,14 +155,14 @@ def _placed(rows: Sequence[Mapping[str, Any]], used: Sequence[str]) -> dict[tupl
             ]
             at = ", ".join(f"{axis} = {value!r}" for axis, value in zip(used, place, strict=True)) or "no axes"
             raise ValueError(
-                f"there are several pictures with {at}; they differ in {', '.join(differ)}: take one of these as an "
+                f"there are several images with {at}; they differ in {', '.join(differ)}: take one of these as an "
                 "axis, or choose with --where"
             )
         placed[place] = row
     return placed
 
 
-def _picture(sink: Sink, row: Mapping[str, Any] | None) -> Image.Image | None:
+def _image(sink: Sink, row: Mapping[str, Any] | None) -> Image.Image | None:
     if row is None:
         return None
     name = row["file_name"]

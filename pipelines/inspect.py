@@ -1,4 +1,4 @@
-"""What a model, a file of weights, a picture or this machine is, as (name, value) lines."""
+"""What a model, a file of weights, an image or this machine is, as (name, value) lines."""
 
 import importlib.metadata
 import platform
@@ -49,10 +49,10 @@ def environment() -> Iterator[tuple[str, str]]:
 
 
 def describe(name: str, pickled: bool = False) -> Iterator[tuple[str, str]]:
-    """What a model, a file of weights or a picture is; weights are hashed, not loaded.
+    """What a model, a file of weights or an image is; weights are hashed, not loaded.
 
     Args:
-      name: a picture; a file of tensors of whatever kind; a diffusers folder, whole or of one network; a bundled model;
+      name: an image; a file of tensors of whatever kind; a diffusers folder, whole or of one network; a bundled model;
         a name on a hub.
       pickled: allows pickled files.
 
@@ -69,7 +69,7 @@ def describe(name: str, pickled: bool = False) -> Iterator[tuple[str, str]]:
     elif has_ending(place.path, _WEIGHTS):
         yield from _file(place.path, pickled)
     else:
-        yield from _picture(place.path)
+        yield from _image(place.path)
 
 
 # --- Files of tensors ---
@@ -172,13 +172,13 @@ def _network(root: Path) -> Iterator[tuple[str, str]]:
         yield "sha256", f"{hash_file(file).sha256} {file.name}, {_size(file)}"
 
 
-# --- Pictures ---
+# --- Images ---
 
 
-def _picture(path: Path) -> Iterator[tuple[str, str]]:
+def _image(path: Path) -> Iterator[tuple[str, str]]:
     if has_ending(path, (".json",)):
-        raise CheckpointError(f"{path} is no picture; a model is a diffusers folder, give the folder")
-    yield "picture", describe_image(path, str(path))
+        raise CheckpointError(f"{path} is no image; a model is a diffusers folder, give the folder")
+    yield "image", describe_image(path, str(path))
     try:
         metadata = read_metadata(path, str(path))
     except ImageError as error:
@@ -190,7 +190,7 @@ def _picture(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _parameters(path: Path) -> Iterator[tuple[str, str]]:
-    """What another generator says of its picture."""
+    """What another generator says of its image."""
     try:
         text = read_parameters(path, str(path))
     except ImageError as error:

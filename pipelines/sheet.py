@@ -1,4 +1,4 @@
-"""A contact sheet: the pictures of an output side by side, their prompts below."""
+"""A contact sheet: the images of an output side by side, their prompts below."""
 
 import io
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from sdjax.images.captions import FAINT, INK, LETTERS, LINE, PAPER, wrapped
 from sdjax.images.encode import decode
 from sdjax.images.lettering import draw_text, without_font
 
-# In pixels: the width of a picture on the sheet, the space around; lines per prompt.
+# In pixels: the width of an image on the sheet, the space around; lines per prompt.
 _WIDTH, _SPACE, _LINES = 144, 10, 3
 # What is taller is made narrower.
 _TALLEST = 4 * _WIDTH
 
 
 def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]:
-    """Draws the pictures of an output, sorted by prompt and seed.
+    """Draws the images of an output, sorted by prompt and seed.
 
     Gives how many there are on the sheet, and the letters of their prompts that no font here has.
 
     Args:
       out: an output of `generate`.
       target: a PNG file, written whole or not at all.
-      columns: pictures in a row, at least 1.
-      limit: pictures at most; what does not fit is said on the sheet.
+      columns: images in a row, at least 1.
+      limit: images at most; what does not fit is said on the sheet.
 
     Raises:
-      ValueError: if there are no pictures, or columns or limit are not positive.
+      ValueError: if there are no images, or columns or limit are not positive.
       StorageError: if the output can't be read or the sheet not be written.
     """
     if columns < 1 or limit < 1:
@@ -38,7 +38,7 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     sink = open_output(out)
     rows = sorted(sink.rows(), key=lambda row: (row["prompt"], row["seed"]))
     if not rows:
-        raise ValueError(f"{out}: there are no pictures in it yet")
+        raise ValueError(f"{out}: there are no images in it yet")
     shown = rows[:limit]
     tallest = max(_size(row)[1] for row in shown)
     cell = (_WIDTH + _SPACE, tallest + _LINES * LINE + 2 * _SPACE)
@@ -49,8 +49,8 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     for index, row in enumerate(shown):
         left, top = index % columns * cell[0] + _SPACE, index // columns * cell[1] + _SPACE
         name = row["file_name"]
-        picture = Image.fromarray(decode(sink.read(name), name))
-        page.paste(picture.resize(_size(row), Image.Resampling.LANCZOS), (left, top))
+        image = Image.fromarray(decode(sink.read(name), name))
+        page.paste(image.resize(_size(row), Image.Resampling.LANCZOS), (left, top))
         lines = wrapped(row["prompt"] or "(no prompt)", _WIDTH, _LINES)
         drawn += lines
         for number, text in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Proves that the pictures of an output are what their metadata say: makes them again and compares."""
+"""Proves that the images of an output are what their metadata say: makes them again and compares."""
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ _CHOICES: Mapping[str, Collection[str]] = {"dtype": DTYPES, "vae_dtype": DTYPES,
 # What damaged or invented metadata make of code that takes them for ours.
 _NONSENSE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
-# Pictures that are prepared at once, each with the pictures that it begins with.
+# Images that are prepared at once, each with the images that it begins with.
 _AT_ONCE = 64
 # Fields that make another program, or other merged weights.
 _SHARED = ("adapters_applied", "width", "height", "sampler", "controlnets", "input_image", "mask_image", "hires_scale")
@@ -47,13 +47,13 @@ _SHARED = ("adapters_applied", "width", "height", "sampler", "controlnets", "inp
 class Report(NamedTuple):
     """What `verify` found.
 
-    pictures: in the output.
+    images: in the output.
     remade: of these, made again and compared.
     exact: of these, the same to the last byte of the file.
-    other: of the pictures that were to be made again, those which another model made: these are not compared.
+    other: of the images that were to be made again, those which another model made: these are not compared.
     """
 
-    pictures: int
+    images: int
     remade: int
     exact: int
     other: int
@@ -67,7 +67,7 @@ class Image(NamedTuple):
     metadata: dict[str, Any]
 
 
-# What of an engine's settings pictures of one output may differ in; of these what their metadata say.
+# What of an engine's settings images of one output may differ in; of these what their metadata say.
 Settings = Mapping[str, Any]
 _SETTINGS = ("batch_size", "dtype", "vae_dtype", "lora_mode")
 
@@ -83,7 +83,7 @@ def _by_settings(images: Sequence[Image]) -> Iterator[tuple[Settings, list[Image
         # One that says nothing of these was made without, whatever the engine is set to.
         if modes:
             settings.setdefault("lora_mode", modes[0])
-        # An upscaler may have decoded all of what the picture is in the end.
+        # An upscaler may have decoded all of what the image is in the end.
         height, width = (max(metadata[side], metadata.get(f"image_{side}", 0)) for side in ("height", "width"))
         whole = (tile for tile in tiles if not tile_of(height, width, tile))
         settings["vae_tile"] = metadata.get("vae_tile") or next(whole, 0)
@@ -92,12 +92,12 @@ def _by_settings(images: Sequence[Image]) -> Iterator[tuple[Settings, list[Image
 
 
 def sampled(image_id: str, share: float) -> bool:
-    """Whether a picture is among the share that is made again: decided by its id, the same every time."""
+    """Whether an image is among the share that is made again: decided by its id, the same every time."""
     return int(image_id[-8:], 16) < share * 16**8
 
 
 def count_sampled(out: str, share: float) -> int:
-    """How many pictures of an output are among the share that is made again."""
+    """How many images of an output are among the share that is made again."""
     return sum(sampled(image.id, share) for image in open_output(out).images())
 
 
@@ -108,12 +108,12 @@ def remake(
     on_made: Callable[[], None] = lambda: None,
     trusted: bool = True,
 ) -> Report:
-    """Makes a share of the pictures again.
+    """Makes a share of the images again.
 
     Args:
       out: an output of `generate`.
-      engine_for: an engine with the output's model, for pictures that were made with these settings.
-      share: of the pictures, 0 to 1.
+      engine_for: an engine with the output's model, for images that were made with these settings.
+      share: of the images, 0 to 1.
       on_made: called after each that was to be made again.
       trusted: whether as much may be computed as the metadata say, however much that is.
 
@@ -123,18 +123,18 @@ def remake(
     sink = open_output(out)
     findings = list(sink.check())
     broken = {finding.file for finding in findings}
-    pictures, images = 0, list[Image]()
+    count, chosen = 0, list[Image]()
     for item in sink.images():
-        pictures += 1
+        count += 1
         if sampled(item.id, share) and item.name not in broken:
             metadata = read_metadata(sink.read(item.name), sink.path(item.name))
             if problem := unusable(metadata) or (None if trusted else trust.too_large(metadata)):
                 on_made()
                 findings.append(Finding(item.name, problem))
             else:
-                images.append(Image(item.name, metadata))
+                chosen.append(Image(item.name, metadata))
     remade = exact = other = 0
-    for comparison in _compare(sink, engine_for, images):
+    for comparison in _compare(sink, engine_for, chosen):
         on_made()
         if comparison is None:
             other += 1
@@ -143,7 +143,7 @@ def remake(
         exact += comparison.same is True
         if comparison.problem:
             findings.append(Finding(sink.path(comparison.name), comparison.problem))
-    return Report(pictures, remade, exact, other, tuple(findings))
+    return Report(count, remade, exact, other, tuple(findings))
 
 
 def unusable(metadata: Mapping[str, Any]) -> str | None:
@@ -194,7 +194,7 @@ def _compare_some(sink: Sink, engine: Engine, images: Sequence[Image]) -> Iterat
     for image in images:
         try:
             task = engine.prepare(job_of(image.metadata))
-        except Exception as error:  # what pictures, adapters and networks may raise: it is this picture's
+        except Exception as error:  # what images, adapters and networks may raise: it is this image's
             yield Comparison(image.name, f"can't be made again: {error}", None)
             continue
         tasks[task.id] = task
@@ -222,7 +222,7 @@ def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str
         return (None if explained else "its id is not that of its metadata"), True
     differing = _differing(ours, theirs)
     if others := _others(ours, theirs):
-        return f"{', '.join(others)} is another file now than the picture was made with", False
+        return f"{', '.join(others)} is another file now than the image was made with", False
     if not differing:
         return "made again it is not the same", False
     lossless = FORMATS[kind].lossless
@@ -234,23 +234,23 @@ def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str
 
 
 def _others(ours: Any, theirs: dict[str, Any]) -> list[str]:
-    """The files that are others now than the picture was made with."""
+    """The files that are others now than the image was made with."""
     return [
         *_other_adapters(ours, theirs),
-        *_other_pictures(ours, theirs),
+        *_other_images(ours, theirs),
         *_other_networks(ours, theirs),
         *_other_extensions(ours, theirs),
     ]
 
 
-def _other_pictures(ours: Any, theirs: dict[str, Any]) -> list[str]:
-    """The fields whose pictures have changed."""
+def _other_images(ours: Any, theirs: dict[str, Any]) -> list[str]:
+    """The fields whose images have changed."""
     now, then = (json.loads(each.get("pictures") or "{}").get("sha256", {}) for each in (ours, theirs))
     return [f"{field} ({theirs[FIELDS[field].column]})" for field in then if field in now and now[field] != then[field]]
 
 
 def _other_networks(ours: Any, theirs: dict[str, Any]) -> list[str]:
-    """What else pictures are seen and made with, where it has changed."""
+    """What else images are seen and made with, where it has changed."""
     return [
         f"{field} ({named})"
         for field, named, digest in (
@@ -270,7 +270,7 @@ def _other_extensions(ours: Any, theirs: dict[str, Any]) -> list[str]:
 
 
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
-    """What of the fingerprint differs from that of the picture."""
+    """What of the fingerprint differs from that of the image."""
     names = (
         "device_kind",
         "settings",

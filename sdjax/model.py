@@ -169,14 +169,14 @@ class Model:
             sample_max_value=most if ratio is not None else Job.sample_max_value,
             **_without_effect(job, sampler, spacing, self.takes_mask),
         )
-        if resolved.strength == 1 and not resolved.mask_image and not self._sees_picture(resolved):
+        if resolved.strength == 1 and not resolved.mask_image and not self._conditions_on_image(resolved):
             mode = resolved.resize_mode if resolved.control_image or resolved.depth_image else Job.resize_mode
             resolved = dataclasses.replace(resolved, image=None, strength=None, resize_mode=mode)
         self.table(resolved)
         return resolved
 
-    def _sees_picture(self, job: Job) -> bool:
-        """Whether a job's picture has a say in it besides that it begins with it."""
+    def _conditions_on_image(self, job: Job) -> bool:
+        """Whether the input image conditions the UNet or a ControlNet, besides being where sampling begins."""
         return bool(job.controls and not job.control_image) or (self.takes_depth and not job.depth_image)
 
     def _check_sides(self, job: Job, **sides: int | None) -> None:
@@ -227,14 +227,14 @@ _KEEP_NOISE = ("ddim", "tcd")
 
 
 def _strength(job: Job) -> float | None:
-    """How much of its picture a job changes, as diffusers' pipelines do by themselves; None without a picture."""
+    """The job's strength, or the default of diffusers' pipelines; None without an input image."""
     if job.image is None or job.strength is not None:
         return job.strength
     return 1.0 if job.mask_image else 0.8
 
 
 def _without_effect(job: Job, sampler: str, spacing: str, sees_mask: bool) -> dict[str, Any]:
-    """Fields that say nothing in this job, at their defaults: what does not decide a picture is not in its id."""
+    """Fields without effect in this job, at their defaults: what does not decide an image is not in its id."""
     changes: dict[str, Any] = {}
     if job.s_churn == 0:
         changes |= {"s_tmin": Job.s_tmin, "s_tmax": Job.s_tmax}

@@ -43,9 +43,9 @@ hypothesis.settings.load_profile("repeatable")
 
 # Files of which each takes a minute: first, so that two processes end at about the same time.
 _LONG = (
-    "engine/test_engine", "pipelines/test_pictures", "models/test_pictures", "engine/test_pictures",
-    "test_adapted_pictures", "test_bits", "test_conditioned_pictures", "test_classifier", "test_decoding",
-    "test_guided_pictures", "test_diffusion_upscale", "test_cli", "test_kill", "test_fuzz",
+    "engine/test_engine", "pipelines/test_images", "models/test_images", "engine/test_images",
+    "test_adapted_images", "test_bits", "test_conditioned_images", "test_classifier", "test_decoding",
+    "test_guided_images", "test_diffusion_upscale", "test_cli", "test_kill", "test_fuzz",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def taken_for_the_first(engine: sdjax.Engine, jobs: Iterable[sdjax.Job]) -> int:
 
 
 def same(ours: Sequence[sdjax.Result], theirs: Sequence[sdjax.Result]) -> bool:
-    """Whether pictures are the same to the last bit, and what is said of them too."""
+    """Whether images are the same to the last bit, and what is said of them too."""
     return all(
         one.metadata == other.metadata and np.array_equal(one.image, other.image)
         for one, other in zip(ours, theirs, strict=True)

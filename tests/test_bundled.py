@@ -46,7 +46,7 @@ def test_they_are_small_and_packed():
 
 
 def silhouette(pixels: np.ndarray) -> np.ndarray:
-    """Where a picture differs from its corner."""
+    """Where an image differs from its corner."""
     return np.abs(pixels.astype(int) - pixels[0, 0]).sum(axis=-1) > 90
 
 

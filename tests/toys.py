@@ -104,7 +104,7 @@ SD2 = Toy(
     "!",
     2,
 )
-# With a mask and a masked picture beside the latents, a depth map, labels.
+# With a mask and a masked image beside the latents, a depth map, labels.
 _PLMS = dataclasses.replace(_SCHEDULER, skip_prk_steps=True)
 SD1_INPAINT = dataclasses.replace(SD1, unet=dataclasses.replace(SD1.unet, in_channels=9), scheduler=_PLMS, seed=3)
 SD2_INPAINT = dataclasses.replace(

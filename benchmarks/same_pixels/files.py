@@ -69,7 +69,7 @@ def _write_models(folder: Path) -> None:
 def _write_images(folder: Path) -> None:
     for name, data in conditioned.FILES.items():
         (folder / name).write_bytes(data)
-    wide = np.concatenate([conditioned.picture("cat"), conditioned.picture("pose")[:, :16]], axis=1)
+    wide = np.concatenate([conditioned.image("cat"), conditioned.image("pose")[:, :16]], axis=1)
     (folder / "wide.png").write_bytes(conditioned.png(wide))
 
 

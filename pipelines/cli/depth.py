@@ -29,7 +29,7 @@ def run(images: str, out: str, model: str, pickled: bool) -> int:
 
     stopping.hint("the same command goes on from here")
     with terminal.progress() as bar:
-        task = bar.add_task("depth", total=len(depth.pictures_in(images)))
+        task = bar.add_task("depth", total=len(depth.images_in(images)))
         mapped = list(
             depth.map_folder(images, out, lambda: load_depth(model, pickled=pickled), lambda: bar.advance(task))
         )

@@ -100,7 +100,7 @@ def _print(report: "Report", model: str) -> None:
     for finding in report.findings:
         terminal.line(f"{finding.file}: {finding.problem}")
     terminal.line(
-        f"{report.pictures} images, {report.remade} made again, {report.exact} the same to the last byte, "
+        f"{report.images} images, {report.remade} made again, {report.exact} the same to the last byte, "
         f"{len(report.findings)} problems"
     )
     if report.other:

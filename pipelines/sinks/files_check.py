@@ -36,7 +36,7 @@ def check_files(sink: "FilesSink") -> Iterator[Finding]:
         if name in stated:
             yield Finding(name, f"stands twice in {METADATA}")
         elif name not in names:
-            yield Finding(name, f"stands in {METADATA}, but there is no such picture")
+            yield Finding(name, f"stands in {METADATA}, but there is no such image")
         else:
             yield from _check_image(sink, row, steps.get(row["id"], ()))
         stated.add(name)
@@ -55,7 +55,7 @@ def _check_image(sink: "FilesSink", row: Mapping[str, Any], steps: Sequence[Stor
     if {"file_name": name, **with_seeds_as_text(inside)} != without_sizes(row):
         yield Finding(name, f"its own metadata differ from its row in {METADATA}")
     elif not name.endswith(f"/{row['id']}.{name.rpartition('.')[2]}"):
-        yield Finding(name, f"it is the picture of another name: its id is {quoted(row['id'])}")
+        yield Finding(name, f"it is the image of another name: its id is {quoted(row['id'])}")
     elif row.get("file_size", len(data)) != len(data):
         yield Finding(name, f"it has {len(data)} bytes, and its row states {quoted(row['file_size'])}")
     elif {row.get(column) for column in ("steps_size", "animation_size")} - {None, 0, *(each.size for each in steps)}:

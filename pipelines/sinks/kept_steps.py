@@ -25,7 +25,7 @@ def draw_steps(result: Result, animation_kind: str) -> KeptSteps:
     """
     metadata, image = result.metadata, result.image
     last = result.previews[-1].denoised
-    if image.shape != last.shape:  # it was made larger, or put back into its picture
+    if image.shape != last.shape:  # it was made larger, or put back into its image
         image = last if metadata["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
     title = f"{metadata['prompt']} ({metadata['sampler']}, {metadata['steps_taken']} steps, seed {metadata['seed']})"
     return KeptSteps(strip(result.previews, image, title), animation(result.previews, image, animation_kind))

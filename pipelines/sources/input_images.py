@@ -1,4 +1,4 @@
-"""The pictures that rows name: where they are, and their bytes, on whatever Beam's filesystems reach."""
+"""The images that rows name: where they are, and their bytes, on whatever Beam's filesystems reach."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ def located(job: Job, source: str) -> Job:
 
 
 def read(path: str) -> bytes:
-    """The bytes of a picture's file.
+    """The bytes of an image's file.
 
     Raises:
       JobError: if it can't be read, or is far too large, or lies where nothing is read from.

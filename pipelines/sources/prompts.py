@@ -1,6 +1,6 @@
 """A prompt file -> rows -> jobs or rejects. Plain functions that stream; no Beam.
 
-A row is whatever asks for a picture: a line of text, a record of a table, an object. A blank line is no row,
+A row is whatever asks for an image: a line of text, a record of a table, an object. A blank line is no row,
 in any format. What is wrong with one row is that row's problem, and what is wrong with the whole file (no
 such format, no rows, columns that no job has, a gzip that breaks off) is a `PromptFileError`.
 """
@@ -38,7 +38,7 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Reject(NamedTuple):
-    """A row of which no picture is made, and why."""
+    """A row of which no image is made, and why."""
 
     source: str
     line: int
@@ -171,7 +171,7 @@ def _requests(
     row: Row, given: Mapping[str, Any], config: RunConfig, run_name: str, wildcards: Wildcards
 ) -> Iterator[JobRequest]:
     mode = row_key(given, "combinations", config.run.combinations)
-    # They have no say in seeds that are derived or drawn, so that the pictures of a sweep begin from the same noise.
+    # They have no say in seeds that are derived or drawn, so that the images of a sweep begin from the same noise.
     varied = swept(given) - set(PROMPTS)
     check_number(size(given, dict(config.sweeps), config.run.sweep) * config.run.repeat, "sweeps and repeats together")
     total = letters = 0

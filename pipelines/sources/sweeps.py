@@ -1,4 +1,4 @@
-"""One row that asks for many pictures: `seed: 1..100`, lists of values, and seeds drawn at random."""
+"""One row that asks for many images: `seed: 1..100`, lists of values, and seeds drawn at random."""
 
 import hashlib
 import itertools
@@ -20,7 +20,7 @@ from sdjax.jobs.text_values import (
 )
 from sdjax.messages import near_match, printable, quoted
 
-# Pictures of one row: these are in memory at once.
+# Images of one row: these are in memory at once.
 MAX_PER_ROW = 1_000_000
 # Values of all fields of a row together, which are in memory too: `zip` takes as many of each.
 MAX_VALUES = 4 * MAX_PER_ROW
@@ -205,11 +205,11 @@ def _size(axes: Iterable[Mapping[str, Sequence[Any]]]) -> int:
 
 
 def check_number(total: int, what: str) -> None:
-    """Raises `SweepError` if there are more pictures of one row than `MAX_PER_ROW`."""
+    """Raises `SweepError` if there are more images of one row than `MAX_PER_ROW`."""
     if total > MAX_PER_ROW:
         total = min(total, 10**18)  # from which on nothing is counted
         raise SweepError(
-            f"this row asks for {total} pictures ({what}); expected up to {MAX_PER_ROW}. Cut it into several rows"
+            f"this row asks for {total} images ({what}); expected up to {MAX_PER_ROW}. Cut it into several rows"
         )
 
 
@@ -297,7 +297,7 @@ def drawn_seed(entropy: str, source: str, line: int, content: str, repeat: int) 
       source: the row's file.
       line: its place there, so that rows alike get different seeds.
       content: what the row asks for, and of which of its seeds this is.
-      repeat: its number among the pictures of the row.
+      repeat: its number among the images of the row.
     """
     text = json.dumps(["sdjax drawn seed", entropy, source, line, content, repeat])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:_SEED_BYTES])

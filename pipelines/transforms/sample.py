@@ -69,7 +69,7 @@ def _tasks(engine: Engine, jobs: Mapping[str, PlannedJob], failed: list[WriteRes
         if task.id == image_id:
             yield task
         elif task.metadata["pictures"] != planned.input_images:
-            failed.append(WriteResult(image_id, None, "a picture has changed since this was planned"))
+            failed.append(WriteResult(image_id, None, "an image has changed since this was planned"))
         else:
             raise RunConfigError(
                 f"{planned.source}, line {planned.line}: this worker works out another id, {task.id}, than the one "

@@ -52,7 +52,7 @@ class VAEFile(NamedTuple):
     where: the file or folder.
     knows_scale: whether its `scaling_factor` is known, from a config.
     chosen: the tensor of each parameter.
-    decisive: the files that have a say in its pictures, from `root` on.
+    decisive: the files that have a say in its images, from `root` on.
     """
 
     where: Path

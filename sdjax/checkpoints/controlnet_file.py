@@ -57,15 +57,15 @@ _START = "control_model."
 _MODEL = ("model.", "first_stage_model.", "cond_stage_model.", "model_ema.")
 # Of an original ControlNet whose residuals are pooled, no file says so; ComfyUI too goes by its name.
 _POOLED = "shuffle"
-# What lies beside the shared half: the embedding of control pictures, under diffusers' name and the original one.
+# What lies beside the shared half: the embedding of control images, under diffusers' name and the original one.
 _EMBEDDING, _HINT = "controlnet_cond_embedding.", "input_hint_block."
 # Of a UNet's modules, those that a ControlNet has not.
 _WAY_UP = ("up_blocks_", "conv_norm_out", "conv_out")
 # Pixels along a side that a T2I adapter takes for one: 8 for Stable Diffusion 1 and 2, 16 for XL.
 _SQUARE, _XL_SQUARE = 8, 16
-_PICTURE_CHANNELS = (1, 3)
+_IMAGE_CHANNELS = (1, 3)
 
-# Networks that condition on pictures too, by a name in their files.
+# Networks that condition on images too, by a name in their files.
 _OTHERS = tuple(
     (re.compile(pattern), reason)
     for pattern, reason in (
@@ -88,7 +88,7 @@ class ControlFile(NamedTuple):
     where: the file or folder.
     chosen: the tensor of each parameter.
     root: the folder from which `decisive` are named.
-    decisive: the files that have a say in its pictures.
+    decisive: the files that have a say in its images.
     assumed: what no file says but decides too, and is not the ordinary.
     notes: what a user should be told.
     """
@@ -173,8 +173,8 @@ def control_shapes(config: ControlConfig) -> Params:
     """The parameter tree as shapes, nothing allocated. It is shared: not to be changed."""
     key = random_key()
     if isinstance(config, T2IAdapterConfig):
-        picture = floats(1, config.downscale_factor, config.downscale_factor, config.in_channels)
-        return jax.eval_shape(T2IAdapter(config).init, key, picture)["params"]
+        image = floats(1, config.downscale_factor, config.downscale_factor, config.in_channels)
+        return jax.eval_shape(T2IAdapter(config).init, key, image)["params"]
     network = ControlNet(config)
     condition = floats(1, config.factor, config.factor, config.conditioning_channels)
     embedding = jax.eval_shape(functools.partial(network.init, method="embed"), key, condition)["params"]
@@ -382,10 +382,10 @@ def infer_adapter(stored: Shapes) -> T2IAdapterConfig:
     last = "out_conv.weight" if light else "resnets.0.block1.weight"
     channels = tuple(stored.axis(f"body.{level}.{last}", 0) for level in levels)
     pixels = stored.axis("body.0.in_conv.weight" if light else "conv_in.weight", 1)
-    of_xl = [count * _XL_SQUARE**2 for count in _PICTURE_CHANNELS]
+    of_xl = [count * _XL_SQUARE**2 for count in _IMAGE_CHANNELS]
     if pixels in of_xl:
         raise CheckpointError("a T2I adapter for Stable Diffusion XL: not supported")
-    if pixels not in [count * _SQUARE**2 for count in _PICTURE_CHANNELS]:
+    if pixels not in [count * _SQUARE**2 for count in _IMAGE_CHANNELS]:
         raise CheckpointError(
             f"its first convolution has {pixels} channels, not those of {_SQUARE} x {_SQUARE} pixels: put its "
             "config.json beside it"

@@ -35,7 +35,7 @@ _METADATA = {"format": "pt"}
 _PREDICTS = "modelspec.prediction_type"
 _FOLDER = "folder:"
 _INDEX, _TOKENIZER, _SCHEDULER = "model_index.json", "tokenizer", "scheduler/scheduler_config.json"
-# Tensors that are no parameters and say how pictures are made: the UNet predicts v, the schedule ends in noise.
+# Tensors that are no parameters and say how images are made: the UNet predicts v, the schedule ends in noise.
 _MARKERS = ("v_pred", "ztsnr")
 # Of CLIP's vocabulary: start, end, and what prompts are padded with, which is "!" in OpenCLIP.
 _CLIP_TOKENS = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
@@ -73,7 +73,7 @@ def folder_to_file(
       root: the folder. If it was made of a single file, it is that file again, to the last byte.
       file: must not be there yet; its name ends in .safetensors.
       variant: which weights of the folder, for example "fp16".
-      prune: leave out what is not needed for pictures.
+      prune: leave out what is not needed for images.
       pickled: whether pickled weights are taken where there are no others; what comes back of them is safetensors.
 
     Returns:
@@ -270,7 +270,7 @@ def file_to_folder(
       root: must not be there yet.
       config, prediction_type: what the file can't say, as for `read_file`.
       ema: take the averages as the UNet's weights.
-      prune: leave out what is not needed for pictures.
+      prune: leave out what is not needed for images.
 
     Raises:
       CheckpointError, ConfigError: if the file is no whole checkpoint, or is one of a kind that is not supported.
@@ -409,7 +409,7 @@ def file_to_file(
       target: must not be there yet; its name ends in .safetensors.
       config: says which tensors are needed, where it is pruned; it is not in the new file, and is to lie beside it too.
       prediction_type: what the UNet predicts, which the new file says then.
-      prune: write only the tensors of a checkpoint that are needed for pictures.
+      prune: write only the tensors of a checkpoint that are needed for images.
 
     Raises:
       CheckpointError, ConfigError: if the file can't be read, or is no whole checkpoint where it has to be.

@@ -87,7 +87,7 @@ _FILTERS = range(6)
 
 @dataclasses.dataclass(frozen=True)
 class DepthProcessor:
-    """`preprocessor_config.json`: how a picture becomes what the network sees. `size` is height and width.
+    """`preprocessor_config.json`: how an image becomes what the network sees. `size` is height and width.
 
     The defaults are those of transformers' `DPTImageProcessor`, and of all published depth estimators.
     """

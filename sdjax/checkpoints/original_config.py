@@ -27,7 +27,7 @@ class _Section:
 
     read: keys that are read.
     fixed: keys that are accepted at these values only.
-    informative: keys that say nothing about pictures, or what only training heeds.
+    informative: keys that say nothing about images, or what only training heeds.
     """
 
     read: frozenset[str]
@@ -242,7 +242,7 @@ def _checked(data: Mapping[str, Any], section: _Section, file: Path) -> Mapping[
             raise CheckpointError(f"{file}: {key} = {quoted(value)} is not supported; supported: {allowed}")
         if key not in section.read | section.informative | section.fixed.keys():
             raise CheckpointError(
-                f"{file}: unknown key {quoted(key)} (value {quoted(value)}). It may change the pictures, so it is not "
+                f"{file}: unknown key {quoted(key)} (value {quoted(value)}). It may change the images, so it is not "
                 "ignored; take it out only if you know that it does not"
             )
     return data

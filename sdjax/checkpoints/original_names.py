@@ -281,7 +281,7 @@ _EXTRAS = re.compile(
             # MiDaS, which makes the depth maps of `depth2img`.
             r"depth_model\..*",
             r"cond_stage_model\.transformer\.(text_model\.)?embeddings\.position_ids",
-            # A whole CLIP, which sees pictures too.
+            # A whole CLIP, which sees images too.
             r"cond_stage_model\.transformer\.(vision_model\..*|(visual|text)_projection\.weight|logit_scale)",
             r"cond_stage_model\.model\.(text_projection|logit_scale|attn_mask)",
             r"cond_stage_model\.(text_projection|logit_scale)",
@@ -312,7 +312,7 @@ def standard_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def is_extra(name: str, text_encoder: TextEncoderConfig | None = None) -> bool:
     """Whether a (standard) name is known to hold nothing that is used.
 
-    OpenCLIP's layers after those of the config, of which there is one, are such: pictures are made from the
+    OpenCLIP's layers after those of the config, of which there is one, are such: images are made from the
     penultimate layer.
     """
     layer = _OPEN_CLIP_LAYERS.fullmatch(name)

@@ -262,7 +262,7 @@ def _usual(file: Path, family: Family, configs: Configs) -> str:
         "prediction_type: 'v_prediction' for 2.0 and 2.1 at 768 pixels and most fine-tunes of them, 'epsilon' for the "
         "base models at 512 pixels and for SD-Turbo (which also wants jobs with the sampler euler, the "
         "timestep_spacing trailing, 1 to 4 steps and a guidance_scale of 1). Or lay its YAML config beside it as "
-        f"{file.stem}.yaml. With the wrong one pictures are noise"
+        f"{file.stem}.yaml. With the wrong one images are noise"
     )
 
 

@@ -63,7 +63,7 @@ class UpscalerNetwork(NamedTuple):
 
     @property
     def scale(self) -> int:
-        """How many times larger a picture becomes."""
+        """How many times larger an image becomes."""
         return self.config.scale
 
 

@@ -27,7 +27,7 @@ SOURCES = ("threefry", "torch", "philox")
 MAX_SEED = 2**64 - 1
 
 # What a number drawn from a seed is for: folded into the key, so that no two uses share bits.
-_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN, _FOR_MASKED, _FOR_PICTURE, _FOR_FILLING = range(7)
+_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN, _FOR_MASKED, _FOR_IMAGE, _FOR_FILLING = range(7)
 # Above this cosine, on the average, two noises are taken for the same (A1111).
 _SAME = 0.9995
 _LEAST_ANGLE = 1e-4
@@ -58,7 +58,7 @@ def masked_image_latents_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[in
 
 def image_latents_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """The same for `image_latents` of img2img, which are drawn from the VAE's posterior."""
-    return _draw(seed_words, (_FOR_PICTURE,), shape)
+    return _draw(seed_words, (_FOR_IMAGE,), shape)
 
 
 def filling_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:

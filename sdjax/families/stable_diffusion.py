@@ -92,8 +92,8 @@ def misfit(configs: Configs) -> str | None:
         )
     if unet.class_embed_type in ("identity", "projection"):
         return (
-            f"the UNet's class_embed_type is {unet.class_embed_type!r}: it takes a vector for each picture "
-            "(unCLIP's of another picture), which text to image has not"
+            f"the UNet's class_embed_type is {unet.class_embed_type!r}: it takes a vector for each image "
+            "(unCLIP's of another image), which text to image has not"
         )
     return None
 

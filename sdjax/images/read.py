@@ -11,10 +11,10 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from sdjax.images.decode import DEEP_MODES, ImageError, decode_file
 from sdjax.images.exif import read_exif
 
-# Few, for each is a parser in C that strangers can try; a phone's JPEG with several pictures inside is JPEG here.
+# Few, for each is a parser in C that strangers can try; a phone's JPEG with several images inside is JPEG here.
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
-# What is laid behind transparent pictures, as by A1111 (its `img2img_background_color`).
+# What is laid behind transparent images, as by A1111 (its `img2img_background_color`).
 _PAPER = (255, 255, 255)
 
 _TURNS = {

@@ -26,11 +26,11 @@ Read = Callable[[str], bytes]
 # Pixels -> how near each is, at any size and on any scale; raises `JobError` if that can't be told.
 Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
 
-# Pixels along each side of a square, of which a picture may have as many to give an image its size.
+# Pixels along each side of a square, of which an image may have as many to give an image its size.
 MAX_UNASKED = 2048
 # No path has more letters; those of others that are shown.
 _MOST_LETTERS, _SHOWN = 4096, 40
-# The beginnings of picture files as base64: PNG, JPEG, WebP, GIF, TIFF.
+# The beginnings of image files as base64: PNG, JPEG, WebP, GIF, TIFF.
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "SUkqA", "TU0AK")
 # Without a dot, paths are shorter.
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{256,}={0,2}\s*")
@@ -58,7 +58,7 @@ class InputFiles(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A part of a picture, from a row and column and before others."""
+    """A part of an image, from a row and column and before others."""
 
     top: int
     left: int
@@ -94,11 +94,11 @@ class InputImages(NamedTuple):
 
 
 def check_path(path: str) -> None:
-    """Raises `JobError` for what can't be the path of a picture: the picture itself, as base64."""
+    """Raises `JobError` for what can't be the path of an image: the image itself, as base64."""
     begins_so = path.startswith(_BASE64_STARTS) and _BASE64_SHORT.fullmatch(path)
     if path[:5].lower() == "data:" or begins_so or _BASE64.fullmatch(path):
         raise JobError(
-            f"{path[:_SHOWN]!r}... is not a path: base64 of a picture is not supported; write a file and name it"
+            f"{path[:_SHOWN]!r}... is not a path: base64 of an image is not supported; write a file and name it"
         )
     if len(path) > _MOST_LETTERS:
         raise JobError(f"{path[:_SHOWN]!r}... is not a path: it has {len(path)} letters")
@@ -111,7 +111,7 @@ def scheme_of(path: str) -> str | None:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a picture's file on this machine.
+    """The bytes of an image's file on this machine.
 
     Raises:
       JobError: if there is none, or it is no file, or far too large, or lies elsewhere.
@@ -119,17 +119,17 @@ def read_file(path: str) -> bytes:
     check_path(path)
     scheme = scheme_of(path)
     if scheme:
-        raise JobError(f"{path}: pictures are read from this machine; {scheme}: is not supported here")
+        raise JobError(f"{path}: images are read from this machine; {scheme}: is not supported here")
     try:
         with open(path, "rb", opener=_without_waiting) as opened:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise JobError(f"{path} is a {'folder' if stat.S_ISDIR(status.st_mode) else 'device'}, not a picture")
+                raise JobError(f"{path} is a {'folder' if stat.S_ISDIR(status.st_mode) else 'device'}, not an image")
             if status.st_size > MAX_BYTES:
-                raise JobError(f"{path} has {status.st_size} bytes; expected a picture of up to {MAX_BYTES}")
+                raise JobError(f"{path} has {status.st_size} bytes; expected an image of up to {MAX_BYTES}")
             return opened.read()
     except IsADirectoryError:
-        raise JobError(f"{path} is a folder, not a picture") from None
+        raise JobError(f"{path} is a folder, not an image") from None
     except FileNotFoundError:
         raise JobError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
@@ -193,22 +193,22 @@ def open_inputs(job: Job, read: Read) -> InputFiles:
 
 
 def with_size(job: Job, files: InputFiles, factor: int) -> Job:
-    """The job with the size of its picture, where it says none: rounded down to multiples of `factor`.
+    """The job with the size of its input image where it gives none: rounded down to multiples of `factor`.
 
     Raises:
       JobError: if that is larger than is sensible without being asked for.
     """
-    picture = files.image or next(iter(files.controls), None)
-    if picture is None or (job.height and job.width) or job.only_masked:
+    image = files.image or next(iter(files.controls), None)
+    if image is None or (job.height and job.width) or job.only_masked:
         return job
-    rows, columns = picture.values.shape[:2]
+    rows, columns = image.values.shape[:2]
     field = "image" if files.image else "control_image"
     if not job.height and not job.width and rows * columns > MAX_UNASKED**2:
         raise JobError(
             f"{field}: {getattr(job, field)} has {columns}x{rows} pixels, and the row does not say how large the image "
             f"is to be: more than {MAX_UNASKED}x{MAX_UNASKED} are not drawn unless width and height say so"
         )
-    # Of the picture's proportions, where one side is said.
+    # Of the image's proportions, where one side is said.
     scale = job.height / rows if job.height else job.width / columns if job.width else 1
     height, width = snapped(max(1, round(rows * scale)), max(1, round(columns * scale)), factor)
     if max(height, width) > MAX_SIDE:
@@ -217,7 +217,7 @@ def with_size(job: Job, files: InputFiles, factor: int) -> Job:
 
 
 def by_content(job: Job, digests: Mapping[str, tuple[str, ...]]) -> Job:
-    """The job with its pictures named by what is in them: where they lie has no say in the image."""
+    """The job with its input images named by their sha256: their paths do not decide the image."""
     if not digests:
         return job
     named: dict[str, Any] = {field: "; ".join(found) for field, found in digests.items()}
@@ -225,7 +225,7 @@ def by_content(job: Job, digests: Mapping[str, tuple[str, ...]]) -> Job:
 
 
 def to_metadata(digests: Mapping[str, tuple[str, ...]], notes: Sequence[str]) -> str:
-    """What metadata say of pictures, as JSON; nothing where there are none."""
+    """What the metadata say of input images, as JSON; nothing where there are none."""
     if not digests:
         return ""
     return json.dumps({"sha256": {field: list(found) for field, found in digests.items()}, "notes": list(notes)})
@@ -332,7 +332,7 @@ def _fitted_shown(
 
 
 def _part(values: np.ndarray, region: Region, whole: tuple[int, ...]) -> np.ndarray:
-    """What lies in the region of a picture of that shape, of something of any size that shows the same."""
+    """What lies in the region of an image of that shape, of something of any size that shows the same."""
     rows, columns = (
         slice(start * size // side, -(-end * size // side))
         for start, end, size, side in (

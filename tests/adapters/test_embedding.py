@@ -45,7 +45,7 @@ def test_safetensors_with_one_tensor_of_any_name(tmp_path, key, vectors):
     np.testing.assert_array_equal(found.vectors, np.atleast_2d(vectors).astype(np.float32))
 
 
-def picture(file, text=None):
+def image(file, text=None):
     info = PngInfo()
     if text is not None:
         info.add_text("sd-ti-embedding", text)
@@ -57,10 +57,10 @@ def as_text(value):
     return base64.b64encode(json.dumps(value).encode()).decode()
 
 
-def test_a_picture_of_the_web_ui(tmp_path):
+def test_an_image_of_the_web_ui(tmp_path):
     told = {"name": "other", "step": 3, "string_to_token": {"*": 265}}
     data = told | {"string_to_param": {"*": {"TORCHTENSOR": SEVERAL.astype(float).tolist()}}}
-    found = read_embedding(picture(tmp_path / "toy.png", as_text(data)))
+    found = read_embedding(image(tmp_path / "toy.png", as_text(data)))
     assert found.name == "toy"
     np.testing.assert_array_equal(found.vectors, SEVERAL)
 
@@ -113,15 +113,15 @@ def test_pickled_files_are_read_only_where_that_is_allowed(tmp_path):
         (base64.b64encode(b"[" * 100_000).decode(), "its text sd-ti-embedding is no embedding"),
     ],
 )
-def test_pictures_without_an_embedding_that_can_be_read_are_refused(tmp_path, text, told):
+def test_images_without_an_embedding_that_can_be_read_are_refused(tmp_path, text, told):
     with pytest.raises(AdapterError, match=re.escape(told)) as raised:
-        read_embedding(picture(tmp_path / "x.png", text))
+        read_embedding(image(tmp_path / "x.png", text))
     assert "x.png" in str(raised.value)
 
 
-def test_other_pictures_are_refused(tmp_path):
-    (tmp_path / "x.png").write_bytes(b"no picture")
-    (tmp_path / "x.webp").write_bytes(b"no picture")
+def test_other_images_are_refused(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no image")
+    (tmp_path / "x.webp").write_bytes(b"no image")
     with pytest.raises(AdapterError, match=r"x\.png"):
         read_embedding(tmp_path / "x.png")
     with pytest.raises(AdapterError, match=r"x\.webp: an embedding in an image that is no PNG"):

@@ -227,7 +227,7 @@ WRONG: Mapping[str, tuple[Any, str]] = {
     "huge": (content(layer_structure=[1, 1e9, 1]), "layer_structure"),
     "not a switch": (content(is_layer_norm="no"), "is_layer_norm = 'no': expected true or false"),
     "unknown": (content(activation_func="sine"), "'sine' is not one of linear, celu"),
-    "softmax": (content(activation_func="softmax"), "'softmax' runs over the pictures of a batch"),
+    "softmax": (content(activation_func="softmax"), "'softmax' runs over the images of a batch"),
     "no text": (content(activation_func=[1]), r"activation function \[1\] is not one of"),
 }
 

@@ -146,7 +146,7 @@ def test_alpha_stands_beside_the_matrices_or_beside_the_module(form: str, tmp_pa
     np.testing.assert_array_equal(change.product.up, expected.product.up)
 
 
-def test_a_projection_of_the_text_that_no_picture_needs_is_left_out(tmp_path: Path) -> None:
+def test_a_projection_of_the_text_that_no_image_needs_is_left_out(tmp_path: Path) -> None:
     module = "text_encoders.clip_l.transformer.text_projection"
     tensors = {**PAIR, **pair(f"{module}.lora_down.weight", f"{module}.lora_up.weight", 8)}
     assert read(tmp_path, tensors).changes.keys() == read(tmp_path, PAIR).changes.keys()

@@ -175,7 +175,7 @@ def test_an_original_file_gives_what_the_original_code_gave(name: str, start: st
     model = model._replace(processor=DepthProcessor(do_resize=False))
     with np.load(depth.RECORDED) as recorded:
         for height, width in depth.ORIGINALS[name]:
-            found = depth_of(model, depth.picture(height, width))
+            found = depth_of(model, depth.image(height, width))
             assert relative_error(found, recorded[f"{name}/{height}x{width}"]) < TOLERANCE
 
 

@@ -308,7 +308,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: edit_json(root / "model_index.json", lambda d: d.update(refiner=["diffusers", "Refiner"])),
         r"unknown parts refiner",
     ),
-    "a_picture_of_one_channel": (
+    "a_image_of_one_channel": (
         lambda root: edit_json(root / "vae/config.json", lambda d: d.update(out_channels=1)),
         r"the VAE's out_channels is 1, expected 3",
     ),

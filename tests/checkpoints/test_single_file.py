@@ -19,7 +19,7 @@ import sdjax
 from sdjax.checkpoints.single_file import read_file
 from sdjax.families.stable_diffusion import extra_channels
 from tests import toys
-from tests.golden import checkpoints, networks, pictures
+from tests.golden import checkpoints, networks
 
 # Reads no tensor: for what is decided by names and shapes.
 outline = functools.partial(read_file, dtype=None)
@@ -78,13 +78,13 @@ def test_a_unet_gives_what_the_original_code_gives(files: Callable[[str], Path])
         assert networks.relative_error(given["prediction"], stored["sd2_depth/prediction"]) < networks.TOLERANCE
 
 
-def test_pictures_are_those_of_diffusers_from_the_same_file(files: Callable[[str], Path]) -> None:
+def test_images_are_those_of_diffusers_from_the_same_file(files: Callable[[str], Path]) -> None:
     cases = checkpoints.RECORDED_DRAWINGS
     models = {name: checkpoints.load_toy(files(name), name) for name in {case.variant for case in cases.values()}}
     images = checkpoints.drawn(models, cases)
     with np.load(checkpoints.DRAWN) as stored:
-        shares = {name: pictures.share_that_differs(image, stored[name]) for name, image in images.items()}
-    assert {name: share for name, share in shares.items() if share > pictures.TOLERATED_SHARE} == {}
+        shares = {name: images.share_that_differs(image, stored[name]) for name, image in images.items()}
+    assert {name: share for name, share in shares.items() if share > images.TOLERATED_SHARE} == {}
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])

@@ -135,7 +135,7 @@ def test_samplers_give_what_the_reference_gave(kind):
 
 
 @pytest.mark.parametrize("kind", sorted({name.split(" ", 1)[0] for name in strengths.CASES}))
-def test_samplers_that_begin_with_a_picture_give_what_diffusers_gave(kind):
+def test_samplers_that_begin_with_an_image_give_what_diffusers_gave(kind):
     cases = {name: case for name, case in strengths.CASES.items() if name.split(" ", 1)[0] == kind}
     recorded = strengths.recorded()
     errors = {name: golden.relative_error(golden.given(case), recorded[name]) for name, case in cases.items()}
@@ -274,43 +274,43 @@ def test_pndm_asks_for_the_steps_that_it_needs():
         laid("pndm", 3)
 
 
-# Of a picture at half of 20 steps.
-BEGIN_WITH_A_PICTURE = [("plms", "leading"), ("pndm", "leading"), ("lms", "linspace")]
+# Of an image at half of 20 steps.
+BEGIN_WITH_A_IMAGE = [("plms", "leading"), ("pndm", "leading"), ("lms", "linspace")]
 
 
-def of_picture(name: str, spacing: str, start: str) -> Table:
+def of_image(name: str, spacing: str, start: str) -> Table:
     config = config_for(exact.CONFIG, name, own=False)
     return table_of(config, name, "uniform", spacing, 20, fill_in(config, name, Options(multistep_start=start)), 0.5)
 
 
-def error_of_picture(name: str, spacing: str, start: str) -> float:
-    table = of_picture(name, spacing, start)
+def error_of_image(name: str, spacing: str, start: str) -> float:
+    table = of_image(name, spacing, start)
     noisy = np.array([-1.3, -0.5, 0.2, 0.9]) * np.hypot(table.start, 1)
     found = run_on_host(table, exact.of_mixture, noisy / table.start)
     return float(np.abs(found - [exact.flow(value, table.start, 1e-3) for value in noisy]).max())
 
 
-@pytest.mark.parametrize(("name", "spacing"), BEGIN_WITH_A_PICTURE)
-def test_a_multistep_sampler_of_a_picture_is_nearer_to_the_exact_flow_if_it_begins_afresh(name, spacing):
-    assert error_of_picture(name, spacing, "k_diffusion") < 0.8 * error_of_picture(name, spacing, "diffusers")
+@pytest.mark.parametrize(("name", "spacing"), BEGIN_WITH_A_IMAGE)
+def test_a_multistep_sampler_of_an_image_is_nearer_to_the_exact_flow_if_it_begins_afresh(name, spacing):
+    assert error_of_image(name, spacing, "k_diffusion") < 0.8 * error_of_image(name, spacing, "diffusers")
 
 
-@pytest.mark.parametrize("name", [name for name, _ in BEGIN_WITH_A_PICTURE])
+@pytest.mark.parametrize("name", [name for name, _ in BEGIN_WITH_A_IMAGE])
 def test_in_k_diffusions_spacing_a_multistep_sampler_begins_afresh_in_any_case(name):
-    tables = [of_picture(name, "k_diffusion", start) for start in MULTISTEP_STARTS]
+    tables = [of_image(name, "k_diffusion", start) for start in MULTISTEP_STARTS]
     np.testing.assert_array_equal(*(table.weights for table in tables))
 
 
 @pytest.mark.parametrize("start", MULTISTEP_STARTS)
-@pytest.mark.parametrize(("name", "spacing"), BEGIN_WITH_A_PICTURE)
-def test_of_a_picture_as_many_steps_are_counted_as_its_strength_takes(name, spacing, start):
-    steps = of_picture(name, spacing, start).step
+@pytest.mark.parametrize(("name", "spacing"), BEGIN_WITH_A_IMAGE)
+def test_of_an_image_as_many_steps_are_counted_as_its_strength_takes(name, spacing, start):
+    steps = of_image(name, spacing, start).step
     assert steps[0] == 0 and steps[-1] == 9 and (np.diff(steps) >= 0).all()
 
 
 def test_samplers_that_heed_how_they_begin_are_the_multistep_ones_that_count_their_steps():
     def differ(name: str, spacing: str) -> bool:
-        first, second = (of_picture(name, spacing, start).weights for start in MULTISTEP_STARTS)
+        first, second = (of_image(name, spacing, start).weights for start in MULTISTEP_STARTS)
         return not np.array_equal(first, second)
 
     laid_by_diffusers = {name: row.rules.spacings[0] for name, row in SAMPLERS.items() if row.rules.spacings}

@@ -22,19 +22,19 @@ def engine_of(model: sdjax.Model, devices: int = 4, **options: int) -> sdjax.Eng
     return sdjax.Engine(model, batch_size=BATCH, devices=jax.local_devices()[:devices], **options)
 
 
-def test_a_picture_in_tiles_depends_on_neither_neighbours_nor_devices_and_is_the_same_but_for_rounding(tiny):
+def test_an_image_in_tiles_depends_on_neither_neighbours_nor_devices_and_is_the_same_but_for_rounding(tiny):
     tiled = engine_of(tiny, vae_tile=16)
-    pictures = make(tiled, JOBS)
-    assert same(make(tiled, JOBS[::-1]), pictures[::-1])
-    assert same(make(engine_of(tiny, devices=1, vae_tile=16), JOBS), pictures)
+    images = make(tiled, JOBS)
+    assert same(make(tiled, JOBS[::-1]), images[::-1])
+    assert same(make(engine_of(tiny, devices=1, vae_tile=16), JOBS), images)
     whole = make(engine_of(tiny), JOBS)
-    for ours, theirs in zip(pictures, whole, strict=True):
+    for ours, theirs in zip(images, whole, strict=True):
         assert np.abs(ours.image.astype(int) - theirs.image.astype(int)).max() <= 1
         assert ours.metadata["id"] != theirs.metadata["id"]
         assert (ours.metadata["vae_tile"], theirs.metadata.get("vae_tile")) == (16, None)
 
 
-def test_a_picture_of_four_tiles_is_decoded_at_once(tiny):
+def test_an_image_of_four_tiles_is_decoded_at_once(tiny):
     small = dataclasses.replace(JOBS[0], width=32)
     prepared = [engine_of(tiny, 1, vae_tile=tile).prepare(small) for tile in (16, 512, 0)]
     assert len({task.id for task in prepared}) == 1
@@ -52,14 +52,14 @@ def narrow(tmp_path_factory) -> sdjax.Model:
 def test_what_half_precision_can_not_hold_is_decoded_again_and_said(narrow):
     with jax.numpy_dtype_promotion("standard"):  # Flax' own norms promote
         engine = engine_of(narrow, devices=1)
-        pictures = make(engine, JOBS)
-        assert all(result.finite for result in pictures)
-        assert [result.metadata["decoded_again"] for result in pictures] == [False, True, False, False, False]
-        assert pictures[1].image.std() > 1
+        images = make(engine, JOBS)
+        assert all(result.finite for result in images)
+        assert [result.metadata["decoded_again"] for result in images] == [False, True, False, False, False]
+        assert images[1].image.std() > 1
         # Its neighbours keep their bits.
-        assert same(make(engine, JOBS[2:]), pictures[2:])
-        assert same(make(engine, [JOBS[0], JOBS[1]]), pictures[:2])
-    assert pictures[0].metadata["vae_dtype"] == "float16"
+        assert same(make(engine, JOBS[2:]), images[2:])
+        assert same(make(engine, [JOBS[0], JOBS[1]]), images[:2])
+    assert images[0].metadata["vae_dtype"] == "float16"
 
 
 def test_the_precision_of_the_vae_decides_the_id_where_it_is_not_the_usual_one(tiny, narrow):

@@ -47,37 +47,37 @@ def engine(tiny: sdjax.Model, compiled: list[Bucket]) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def pictures(engine: Engine) -> list[Result]:
+def images(engine: Engine) -> list[Result]:
     """Of all jobs, on four devices."""
     return make(engine, JOBS)
 
 
-def test_each_job_gives_its_picture(pictures: list[Result]):
-    assert [result.image.shape for result in pictures] == [(16, 16, 3)] * 4 + [(16, 48, 3)] * 4
-    assert all(result.image.dtype == np.uint8 and result.finite for result in pictures)
-    assert len({result.image.tobytes() for result in pictures}) == len(JOBS)
-    assert all(result.image.std() > 1 for result in pictures)
+def test_each_job_gives_its_image(images: list[Result]):
+    assert [result.image.shape for result in images] == [(16, 16, 3)] * 4 + [(16, 48, 3)] * 4
+    assert all(result.image.dtype == np.uint8 and result.finite for result in images)
+    assert len({result.image.tobytes() for result in images}) == len(JOBS)
+    assert all(result.image.std() > 1 for result in images)
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.permutations(range(len(JOBS))), st.integers(1, len(JOBS)))
-def test_a_picture_depends_on_neither_order_nor_neighbours(engine, pictures, order, count):
+def test_an_image_depends_on_neither_order_nor_neighbours(engine, images, order, count):
     chosen = order[:count]
-    assert same(make(engine, [JOBS[index] for index in chosen]), [pictures[index] for index in chosen])
+    assert same(make(engine, [JOBS[index] for index in chosen]), [images[index] for index in chosen])
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 8])
-def test_a_picture_does_not_depend_on_how_many_jobs_are_handed_over_at_once(engine, pictures, at_once):
+def test_an_image_does_not_depend_on_how_many_jobs_are_handed_over_at_once(engine, images, at_once):
     for begin in range(0, len(JOBS), at_once):
         chosen = slice(begin, begin + at_once)
-        assert same(make(engine, JOBS[chosen]), pictures[chosen])
+        assert same(make(engine, JOBS[chosen]), images[chosen])
 
 
 @pytest.mark.slow
-def test_a_picture_does_not_depend_on_the_number_of_devices(tiny, pictures):
+def test_an_image_does_not_depend_on_the_number_of_devices(tiny, images):
     fewer = Engine(tiny, batch_size=BATCH, devices=jax.local_devices()[:2])  # of one device: below, each sampler's
     assert fewer.images_per_batch == 2 * BATCH
-    assert same(make(fewer, JOBS), pictures)
+    assert same(make(fewer, JOBS), images)
 
 
 # Of each sampler a job on the device's noise and one on torch's, of different lengths, prompts and options.
@@ -99,13 +99,13 @@ OF_EACH_SAMPLER = tuple(
 )
 
 
-def test_pictures_of_each_sampler_depend_on_neither_order_nor_neighbours_nor_devices(tiny, engine):
-    pictures = make(engine, OF_EACH_SAMPLER)
-    assert all(result.finite for result in pictures)
-    assert same(make(engine, OF_EACH_SAMPLER[::-1]), pictures[::-1])
-    assert same(make(engine, OF_EACH_SAMPLER[::3]), pictures[::3])
+def test_images_of_each_sampler_depend_on_neither_order_nor_neighbours_nor_devices(tiny, engine):
+    images = make(engine, OF_EACH_SAMPLER)
+    assert all(result.finite for result in images)
+    assert same(make(engine, OF_EACH_SAMPLER[::-1]), images[::-1])
+    assert same(make(engine, OF_EACH_SAMPLER[::3]), images[::3])
     fewer = Engine(tiny, batch_size=BATCH, devices=jax.local_devices()[:1])
-    assert same(make(fewer, OF_EACH_SAMPLER), pictures)
+    assert same(make(fewer, OF_EACH_SAMPLER), images)
 
 
 def arguments_of(engine: Engine, task: Task) -> tuple[Any, Any]:
@@ -123,7 +123,7 @@ def program_of(engine: Engine, task: Task) -> Any:
 
 
 def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(tiny):
-    """XLA may write a formula in another way in another program, and pictures then differ in their last bits."""
+    """XLA may write a formula in another way in another program, and images then differ in their last bits."""
 
     def operations(devices: int, **changes: object) -> dict[str, int]:
         classifier = sdjax.Classifier(lambda x, t, labels, p: -((x - 0.3) ** 2).sum((1, 2, 3)), (), ("a",), "")
@@ -138,7 +138,7 @@ def test_the_program_of_one_device_does_the_same_operations_as_that_of_four(tiny
         assert operations(1, **changes) == operations(4, **changes)
 
 
-def test_what_may_differ_within_a_batch_does_not_compile_again(engine, pictures, compiled):
+def test_what_may_differ_within_a_batch_does_not_compile_again(engine, images, compiled):
     before = list(compiled)
     assert len(before) == len(set(before))
     changed = dataclasses.replace(
@@ -199,7 +199,7 @@ def test_only_what_counts_is_computed(engine):
     assert branches(7.5, "a cat AND a mouse") == branches(1.0, "a cat AND a mouse") == (3, 3, True)
 
 
-def test_without_guidance_the_network_sees_each_picture_once(sd1):
+def test_without_guidance_the_network_sees_each_image_once(sd1):
     """By the sizes in the program before it is compiled: a batch of one, not of two."""
 
     def batches(scale: float) -> set[str]:
@@ -214,7 +214,7 @@ def test_without_guidance_the_network_sees_each_picture_once(sd1):
     assert batches(1.0) == batches(0.0) == {"3"}
 
 
-def test_a_picture_that_is_not_finite_is_told_and_leaves_its_neighbours_alone(engine, pictures):
+def test_an_image_that_is_not_finite_is_told_and_leaves_its_neighbours_alone(engine, images):
     # Only the word "castle", which one of the four jobs has, is broken.
     tasks = [engine.prepare(job).first.prompts for job in DETERMINISTIC]
     ids = [task.prompt.readings[task.readings[0]].ids[0] for task in tasks]
@@ -230,19 +230,19 @@ def test_a_picture_that_is_not_finite_is_told_and_leaves_its_neighbours_alone(en
     finally:
         engine._execution.params = whole
     assert [result.finite for result in found] == [True, True, False, True]
-    assert same(found[:2] + found[3:], pictures[:2] + pictures[3:4])
+    assert same(found[:2] + found[3:], images[:2] + images[3:4])
 
 
-def test_metadata_say_what_was_done_with_all_defaults_filled_in(engine, pictures):
-    metadata = pictures[0].metadata
+def test_metadata_say_what_was_done_with_all_defaults_filled_in(engine, images):
+    metadata = images[0].metadata
     resolved = engine.model.resolve(DETERMINISTIC[0])
     assert job_of(metadata) == resolved and metadata.items() >= to_metadata(resolved).items()
     assert (metadata["width"], metadata["height"], metadata["sampler"]) == (16, 16, "euler")
     assert metadata["model_digest"] == engine.model.digest and metadata["batch_size"] == BATCH
-    assert (pictures[3].metadata["prompt_tokens"], pictures[3].metadata["prompt_chunks"]) == (120, 2)
+    assert (images[3].metadata["prompt_tokens"], images[3].metadata["prompt_chunks"]) == (120, 2)
     plain = engine.prepare(dataclasses.replace(DETERMINISTIC[3], prompt_syntax="plain")).metadata
     assert (plain["prompt_tokens"], plain["prompt_chunks"]) == (120, 1)
-    assert pictures[3].metadata["prompt_cut"] == "" != plain["prompt_cut"]
+    assert images[3].metadata["prompt_cut"] == "" != plain["prompt_cut"]
     assert (metadata["steps_taken"], metadata["timestep_spacing"]) == (1, "linspace")
     trailing = engine.prepare(dataclasses.replace(DETERMINISTIC[0], timestep_spacing="trailing", steps=61)).metadata
     assert (trailing["steps"], trailing["steps_taken"], trailing["timestep_spacing"]) == (61, 62, "trailing")
@@ -299,15 +299,15 @@ def test_the_instruction_set_of_a_cpu_is_part_of_the_id(engine):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_half_precision_draws_nearly_the_same(tiny_folder, pictures, dtype):
+def test_half_precision_draws_nearly_the_same(tiny_folder, images, dtype):
     model = sdjax.load(tiny_folder, dtype=dtype)
     with jax.numpy_dtype_promotion("standard"):  # Flax' own norms promote
         [found] = make(Engine(model, batch_size=BATCH, devices=jax.devices()[:1]), DETERMINISTIC[:1])
     assert found.finite and found.metadata["dtype"] == dtype
-    distance = np.abs(found.image.astype(int) - pictures[0].image.astype(int)).mean()
+    distance = np.abs(found.image.astype(int) - images[0].image.astype(int)).mean()
     assert 0 < distance < 8
 
 
-def test_jobs_are_taken_only_as_far_as_they_can_be_worked_on(engine, pictures):
+def test_jobs_are_taken_only_as_far_as_they_can_be_worked_on(engine, images):
     many = (dataclasses.replace(DETERMINISTIC[0], seed=seed) for seed in range(1000))
     assert taken_for_the_first(engine, many) == 2 * engine.images_per_batch

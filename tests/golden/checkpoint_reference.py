@@ -43,11 +43,11 @@ def drawn(
 ) -> dict[str, np.ndarray]:
     """What diffusers draws."""
     drawers = {variant: Drawer(read) for variant, read in pipelines.items()}
-    return {name: drawers[drawing.variant].draw(checkpoints.as_picture(drawing)) for name, drawing in drawings.items()}
+    return {name: drawers[drawing.variant].draw(checkpoints.as_image(drawing)) for name, drawing in drawings.items()}
 
 
 def record() -> None:
-    """Records checksums and pictures."""
+    """Records checksums and images."""
     pipelines = {}
     with tempfile.TemporaryDirectory() as name:
         for variant in checkpoints.VARIANTS:

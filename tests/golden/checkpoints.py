@@ -21,7 +21,7 @@ from sdjax.checkpoints.diffusers_folder import write_configs
 from sdjax.checkpoints.tensors import Params
 from sdjax.families.stable_diffusion import SD1
 from sdjax.text.vocabulary import END, START, clip_vocabulary, write_tokenizer
-from tests.golden import pictures
+from tests.golden import images
 
 FOLDER = Path(__file__).parent
 RECORDED = FOLDER / "full_size_original.json.gz"
@@ -75,7 +75,7 @@ PREDICTS = {"sd2": "epsilon", "sd2_v": "v_prediction"}
 
 
 class Drawing(NamedTuple):
-    """A picture from the single file of a toy."""
+    """An image from the single file of a toy."""
 
     variant: str
     job: sdjax.Job
@@ -198,9 +198,9 @@ def outputs(
     return {name: np.asarray(given[name]()) for name in wanted}
 
 
-def as_picture(drawing: Drawing) -> pictures.Picture:
+def as_image(drawing: Drawing) -> images.Image:
     """The same for the reference that draws from folders."""
-    return pictures.Picture(drawing.job)
+    return images.Image(drawing.job)
 
 
 def load_toy(file: Path, variant: str, **options: Any) -> sdjax.Model:

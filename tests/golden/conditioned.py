@@ -1,4 +1,4 @@
-"""Pictures that begin with or are steered by other pictures, as jobs; and what sdjax gives for them."""
+"""Images that begin with or are steered by other images, as jobs; and what sdjax gives for them."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ from sdjax.models.controlnet import ControlNetConfig
 from tests import toys
 from tests.results import make
 
-RECORDED = Path(__file__).parent / "pictures_conditioned.npz"
+RECORDED = Path(__file__).parent / "images_conditioned.npz"
 SIDE = 32
 
 
-def picture(name: str) -> np.ndarray:
-    """A picture of a few waves, uint8, (32, 32, 3)."""
+def image(name: str) -> np.ndarray:
+    """An image of a few waves, uint8, (32, 32, 3)."""
     rng = np.random.RandomState(zlib.crc32(name.encode()) % 2**31)
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     waves = [np.sin(2 * np.pi * (a * x + b * y + c)) for a, b, c in rng.uniform(-2, 2, (3, 3))]
@@ -31,7 +31,7 @@ def picture(name: str) -> np.ndarray:
 
 
 def mask() -> np.ndarray:
-    """White in a part of the picture that is no multiple of latents, uint8, (32, 32)."""
+    """White in a part of the image that is no multiple of latents, uint8, (32, 32)."""
     white = np.zeros((SIDE, SIDE), np.uint8)
     white[6:22, 10:27] = 255
     return white
@@ -44,7 +44,7 @@ def soft_mask() -> np.ndarray:
 
 def depth() -> np.ndarray:
     """A depth map of 16 bits."""
-    return (picture("depth")[..., 0].astype(np.uint16) * 257)[4:28]
+    return (image("depth")[..., 0].astype(np.uint16) * 257)[4:28]
 
 
 def png(array: np.ndarray) -> bytes:
@@ -54,9 +54,9 @@ def png(array: np.ndarray) -> bytes:
 
 
 FILES = {
-    "cat.png": png(picture("cat")),
-    "edges.png": png(picture("edges")),
-    "pose.png": png(picture("pose")),
+    "cat.png": png(image("cat")),
+    "edges.png": png(image("edges")),
+    "pose.png": png(image("pose")),
     "mask.png": png(mask()),
     "soft.png": png(soft_mask()),
     "depth.png": png(depth()),
@@ -73,8 +73,8 @@ _job = functools.partial(
     width=SIDE,
     height=SIDE,
 )
-_from_picture = functools.partial(_job, image="cat.png")
-_in_mask = functools.partial(_from_picture, mask_image="mask.png")
+_from_image = functools.partial(_job, image="cat.png")
+_in_mask = functools.partial(_from_image, mask_image="mask.png")
 _controlled = functools.partial(_job, control_image="edges.png", controlnets="tiny:0.8")
 
 
@@ -85,7 +85,7 @@ _COUNTING, _STRENGTHS = ("plms", "lms", "pndm"), (0.2, 0.4, 0.5, 0.6, 0.8, 0.9)
 def _of_every_strength(
     kind: str, job: Callable[..., sdjax.Job], samplers: Iterable[str] = _COUNTING, **fields: Any
 ) -> dict[str, sdjax.Job]:
-    """Pictures of one kind by each of those samplers, in 20 steps."""
+    """Images of one kind by each of those samplers, in 20 steps."""
     return {
         f"{kind} {sampler} {strength}": job(steps=20, sampler=sampler, strength=strength, **fields)
         for sampler in samplers
@@ -94,7 +94,7 @@ def _of_every_strength(
 
 
 class Model(NamedTuple):
-    """A toy, and the pictures that are made with it."""
+    """A toy, and the images that are made with it."""
 
     toy: toys.Toy
     jobs: Mapping[str, sdjax.Job]
@@ -111,14 +111,14 @@ MODELS = {
     "tiny": Model(
         toys.TINY,
         {
-            "img2img ddim": _from_picture(strength=0.3),
-            "img2img euler": _from_picture(strength=0.8, sampler="euler"),
-            "img2img dpmpp_2m": _from_picture(strength=0.6, sampler="dpmpp_2m", schedule="karras", steps=9),
-            "img2img ancestral": _from_picture(strength=0.7, sampler="euler_ancestral"),
-            "img2img heun": _from_picture(strength=0.5, sampler="heun"),
-            "img2img plms": _from_picture(strength=0.6, sampler="plms"),
-            "img2img pndm": _from_picture(strength=0.9, sampler="pndm"),
-            "img2img lms": _from_picture(strength=0.6, sampler="lms", schedule="karras"),
+            "img2img ddim": _from_image(strength=0.3),
+            "img2img euler": _from_image(strength=0.8, sampler="euler"),
+            "img2img dpmpp_2m": _from_image(strength=0.6, sampler="dpmpp_2m", schedule="karras", steps=9),
+            "img2img ancestral": _from_image(strength=0.7, sampler="euler_ancestral"),
+            "img2img heun": _from_image(strength=0.5, sampler="heun"),
+            "img2img plms": _from_image(strength=0.6, sampler="plms"),
+            "img2img pndm": _from_image(strength=0.9, sampler="pndm"),
+            "img2img lms": _from_image(strength=0.6, sampler="lms", schedule="karras"),
             "inpaint ddim": _in_mask(strength=0.6),
             "inpaint whole": _in_mask(),
             "inpaint euler": _in_mask(strength=0.9, sampler="euler"),
@@ -126,7 +126,7 @@ MODELS = {
             "inpaint plms": _in_mask(strength=0.5, sampler="plms"),
             "inpaint lms": _in_mask(strength=0.7, sampler="lms"),
             "inpaint binary": _in_mask(strength=0.7, mask_image="soft.png", binarize_mask=True),
-            **_of_every_strength("img2img", _from_picture),
+            **_of_every_strength("img2img", _from_image),
             # diffusers' inpainting pipeline makes plms of pndm.
             **_of_every_strength("inpaint", _in_mask, ("plms", "lms")),
             "hires plms": _job(hires_scale=2.0, hires_strength=0.6, sampler="plms"),
@@ -159,17 +159,17 @@ MODELS = {
     "tiny_depth": Model(
         _TINY_DEPTH,
         {
-            "depth": _from_picture(depth_image="depth.png", strength=0.8),
-            "depth euler": _from_picture(depth_image="depth.png", strength=0.4, sampler="euler"),
-            **_of_every_strength("depth", _from_picture, depth_image="depth.png"),
-            "depth plms": _from_picture(depth_image="depth.png", strength=0.6, sampler="plms"),
-            "depth lms": _from_picture(depth_image="depth.png", strength=0.4, sampler="lms"),
+            "depth": _from_image(depth_image="depth.png", strength=0.8),
+            "depth euler": _from_image(depth_image="depth.png", strength=0.4, sampler="euler"),
+            **_of_every_strength("depth", _from_image, depth_image="depth.png"),
+            "depth plms": _from_image(depth_image="depth.png", strength=0.6, sampler="plms"),
+            "depth lms": _from_image(depth_image="depth.png", strength=0.4, sampler="lms"),
         },
     ),
-    "sd1": Model(toys.SD1, {"img2img": _from_picture(strength=0.3), "inpaint": _in_mask(strength=0.8)}),
-    "sd2": Model(toys.SD2, {"img2img v": _from_picture(strength=0.7, sampler="dpmpp_2m"), "inpaint v": _in_mask()}),
+    "sd1": Model(toys.SD1, {"img2img": _from_image(strength=0.3), "inpaint": _in_mask(strength=0.8)}),
+    "sd2": Model(toys.SD2, {"img2img v": _from_image(strength=0.7, sampler="dpmpp_2m"), "inpaint v": _in_mask()}),
     "sd2_inpaint": Model(toys.SD2_INPAINT, {"part": _in_mask(strength=0.7)}),
-    "sd2_depth": Model(toys.SD2_DEPTH, {"depth": _from_picture(depth_image="depth.png")}),
+    "sd2_depth": Model(toys.SD2_DEPTH, {"depth": _from_image(depth_image="depth.png")}),
 }
 # Made in every run of the tests; the others live.
 QUICK = ("tiny", "tiny_inpaint", "tiny_depth")
@@ -188,7 +188,7 @@ def write_controls(folder: Path) -> Path:
 
 
 def drawn(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """The pictures of one model; `folder` is empty at first."""
+    """The images of one model; `folder` is empty at first."""
     model = sdjax.load(toys.write_toy(folder / name, MODELS[name].toy))
     library = sdjax.Library(controlnets=write_controls(folder / "controls"))
     devices = jax.local_devices()[:1]

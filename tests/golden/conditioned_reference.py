@@ -1,4 +1,4 @@
-"""The pictures of `conditioned` by diffusers. Needs torch."""
+"""The images of `conditioned` by diffusers. Needs torch."""
 
 import io
 import tempfile
@@ -33,12 +33,12 @@ def _scheduler(folder: Path, job: sdjax.Job) -> Any:
     return kind.from_pretrained(folder / "scheduler", **{**own, **more, "clip_sample": False, "steps_offset": 1})
 
 
-def _picture(name: str) -> PIL.Image.Image:
-    return PIL.Image.fromarray(conditioned.picture(name.removesuffix(".png")))
+def _image(name: str) -> PIL.Image.Image:
+    return PIL.Image.fromarray(conditioned.image(name.removesuffix(".png")))
 
 
 def draw(folder: Path, controls: Path, job: sdjax.Job) -> np.ndarray:
-    """A picture of a model in a folder, uint8, (height, width, 3)."""
+    """An image of a model in a folder, uint8, (height, width, 3)."""
     plain = diffusers.StableDiffusionPipeline.from_pretrained(
         folder,
         safety_checker=None,
@@ -65,12 +65,12 @@ def draw(folder: Path, controls: Path, job: sdjax.Job) -> np.ndarray:
         kind = _kind(job)
         parts["requires_safety_checker"] = False
     if job.image:
-        given |= {"image": _picture(job.image), "strength": job.strength or (1.0 if job.mask_image else 0.8)}
+        given |= {"image": _image(job.image), "strength": job.strength or (1.0 if job.mask_image else 0.8)}
     if job.mask_image:
         given["mask_image"] = PIL.Image.open(io.BytesIO(conditioned.FILES[job.mask_image]))
     if job.controlnets:
         nets = [diffusers.ControlNetModel.from_pretrained(controls / each.name) for each in job.controls]
-        shown = [_picture(name) for name in split(job.control_image)]
+        shown = [_image(name) for name in split(job.control_image)]
         parts["controlnet"] = nets if len(nets) > 1 else nets[0]
         given["control_image" if job.image else "image"] = shown if len(nets) > 1 else shown[0]
         one = (lambda values: values) if len(nets) > 1 else (lambda values: values[0])
@@ -79,13 +79,13 @@ def draw(folder: Path, controls: Path, job: sdjax.Job) -> np.ndarray:
         given["control_guidance_end"] = one([each.end for each in job.controls])
         given["guess_mode"] = job.guess_mode
     if not job.depth_image:
-        given |= {"height": job.height, "width": job.width} if kind not in _SIZED_BY_PICTURE else {}
+        given |= {"height": job.height, "width": job.width} if kind not in _SIZED_BY_IMAGE else {}
     pipeline = kind(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return np.asarray(pipeline(**given).images[0])
 
 
-_SIZED_BY_PICTURE = (diffusers.StableDiffusionImg2ImgPipeline,)
+_SIZED_BY_IMAGE = (diffusers.StableDiffusionImg2ImgPipeline,)
 
 
 def _kind(job: sdjax.Job) -> Any:
@@ -122,7 +122,7 @@ def _again(parts: dict[str, Any], given: dict[str, Any], job: sdjax.Job) -> np.n
 
 
 def of_model(name: str, root: Path) -> dict[str, np.ndarray]:
-    """The pictures of one model."""
+    """The images of one model."""
     model = conditioned.MODELS[name]
     folder = toys.write_toy(root / name, model.toy)
     controls = conditioned.write_controls(root / "controls")

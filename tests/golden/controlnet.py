@@ -1,4 +1,4 @@
-"""The comparisons of ControlNets and T2I adapters: weights, control pictures, and what sdjax makes of them.
+"""The comparisons of ControlNets and T2I adapters: weights, control images, and what sdjax makes of them.
 
 The same cases are compared with recorded references (`tests/models`) and live (`tests/parity`). Weights and inputs come
 from numpy's frozen `RandomState`; the weights of zero convolutions too, which are not zero here.
@@ -144,7 +144,7 @@ LIVE_CASES = {
 
 
 def condition_of(config: ControlConfig, size: tuple[int, int], seed: int) -> np.ndarray:
-    """Control pictures in [0, 1] for latents of a size."""
+    """Control images in [0, 1] for latents of a size."""
     controlnet = isinstance(config, ControlNetConfig)
     factor = config.factor if controlnet else config.downscale_factor
     channels = config.conditioning_channels if controlnet else config.in_channels
@@ -153,7 +153,7 @@ def condition_of(config: ControlConfig, size: tuple[int, int], seed: int) -> np.
 
 
 def inputs(case: Case) -> Arrays:
-    """What the UNet is asked, and the control pictures, as "condition_0" and so on."""
+    """What the UNet is asked, and the control images, as "condition_0" and so on."""
     rng = np.random.RandomState(40)
     asked = {
         "sample": rng.standard_normal((BATCH, *case.size, case.unet.in_channels)).astype(np.float32),

@@ -1,4 +1,4 @@
-"""The comparisons of depth estimators: toys, pictures, and what sdjax gives for them. Only results are stored."""
+"""The comparisons of depth estimators: toys, images, and what sdjax gives for them. Only results are stored."""
 
 import dataclasses
 import gzip
@@ -47,7 +47,7 @@ HYBRID = dataclasses.replace(
 
 
 class Case(NamedTuple):
-    """A toy with random weights, and the sizes of the pictures that it is asked about, which need no resizing.
+    """A toy with random weights, and the sizes of the images that it is asked about, which need no resizing.
 
     more: sizes of which nothing is recorded.
     """
@@ -71,17 +71,17 @@ CASES = {
     "plain_readout_ignored": Case(dataclasses.replace(PLAIN, readout_type="ignore", patch_size=8), 5, (), ((64, 64),)),
 }  # fmt: skip
 
-# Settings, and the sizes of pictures that they are tried on.
+# Settings, and the sizes of images that they are tried on.
 PROCESSORS = {
     "published": DepthProcessor(size=(24, 24)),
     "bilinear": DepthProcessor(size=(16, 24), resample=2, image_mean=(0.4, 0.5, 0.6), image_std=(0.2, 0.3, 0.25)),
     "shape_kept": DepthProcessor(size=(32, 32), keep_aspect_ratio=True, ensure_multiple_of=16),
     "plain_numbers": DepthProcessor(do_resize=False, do_normalize=False),
 }
-PICTURES = ((25, 38), (53, 27), (24, 24))
+IMAGES = ((25, 38), (53, 27), (24, 24))
 # A map, and the size that it is brought to.
 SIZED = (np.random.RandomState(6).rand(12, 20).astype(np.float32), 30, 17)
-# Toys of the original code, and the sizes of the pictures that they are asked about.
+# Toys of the original code, and the sizes of the images that they are asked about.
 ORIGINALS = {"original_hybrid": ((96, 64),), "original_plain": ((64, 96),)}
 
 
@@ -100,7 +100,7 @@ def state(params: Params) -> dict[str, np.ndarray]:
     return found
 
 
-def picture(height: int, width: int) -> np.ndarray:
+def image(height: int, width: int) -> np.ndarray:
     """Noise on a slope."""
     rng = np.random.RandomState(height * 1000 + width)
     slope = np.linspace(0, 155, width)[None, :, None] + rng.randint(0, 101, (height, width, 3))
@@ -108,20 +108,20 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def outputs(name: str, sizes: Iterable[tuple[int, int]]) -> dict[str, np.ndarray]:
-    """What sdjax gives for a case, by the pictures' sizes, and the maps that a UNet would see."""
+    """What sdjax gives for a case, by the images' sizes, and the maps that a UNet would see."""
     case = CASES[name]
     model = DepthModel(case.config, params_of(case), DepthProcessor(do_resize=False), "")
     found = {}
     for height, width in sizes:
-        depth = depth_of(model, picture(height, width))
+        depth = depth_of(model, image(height, width))
         found[f"{height}x{width}"] = depth
         found[f"{height}x{width} normalised"] = normalised(depth[None], height // 8, width // 8)
     return found
 
 
 def seen(name: str) -> dict[str, np.ndarray]:
-    """What the network would see of some pictures."""
-    return {f"{height}x{width}": processed(PROCESSORS[name], picture(height, width)) for height, width in PICTURES}
+    """What the network would see of some images."""
+    return {f"{height}x{width}": processed(PROCESSORS[name], image(height, width)) for height, width in IMAGES}
 
 
 def original_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

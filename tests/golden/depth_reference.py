@@ -57,7 +57,7 @@ def network(case: depth.Case) -> torch.nn.Module:
 
 @torch.no_grad()
 def predicted(model: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """The depth of pictures of any size, from parts of the network itself where the whole takes squares alone."""
+    """The depth of images of any size, from parts of the network itself where the whole takes squares alone."""
     config, (height, width) = model.config, pixels.shape[2:]
     own = (height, width) == (config.image_size,) * 2
     embeddings, neck = model.dpt.embeddings, model.neck
@@ -79,7 +79,7 @@ def outputs(name: str, sizes: Iterable[tuple[int, int]]) -> Arrays:
     model, found = network(case), {}
     processor = transformers.DPTImageProcessorPil(do_resize=False)
     for height, width in sizes:
-        pixels = processor(depth.picture(height, width), return_tensors="pt").pixel_values
+        pixels = processor(depth.image(height, width), return_tensors="pt").pixel_values
         predicted_depth = predicted(model, pixels)
         found[f"{height}x{width}"] = predicted_depth[0].numpy()
         # The pipeline's own function, given a map: of its parts it asks for one number.
@@ -98,13 +98,13 @@ def settings_json(settings: DepthProcessor) -> dict[str, Any]:
 
 
 def seen(name: str) -> Arrays:
-    """What transformers' processor makes of some pictures, as `depth.seen`."""
+    """What transformers' processor makes of some images, as `depth.seen`."""
     processor = transformers.DPTImageProcessorPil(**settings_json(depth.PROCESSORS[name]))
     return {
-        f"{height}x{width}": processor(depth.picture(height, width), return_tensors="np")
+        f"{height}x{width}": processor(depth.image(height, width), return_tensors="np")
         .pixel_values[0]
         .transpose(1, 2, 0)
-        for height, width in depth.PICTURES
+        for height, width in depth.IMAGES
     }
 
 
@@ -192,8 +192,8 @@ def original_toy(name: str) -> torch.nn.Module:
 
 @torch.no_grad()
 def original_output(model: torch.nn.Module, height: int, width: int) -> np.ndarray:
-    """What the original network gives for a picture."""
-    pixels = transformers.DPTImageProcessorPil(do_resize=False)(depth.picture(height, width), return_tensors="pt")
+    """What the original network gives for an image."""
+    pixels = transformers.DPTImageProcessorPil(do_resize=False)(depth.image(height, width), return_tensors="pt")
     return model(pixels.pixel_values)[0].numpy()
 
 

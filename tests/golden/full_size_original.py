@@ -63,7 +63,7 @@ class FrozenCLIPEmbedder(torch.nn.Module):
 
 
 class FrozenOpenCLIPEmbedder(torch.nn.Module):
-    """The same of Stability AI's: OpenCLIP's ViT-H/14 without its tower for pictures."""
+    """The same of Stability AI's: OpenCLIP's ViT-H/14 without its tower for images."""
 
     def __init__(self, size: str, folder: Path) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
     python -m tests.golden.preprocess_reference
 
 where opencv-python-headless is installed (5.0 and 4.14 give the same); it is needed nowhere else. Nothing here comes
-from sdjax. The pictures are made by numpy on both sides.
+from sdjax. The images are made by numpy on both sides.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ THRESHOLDS = ((100, 200), (50, 60), (0, 0), (200, 100), (30.5, 400.9), (1500, 20
 RADII = (1, 4, 7.5)
 
 
-def pictures() -> dict[str, np.ndarray]:
-    """Noise, gradients and shapes of all sizes and colours, and such as are as thin as a picture can be."""
+def images() -> dict[str, np.ndarray]:
+    """Noise, gradients and shapes of all sizes and colours, and such as are as thin as an image can be."""
     random = np.random.default_rng(5)
     row, column = np.mgrid[:96, :130].astype(np.float64)
     waves = 128 + 60 * np.sin(row / 7 + column / 11) + 60 * np.sin(row * column / 300)
@@ -40,12 +40,12 @@ def pictures() -> dict[str, np.ndarray]:
         "column": random.integers(0, 256, (30, 1, 3)),
         "pixel": np.full((1, 1, 3), 9),
     }
-    return {name: np.clip(picture, 0, 255).astype(np.uint8) for name, picture in given.items()}
+    return {name: np.clip(image, 0, 255).astype(np.uint8) for name, image in given.items()}
 
 
 def masks() -> dict[str, np.ndarray]:
-    """In 8 bits: of one channel of `pictures`, hard."""
-    return {name: np.where(pictures()[name][..., 0] > 128, np.uint8(255), np.uint8(0)) for name in ("waves", "blocks")}
+    """In 8 bits: of one channel of `images`, hard."""
+    return {name: np.where(images()[name][..., 0] > 128, np.uint8(255), np.uint8(0)) for name in ("waves", "blocks")}
 
 
 def main() -> None:
@@ -53,25 +53,25 @@ def main() -> None:
     import cv2
 
     arrays = {}
-    for name, picture in pictures().items():
+    for name, image in images().items():
         for low, high in THRESHOLDS:
-            arrays[f"canny {name} {low} {high}"] = np.packbits(cv2.Canny(picture, low, high) > 0)
-        if min(picture.shape[:2]) > 1:
+            arrays[f"canny {name} {low} {high}"] = np.packbits(cv2.Canny(image, low, high) > 0)
+        if min(image.shape[:2]) > 1:
             # sd-webui-controlnet's `lineart_standard`.
-            values = picture.astype(np.float32)
+            values = image.astype(np.float32)
             darker = np.min(cv2.GaussianBlur(values, (0, 0), 6.0) - values, axis=2).clip(0, 255)
             found = darker[darker > 8]
             drawn = darker / max(16, np.median(found) if found.size else 0) * 127
             arrays[f"lines {name}"] = drawn.clip(0, 255).astype(np.uint8)
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         for cell in (8, 64):
             if min(height, width) >= cell:
                 # sd-webui-controlnet's `apply_color`, whose cells have 64 pixels.
-                small = cv2.resize(picture, (width // cell, height // cell), interpolation=cv2.INTER_CUBIC)
+                small = cv2.resize(image, (width // cell, height // cell), interpolation=cv2.INTER_CUBIC)
                 grid = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
                 arrays[f"grid {name} {cell}"] = grid
         if name == "blocks":
-            arrays["smaller blocks"] = cv2.resize(picture, (44, 36), interpolation=cv2.INTER_AREA)
+            arrays["smaller blocks"] = cv2.resize(image, (44, 36), interpolation=cv2.INTER_AREA)
     for name, mask in masks().items():
         for radius in RADII:
             # A1111's mask blur, which rounds to 8 bits in between.

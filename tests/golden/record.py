@@ -27,9 +27,9 @@ from tests.golden import (
     depth_reference,
     full_size,
     hypernetwork_reference,
+    images,
     networks,
     pickle_reference,
-    pictures,
     reference,
     sampler_reference,
     sd_upscaler_reference,
@@ -49,21 +49,21 @@ def record_networks(file: Path, cases: dict[str, networks.Network], more: dict[s
     np.savez_compressed(file, **arrays, **more)
 
 
-def record_pictures(model: str, folder: Path, more: dict[str, np.ndarray]) -> None:
-    """Stores the pictures of one model."""
+def record_images(model: str, folder: Path, more: dict[str, np.ndarray]) -> None:
+    """Stores the images of one model."""
     drawer = reference.Drawer(folder)
-    images = {name: drawer.draw(picture) for name, picture in pictures.RECORDED[model].items()}
-    np.savez_compressed(pictures.recorded_file(model), **images, **more)
+    drawn = {name: drawer.draw(image) for name, image in images.RECORDED[model].items()}
+    np.savez_compressed(images.recorded_file(model), **drawn, **more)
 
 
 def record_variants() -> None:
-    """Stores the pictures of models whose UNet is told more."""
+    """Stores the images of models whose UNet is told more."""
     images = {}
     with tempfile.TemporaryDirectory() as root:
         for name in variants.QUICK:
             toy, cases = variants.VARIANTS[name]
             folder = toys.write_toy(Path(root) / name, toy)
-            images |= {f"{name}/{case}": variant_reference.draw(folder, picture) for case, picture in cases.items()}
+            images |= {f"{name}/{case}": variant_reference.draw(folder, image) for case, image in cases.items()}
     np.savez_compressed(variants.RECORDED, **images)
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     record_networks(networks.RECORDED, networks.NETWORKS, blocks)
     with tempfile.TemporaryDirectory() as folder:
         for name, toy in (("sd1", toys.SD1), ("sd2", toys.SD2)):
-            record_pictures(name, toys.write_toy(Path(folder) / name, toy), {})
+            record_images(name, toys.write_toy(Path(folder) / name, toy), {})
     checkpoint_reference.record()
     adapter_reference.record()
     hypernetwork_reference.main()
@@ -105,7 +105,7 @@ def main() -> None:
     upscaler_reference.record()
     digest = {"digest": np.array(sdjax.load("emoji").digest)}
     record_networks(networks.EMOJI_RECORDED, networks.emoji_networks(), digest)
-    record_pictures("emoji", path_of("emoji"), digest)
+    record_images("emoji", path_of("emoji"), digest)
 
 
 if __name__ == "__main__":

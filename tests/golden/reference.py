@@ -24,8 +24,8 @@ from sdjax.models.attention import Attention, SpatialTransformer
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
 from tests import toys
 from tests.golden import sampler_reference
+from tests.golden.images import Image
 from tests.golden.networks import Arrays, Block, Network, block_params, inputs
-from tests.golden.pictures import Picture
 
 # diffusers' class of each sampler, and what of its config makes it that one.
 _TO_THE_LEAST = {"final_sigmas_type": "sigma_min"}
@@ -180,16 +180,16 @@ class Drawer:
             # For clip_skip: where diffusers looks for the last norm, which transformers 5 has elsewhere.
             encoder.text_model = types.SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
 
-    def draw(self, picture: Picture) -> np.ndarray:
+    def draw(self, image: Image) -> np.ndarray:
         """What it draws: uint8, (height, width, 3)."""
-        by = self._by_k_diffusion if picture.job.timestep_spacing == "k_diffusion" else self._by_diffusers
-        return np.asarray(by(picture))
+        by = self._by_k_diffusion if image.job.timestep_spacing == "k_diffusion" else self._by_diffusers
+        return np.asarray(by(image))
 
-    def _by_diffusers(self, picture: Picture) -> Any:
-        job = picture.job
+    def _by_diffusers(self, image: Image) -> Any:
+        job = image.job
         kind, own = SCHEDULERS[job.sampler]
         # The pipeline turns clipping off in the scheduler it is loaded with; so it must be in others.
-        changes: dict[str, Any] = {**dict(picture.scheduler), **own, "clip_sample": False}
+        changes: dict[str, Any] = {**dict(image.scheduler), **own, "clip_sample": False}
         changes.update(_SCHEDULES.get(job.schedule or "", {}))
         if job.timestep_spacing:
             changes["timestep_spacing"] = job.timestep_spacing
@@ -198,7 +198,7 @@ class Drawer:
         if kind is diffusers.DPMSolverSDEScheduler:
             changes["noise_sampler_seed"] = job.seed
         self.pipeline.scheduler = kind.from_config(self._scheduler, **changes)
-        # diffusers has no unconditional pictures: they are those of the negative prompt without guidance.
+        # diffusers has no unconditional images: they are those of the negative prompt without guidance.
         prompt = job.prompt if job.guidance_scale else job.negative_prompt
         return self.pipeline(
             prompt,
@@ -215,9 +215,9 @@ class Drawer:
         ).images[0]
 
     @torch.no_grad()
-    def _by_k_diffusion(self, picture: Picture) -> Any:
+    def _by_k_diffusion(self, image: Image) -> Any:
         """As A1111 does: white noise from the image's generator, paths of trees that have the image's seed."""
-        job, pipeline = picture.job, self.pipeline
+        job, pipeline = image.job, self.pipeline
         # Both as prompts: for a negative prompt diffusers leaves out no layers.
         texts = [job.negative_prompt, job.prompt]
         context, _ = pipeline.encode_prompt(texts, "cpu", 1, False, clip_skip=job.clip_skip or None)
@@ -227,7 +227,7 @@ class Drawer:
             without, given = both.chunk(2)
             return without + job.guidance_scale * (given - without)
 
-        config = self._scheduler | dict(picture.scheduler)
+        config = self._scheduler | dict(image.scheduler)
         training = diffusers.DDIMScheduler.from_config(config)
         model = sampler_reference.wrapped(network, training.alphas_cumprod, config["prediction_type"])
         shape = (1, pipeline.unet.config.in_channels, *(pipeline.unet.config.sample_size,) * 2)

@@ -92,7 +92,7 @@ def by_diffusers(case: Case) -> np.ndarray:
         timesteps, latents = scheduler.timesteps, torch.from_numpy(samplers.LATENTS)
         if case.strength < 1:
             timesteps = _timesteps(scheduler, case)
-            latents = scheduler.add_noise(torch.from_numpy(samplers.PICTURE), latents, timesteps[:1])
+            latents = scheduler.add_noise(torch.from_numpy(samplers.IMAGE), latents, timesteps[:1])
         else:
             latents = latents * scheduler.init_noise_sigma
         for timestep in timesteps:
@@ -112,7 +112,7 @@ def _append_dims(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def k_diffusion() -> tuple[types.ModuleType, types.ModuleType]:
-    """Its samplers and its wrappers of networks, without what the package needs for training and for pictures."""
+    """Its samplers and its wrappers of networks, without what the package needs for training and for images."""
     if "k_diffusion.external" not in sys.modules:
         found = importlib.util.find_spec("k_diffusion")
         assert found is not None and found.submodule_search_locations, "install k-diffusion"
@@ -291,7 +291,7 @@ def main() -> None:
 
 
 def record_strengths() -> None:
-    """Records the samplers that begin with a picture, for which A1111's code is not needed."""
+    """Records the samplers that begin with an image, for which A1111's code is not needed."""
     _write(strengths.FILE, strengths.CASES, [by_reference(case) for case in strengths.CASES.values()])
 
 

@@ -33,10 +33,10 @@ STAYING_TOLERANCE = 1e-8
 # Of each sigma: A1111's are float32.
 SIGMA_TOLERANCE = 2e-7
 
-# Of one picture, channels second.
+# Of one image, channels second.
 SHAPE = (1, 1, 2, 3)
 LATENTS = np.linspace(-1.7, 1.9, 6).reshape(SHAPE)
-PICTURE = np.linspace(0.8, -0.6, 6).reshape(SHAPE) ** 3
+IMAGE = np.linspace(0.8, -0.6, 6).reshape(SHAPE) ** 3
 STEPS = (20, 7, 1)
 
 SD1 = (("beta_start", 0.00085), ("beta_end", 0.012), ("beta_schedule", "scaled_linear"))
@@ -52,7 +52,7 @@ class Case(NamedTuple):
     config: the checkpoint's `scheduler_config.json`.
     sampler: by k-diffusion or A1111; None is diffusers' class that the config names.
     schedule: None is what the config says.
-    strength: below 1 it begins with `PICTURE`, as diffusers' img2img pipelines do.
+    strength: below 1 it begins with `IMAGE`, as diffusers' img2img pipelines do.
     """
 
     steps: int
@@ -320,8 +320,8 @@ def given(case: Case) -> np.ndarray:
     for index, place in enumerate(np.flatnonzero(written.draws)):
         span = written.span[place]
         noise[place] = path(*span) if written.brownian[place] and follows_path else white(index)
-    picture = PICTURE / written.start if case.strength < 1 else 0.0
-    return run_on_host(written, denoise, LATENTS + picture, noise)
+    image = IMAGE / written.start if case.strength < 1 else 0.0
+    return run_on_host(written, denoise, LATENTS + image, noise)
 
 
 def sigmas(schedule: str, steps: int) -> np.ndarray:

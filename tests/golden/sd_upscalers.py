@@ -220,7 +220,7 @@ def prediction(name: str) -> np.ndarray:
         return np.asarray(jax.jit(unet.apply)({"params": TOYS[name].params()["unet"]}, *asked))
 
 
-# --- The pictures ---
+# --- The images ---
 
 PROMPTS = ("a photo of a red apple", "the blue cat and a green dog on a castle", "")
 NEGATIVES = ("the blue cat", "", "a dog")
@@ -230,7 +230,7 @@ LATENTS = _normal(7, 3, 8, 12, 4)
 
 
 class Case(NamedTuple):
-    """How pictures are upscaled; the noise level is of x4."""
+    """How images are upscaled; the noise level is of x4."""
 
     steps: int
     guidance_scale: float

@@ -1,4 +1,4 @@
-"""The comparisons of samplers that begin with a picture, a formula in the place of the network.
+"""The comparisons of samplers that begin with an image, a formula in the place of the network.
 
 Recorded in strengths.npz by `tests.golden.sampler_reference`, which takes diffusers' schedulers through the timesteps
 of its img2img pipeline.
@@ -14,7 +14,7 @@ from tests.golden import samplers
 from tests.golden.samplers import Case
 
 FILE = Path(__file__).with_name("strengths.npz")
-# PNDM's Runge-Kutta steps of a picture are made from levels that are not those of its latents. These grow large before
+# PNDM's Runge-Kutta steps of an image are made from levels that are not those of its latents. These grow large before
 # they fall, and roundings with them.
 RUNGE_KUTTA_TOLERANCE = 1e-6
 # Of classes that keep outputs of earlier steps and count: all their configs. Of the others, some.

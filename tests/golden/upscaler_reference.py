@@ -91,7 +91,7 @@ def network(config: UpscalerConfig) -> nn.Module:
 
 
 def given_by(case: upscalers.Case) -> np.ndarray:
-    """What a network gives for the pictures of its case."""
+    """What a network gives for the images of its case."""
     asked = torch.from_numpy(upscalers.pixels(case)).permute(0, 3, 1, 2)
     with torch.no_grad():
         return np.ascontiguousarray(network(case.config)(asked).permute(0, 2, 3, 1).numpy())

@@ -27,7 +27,7 @@ TOLERANCE = 1e-5
 
 
 class Case(NamedTuple):
-    """A network, and the size of the pictures that it is given."""
+    """A network, and the size of the images that it is given."""
 
     config: UpscalerConfig
     size: tuple[int, int]
@@ -109,7 +109,7 @@ def write(file: Path, config: UpscalerConfig) -> Path:
 
 
 def pixels(case: Case) -> np.ndarray:
-    """Two pictures, in [0, 1]."""
+    """Two images, in [0, 1]."""
     return np.random.RandomState(32).uniform(0, 1, (2, *case.size, 3)).astype(np.float32)
 
 

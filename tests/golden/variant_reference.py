@@ -1,4 +1,4 @@
-"""The pictures of `variants` by diffusers. Needs torch."""
+"""The images of `variants` by diffusers. Needs torch."""
 
 from pathlib import Path
 from typing import Any
@@ -8,28 +8,28 @@ import numpy as np
 import PIL.Image
 import torch
 
-from tests.golden.pictures import Picture
+from tests.golden.images import Image
 from tests.golden.reference import SCHEDULERS
 
 
-def _scheduler(folder: Path, picture: Picture) -> Any:
-    kind, own = SCHEDULERS[picture.job.sampler]
+def _scheduler(folder: Path, image: Image) -> Any:
+    kind, own = SCHEDULERS[image.job.sampler]
     return kind.from_pretrained(folder / "scheduler", **{**own, "clip_sample": False, "steps_offset": 1})
 
 
-def draw(folder: Path, picture: Picture) -> np.ndarray:
-    """A picture of a model in a folder, uint8, (height, width, 3)."""
+def draw(folder: Path, image: Image) -> np.ndarray:
+    """An image of a model in a folder, uint8, (height, width, 3)."""
     index = diffusers.DiffusionPipeline.load_config(folder)
     by = _by_inpainting if index["_class_name"] == "StableDiffusionInpaintPipeline" else _by_hand
-    return by(folder, picture)
+    return by(folder, image)
 
 
-def _by_inpainting(folder: Path, picture: Picture) -> np.ndarray:
-    """diffusers' pipeline with a mask that covers all of some picture."""
+def _by_inpainting(folder: Path, image: Image) -> np.ndarray:
+    """diffusers' pipeline with a mask that covers all of some image."""
     pipeline = diffusers.StableDiffusionInpaintPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = _scheduler(folder, picture)
-    job = picture.job
+    pipeline.scheduler = _scheduler(folder, image)
+    job = image.job
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     drawn = pipeline(
         job.prompt,
@@ -47,7 +47,7 @@ def _by_inpainting(folder: Path, picture: Picture) -> np.ndarray:
 
 
 @torch.no_grad()
-def _by_hand(folder: Path, picture: Picture) -> np.ndarray:
+def _by_hand(folder: Path, image: Image) -> np.ndarray:
     """What its pipelines do, by its parts: none of them draws from text with a depth model or with class labels."""
     parts = {
         "vae": diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
@@ -56,8 +56,8 @@ def _by_hand(folder: Path, picture: Picture) -> np.ndarray:
     plain = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **parts
     )
-    unet, vae, job = parts["unet"], parts["vae"], picture.job
-    scheduler = _scheduler(folder, picture)
+    unet, vae, job = parts["unet"], parts["vae"], image.job
+    scheduler = _scheduler(folder, image)
     guided = job.guidance_scale > 1
     given, without = plain.encode_prompt(job.prompt, "cpu", 1, guided, job.negative_prompt)
     context = torch.cat([without, given]) if guided else given

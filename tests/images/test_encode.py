@@ -126,7 +126,7 @@ def test_pixels_come_back_exactly_or_nearly(format_name):
 
 
 @EVERY_FORMAT
-def test_the_same_picture_gives_the_same_bytes_whatever_the_order_of_its_metadata(format_name):
+def test_the_same_image_gives_the_same_bytes_whatever_the_order_of_its_metadata(format_name):
     turned = dict(reversed(METADATA.items()))
     assert written(PIXELS, METADATA, format_name) == written(PIXELS.copy(), turned, format_name)
 
@@ -139,18 +139,18 @@ def test_pixels_in_any_memory_layout_give_the_same_bytes(format_name):
 
 @EVERY_FORMAT
 @pytest.mark.parametrize("prompt", ["an apple", "<a> & </sdjax:metadata> ]]> \x01 漢"])
-def test_a_picture_says_in_well_formed_xmp_that_a_model_made_it(format_name, prompt):
+def test_an_image_says_in_well_formed_xmp_that_a_model_made_it(format_name, prompt):
     data = written(PIXELS, METADATA | {"prompt": prompt}, format_name)
-    with Image.open(io.BytesIO(data)) as picture:
-        packet = picture.info["xmp"]
+    with Image.open(io.BytesIO(data)) as image:
+        packet = image.info["xmp"]
     tree = ElementTree.fromstring(packet if isinstance(packet, str) else packet.decode())
     label = tree.find(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
     assert label.text == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 def test_jpegs_keep_a_colour_for_every_pixel():
-    with Image.open(io.BytesIO(written(PIXELS, METADATA, "jpeg"))) as picture:
-        assert [layer[1:3] for layer in picture.layer] == [(1, 1)] * 3
+    with Image.open(io.BytesIO(written(PIXELS, METADATA, "jpeg"))) as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3
 
 
 def png_chunks(data):
@@ -192,7 +192,7 @@ def test_comments_are_read_in_every_coding_that_tools_write(comment):
     assert metadata_text.text_of_user_comment(comment) == "Steps: 20, 漢"
 
 
-def test_the_parameters_of_another_tools_picture_can_be_read():
+def test_the_parameters_of_another_tools_image_can_be_read():
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text("parameters", "a cat\nSteps: 3, Sampler: Euler, Seed: 1")
     file = io.BytesIO()
@@ -200,21 +200,21 @@ def test_the_parameters_of_another_tools_picture_can_be_read():
     assert read_parameters(file.getvalue(), "x").startswith("a cat")
 
 
-def saved(kind, picture=None):
+def saved(kind, image=None):
     file = io.BytesIO()
-    (picture or Image.fromarray(PIXELS)).save(file, kind)
+    (image or Image.fromarray(PIXELS)).save(file, kind)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-def test_a_picture_without_metadata_has_no_parameters_and_says_so_clearly(kind):
+def test_an_image_without_metadata_has_no_parameters_and_says_so_clearly(kind):
     assert read_parameters(saved(kind), "x") is None
     with pytest.raises(ImageError, match=r"cat\.png: no metadata of sdjax"):
         read_metadata(saved(kind), "cat.png")
 
 
 @EVERY_FORMAT
-def test_a_truncated_picture_is_an_error_wherever_it_ends(format_name):
+def test_a_truncated_image_is_an_error_wherever_it_ends(format_name):
     data = written(PIXELS, METADATA, format_name)
     for read in (read_metadata, decode):
         for end in range(len(data)):
@@ -222,8 +222,8 @@ def test_a_truncated_picture_is_an_error_wherever_it_ends(format_name):
                 read(data[:end], "cut")
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"])
-def test_what_is_no_picture_is_a_clear_error(data):
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"])
+def test_what_is_no_image_is_a_clear_error(data):
     for read in (read_metadata, read_parameters, decode):
         with pytest.raises(ImageError, match=r"^notes\.txt: "):
             read(data, "notes.txt")
@@ -231,7 +231,7 @@ def test_what_is_no_picture_is_a_clear_error(data):
 
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
+def test_a_damaged_image_is_read_or_refused_but_nothing_else(data):
     format_name = data.draw(st.sampled_from(sorted(FORMATS)))
     damaged = bytearray(written(PIXELS, METADATA, format_name))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -243,18 +243,18 @@ def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
             assert str(error).startswith("x: ")
 
 
-def test_other_kinds_of_pictures_are_not_even_tried():
+def test_other_kinds_of_images_are_not_even_tried():
     with pytest.raises(ImageError, match="no whole image; expected one of png, webp, jpeg"):
         decode(saved("GIF"), "x.gif")
 
 
-def test_a_picture_that_is_not_8_bit_rgb_is_refused_rather_than_changed():
+def test_an_image_that_is_not_8_bit_rgb_is_refused_rather_than_changed():
     with pytest.raises(ImageError, match="of mode RGBA; expected 8-bit RGB"):
         decode(saved("PNG", Image.new("RGBA", (2, 2))), "x.png")
 
 
 @pytest.mark.parametrize("side", [8200, 10_000, 100_000])
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(side):
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(side):
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

@@ -1,4 +1,4 @@
-"""The EXIF data that pictures carry: written as their readers expect, and a stranger's read within bounds."""
+"""The EXIF data that images carry: written as their readers expect, and a stranger's read within bounds."""
 
 import io
 import struct
@@ -52,8 +52,8 @@ def entries_of(block: bytes, place: int) -> dict[int, tuple[int, bytes]]:
 @pytest.mark.parametrize("format_name", ["webp", "jpeg"])
 def test_the_comment_is_of_the_type_that_other_readers_take(format_name, prompt):
     metadata = METADATA | {"prompt": prompt}
-    with Image.open(io.BytesIO(written(PIXELS, metadata, format_name))) as picture:
-        block = picture.info["exif"].removeprefix(b"Exif\0\0")
+    with Image.open(io.BytesIO(written(PIXELS, metadata, format_name))) as image:
+        block = image.info["exif"].removeprefix(b"Exif\0\0")
     assert block[:8] == b"MM\0*\0\0\0\x08"
     first = entries_of(block, 8)
     kind, comment = entries_of(block, first[0x8769][1])[0x9286]
@@ -92,20 +92,20 @@ def test_a_comment_in_the_first_directory_is_read_too():
         directory((0x8769, 4, 1, 5000)),
     ],
 )
-def test_damaged_data_are_a_clear_error_and_the_picture_is_good(block):
+def test_damaged_data_are_a_clear_error_and_the_image_is_good(block):
     with pytest.raises(ValueError, match=r"EXIF|directory|data"):
         read_exif(block)
-    picture = saved("WEBP", exif=b"Exif\0\0" + block)
-    assert read_image(picture, "x").notes == ("its EXIF data are damaged: left aside",)
+    image = saved("WEBP", exif=b"Exif\0\0" + block)
+    assert read_image(image, "x").notes == ("its EXIF data are damaged: left aside",)
     with pytest.raises(ImageError, match=r"x: its EXIF data are damaged"):
-        read_parameters(picture, "x")
+        read_parameters(image, "x")
 
 
 def test_a_directory_that_leads_to_itself_ends():
     assert read_exif(directory((0x8769, 4, 1, 8))) == Exif(None, None)
 
 
-def test_a_picture_is_turned_as_its_xmp_says_where_exif_says_nothing():
+def test_an_image_is_turned_as_its_xmp_says_where_exif_says_nothing():
     packet = b'<rdf:Description tiff:Orientation="6"/>'
     assert read_image(saved("JPEG", xmp=packet), "x").pixels.shape == (16, 8, 3)
     assert read_image(saved("WEBP", xmp=packet, exif=directory((0x0112, 3, 1, 1 << 16))), "x").notes == ()
@@ -156,9 +156,9 @@ def test_entries_that_all_point_to_the_same_bytes_are_not_followed(kind):
     size = 12 * entries
     bomb = directory(*[(0x0112 + index % 3, 2, size, 8) for index in range(entries)])
     start = time.process_time()
-    picture = saved(kind, exif=b"Exif\0\0" + bomb)
-    assert read_parameters(picture, "x") is None
-    assert read_image(picture, "x").pixels.shape == PIXELS.shape
+    image = saved(kind, exif=b"Exif\0\0" + bomb)
+    assert read_parameters(image, "x") is None
+    assert read_image(image, "x").pixels.shape == PIXELS.shape
     assert time.process_time() - start < SOON
 
 
@@ -173,7 +173,7 @@ def test_tags_of_a_tiff_that_all_point_to_the_same_bytes_are_refused():
     assert time.process_time() - start < SOON
 
 
-def test_a_list_of_further_pictures_that_is_a_bomb_is_left_aside():
+def test_a_list_of_further_images_that_is_a_bomb_is_left_aside():
     bomb = directory(*[(1000 + index, 2, 60_000, 8) for index in range(5000)])
     assert np.array_equal(decode(jpeg_with(segment(0xFFE2, b"MPF\0" + bomb)), "x"), decode(saved("JPEG"), "x"))
 

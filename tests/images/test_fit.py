@@ -1,4 +1,4 @@
-"""Pictures brought to another size. tests/parity compares with diffusers, from which sizes and places come."""
+"""Images brought to another size. tests/parity compares with diffusers, from which sizes and places come."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_cropping_takes_the_middle():
     np.testing.assert_array_equal(fitted(PIXELS.transpose(1, 0, 2), 40, 40, "crop"), PIXELS.transpose(1, 0, 2)[10:50])
 
 
-def test_padding_keeps_the_whole_picture_and_repeats_its_edges():
+def test_padding_keeps_the_whole_image_and_repeats_its_edges():
     padded = fitted(PIXELS, 60, 60, "pad")
     np.testing.assert_array_equal(padded[10:50], PIXELS)
     assert (padded[:10] == padded[0]).all() and (padded[50:] == padded[59]).all()

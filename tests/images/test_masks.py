@@ -95,7 +95,7 @@ def test_a_mask_of_nothing_or_everything_stays_one(height, width, rows, columns)
 
 @given(st.data())
 @settings(max_examples=200)
-def test_the_region_holds_the_mask_and_its_padding_and_lies_in_the_picture(data):
+def test_the_region_holds_the_mask_and_its_padding_and_lies_in_the_image(data):
     height, width = data.draw(SIDE), data.draw(SIDE)
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
@@ -129,7 +129,7 @@ def test_an_empty_mask_has_no_region():
         crop_region(np.zeros((5, 5), np.float32), 3, (8, 8))
 
 
-# --- Back into the picture ---
+# --- Back into the image ---
 
 
 @given(st.integers(0, 2**32 - 1), SIDE, SIDE)
@@ -149,13 +149,13 @@ def test_where_the_mask_is_0_the_original_is_untouched_and_where_it_is_1_all_is_
 # --- Masks of other sizes ---
 
 
-def test_a_mask_of_its_pictures_size_is_taken_as_it_is():
+def test_a_mask_of_its_images_size_is_taken_as_it_is():
     mask = random_mask(3, 30, 40)
     np.testing.assert_array_equal(fitted_to(mask, 30, 40), mask)
 
 
 @pytest.mark.parametrize(
-    "mask, picture",
+    "mask, image",
     [
         ((64, 64), (512, 512)),
         ((1024, 1024), (512, 511)),
@@ -165,13 +165,13 @@ def test_a_mask_of_its_pictures_size_is_taken_as_it_is():
         ((512, 1), (8, 1)),
     ],
 )
-def test_a_mask_of_the_same_proportions_is_brought_to_the_pictures_size(mask, picture):
-    resized = fitted_to(random_mask(4, *mask), *picture)
-    assert resized.shape == picture and resized.min() >= 0 and resized.max() <= 1
+def test_a_mask_of_the_same_proportions_is_brought_to_the_images_size(mask, image):
+    resized = fitted_to(random_mask(4, *mask), *image)
+    assert resized.shape == image and resized.min() >= 0 and resized.max() <= 1
 
 
-@pytest.mark.parametrize("mask, picture", [((64, 64), (512, 500)), ((40, 30), (30, 40)), ((500, 512), (512, 512))])
-def test_a_mask_of_other_proportions_is_an_error_that_names_both_sizes(mask, picture):
-    sizes = f"wrong size for the mask: {mask[1]}x{mask[0]}; the image has {picture[1]}x{picture[0]}"
+@pytest.mark.parametrize("mask, image", [((64, 64), (512, 500)), ((40, 30), (30, 40)), ((500, 512), (512, 512))])
+def test_a_mask_of_other_proportions_is_an_error_that_names_both_sizes(mask, image):
+    sizes = f"wrong size for the mask: {mask[1]}x{mask[0]}; the image has {image[1]}x{image[0]}"
     with pytest.raises(ImageError, match=sizes):
-        fitted_to(np.ones(mask, np.float32), *picture)
+        fitted_to(np.ones(mask, np.float32), *image)

@@ -10,8 +10,8 @@ from sdjax.images.preprocess import PREPROCESSORS, canny, colour_grid, invert, l
 from tests.golden import preprocess_reference as golden
 
 RECORDED = dict(np.load(golden.FILE))
-PICTURES = golden.pictures()
-EVERY_PICTURE = pytest.mark.parametrize("name", PICTURES)
+IMAGES = golden.images()
+EVERY_IMAGE = pytest.mark.parametrize("name", IMAGES)
 
 
 def recorded(kind):
@@ -19,36 +19,36 @@ def recorded(kind):
 
 
 @pytest.mark.parametrize("low, high", golden.THRESHOLDS)
-@EVERY_PICTURE
+@EVERY_IMAGE
 def test_canny_is_opencvs_to_the_bit(name, low, high):
-    edges = canny(PICTURES[name], low, high)
+    edges = canny(IMAGES[name], low, high)
     np.testing.assert_array_equal(np.packbits(edges[..., 0] > 0), RECORDED[f"canny {name} {low} {high}"])
     assert set(np.unique(edges)) <= {0, 255} and (edges == edges[..., :1]).all()
 
 
 def test_a_weak_edge_is_drawn_as_far_as_it_goes_on_from_a_strong_one():
-    picture = np.full((40, 600, 3), 120, np.uint8)
-    picture[20:] = 90
-    assert canny(picture, 50, 130).max() == 0
-    picture[20:, :3] = 60
-    assert (canny(picture, 50, 130) > 0).any((0, 2)).all()
+    image = np.full((40, 600, 3), 120, np.uint8)
+    image[20:] = 90
+    assert canny(image, 50, 130).max() == 0
+    image[20:, :3] = 60
+    assert (canny(image, 50, 130) > 0).any((0, 2)).all()
 
 
 @pytest.mark.parametrize("name", recorded("lines"))
 def test_lines_are_sd_webui_controlnets(name):
-    drawn = lines(PICTURES[name])[..., 0]
+    drawn = lines(IMAGES[name])[..., 0]
     assert np.abs(drawn.astype(int) - RECORDED[f"lines {name}"]).max() <= 1
 
 
 @pytest.mark.parametrize("case", recorded("grid"))
 def test_the_grid_of_colours_is_opencvs(case):
     name, cell = case.rsplit(" ", 1)
-    grid = colour_grid(PICTURES[name], int(cell))
+    grid = colour_grid(IMAGES[name], int(cell))
     assert np.abs(grid.astype(int) - RECORDED[f"grid {case}"]).max() <= 1
 
 
 def test_a_tile_is_made_smaller_by_the_mean():
-    blocks = PICTURES["blocks"]
+    blocks = IMAGES["blocks"]
     small = np.asarray(Image.fromarray(blocks).resize((44, 36), Image.Resampling.BOX))
     np.testing.assert_array_equal(small, RECORDED["smaller blocks"])
     wanted = Image.fromarray(small).resize((88, 72), Image.Resampling.BICUBIC)
@@ -58,7 +58,7 @@ def test_a_tile_is_made_smaller_by_the_mean():
 
 @given(st.integers(1, 150), st.integers(1, 150), st.sampled_from(sorted(PREPROCESSORS)))
 @settings(max_examples=60, deadline=None)
-def test_every_one_takes_pictures_of_any_size_and_leaves_them_as_they_are(height, width, name):
+def test_every_one_takes_images_of_any_size_and_leaves_them_as_they_are(height, width, name):
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     before = pixels.copy()
     shown = PREPROCESSORS[name](pixels)
@@ -67,15 +67,15 @@ def test_every_one_takes_pictures_of_any_size_and_leaves_them_as_they_are(height
     np.testing.assert_array_equal(PREPROCESSORS[name](np.asfortranarray(pixels)), shown)
 
 
-@EVERY_PICTURE
-def test_what_is_inverted_twice_or_not_touched_is_the_picture(name):
-    np.testing.assert_array_equal(invert(invert(PICTURES[name])), PICTURES[name])
-    np.testing.assert_array_equal(none(PICTURES[name]), PICTURES[name])
+@EVERY_IMAGE
+def test_what_is_inverted_twice_or_not_touched_is_the_image(name):
+    np.testing.assert_array_equal(invert(invert(IMAGES[name])), IMAGES[name])
+    np.testing.assert_array_equal(none(IMAGES[name]), IMAGES[name])
 
 
 @pytest.mark.parametrize("name", ["canny", "lines"])
-def test_a_picture_of_one_colour_has_neither_edges_nor_lines(name):
-    assert PREPROCESSORS[name](PICTURES["flat"]).max() == 0
+def test_an_image_of_one_colour_has_neither_edges_nor_lines(name):
+    assert PREPROCESSORS[name](IMAGES["flat"]).max() == 0
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_a_picture_of_one_colour_has_neither_edges_nor_lines(name):
 )
 def test_impossible_options_are_errors(function, options):
     with pytest.raises(ValueError, match="expected"):
-        function(PICTURES["flat"], **options)
+        function(IMAGES["flat"], **options)

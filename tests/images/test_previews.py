@@ -1,4 +1,4 @@
-"""The steps of a picture as a strip and as an animation."""
+"""The steps of an image as a strip and as an animation."""
 
 import io
 
@@ -47,7 +47,7 @@ def test_an_animation_shows_the_steps_and_then_the_result(kind):
         assert abs(np.asarray(moving.convert("RGB")).astype(int)[50, 50] - (250, 250, 0)).max() <= 4
 
 
-def test_small_pictures_are_enlarged_and_gaps_are_left():
+def test_small_images_are_enlarged_and_gaps_are_left():
     small = Image.new("RGB", (10, 20), "#0000ff")
     page = draw_grid(Grid("", ["one", "two"], ["row"], [[small, None]]))
     _, size = found(np.asarray(page), (0, 0, 255))

@@ -1,4 +1,4 @@
-"""Pictures by strangers: what they look like, or why they can't be used."""
+"""Images by strangers: what they look like, or why they can't be used."""
 
 import io
 import pickle
@@ -21,10 +21,10 @@ RAMP = np.linspace(0, 65535, 12 * 19).reshape(12, 19).astype(np.uint16)
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}}
 
 
-def saved(picture, kind, **options):
+def saved(image, kind, **options):
     file = io.BytesIO()
-    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    picture.save(file, kind, **options)
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -41,15 +41,15 @@ def png(values, bits, colour, *chunks, interlaced=0, size=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
-# --- Plain pictures ---
+# --- Plain images ---
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 def test_plain_pixels_come_as_they_are_and_nothing_is_noted(kind):
     data = saved(PIXELS, kind, **LOSSLESS[kind])
-    picture = read_image(data, "x")
-    np.testing.assert_array_equal(picture.pixels, PIXELS)
-    assert picture.notes == ()
+    image = read_image(data, "x")
+    np.testing.assert_array_equal(image.pixels, PIXELS)
+    assert image.notes == ()
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 100}])
@@ -64,13 +64,13 @@ def test_pixels_can_be_written_to():
 
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_few_colours_become_three_channels(mode):
-    picture = Image.fromarray(PIXELS).convert(mode)
-    read = read_image(saved(picture, "PNG"), "x")
-    np.testing.assert_array_equal(read.pixels, np.asarray(picture.convert("RGB")))
+    image = Image.fromarray(PIXELS).convert(mode)
+    read = read_image(saved(image, "PNG"), "x")
+    np.testing.assert_array_equal(read.pixels, np.asarray(image.convert("RGB")))
     assert read.notes == ()
 
 
-def test_an_interlaced_picture_is_whole():
+def test_an_interlaced_image_is_whole():
     rows = np.random.default_rng(1).integers(0, 256, (8, 8, 1))
     # Adam7 of 8 x 8: the passes' rows one after the other, each with its filter's byte.
     body = b""
@@ -146,12 +146,12 @@ def test_a_tiff_whose_white_is_0_is_not_shown_as_its_negative():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparent_pictures_are_laid_on_white(mode):
+def test_transparent_images_are_laid_on_white(mode):
     opacity = np.tile(np.array([0, 128, 255, 255], np.uint8), (3, 1))
-    picture = Image.new("RGB", (4, 3), (200, 100, 0)).convert(mode[:-1])
-    picture.putalpha(Image.fromarray(opacity))
-    read = read_image(saved(picture, "PNG"), "x")
-    colour = np.asarray(picture.convert("RGB"))[0, 0]
+    image = Image.new("RGB", (4, 3), (200, 100, 0)).convert(mode[:-1])
+    image.putalpha(Image.fromarray(opacity))
+    read = read_image(saved(image, "PNG"), "x")
+    colour = np.asarray(image.convert("RGB"))[0, 0]
     np.testing.assert_array_equal(read.pixels[0, [0, 2]], [(255, 255, 255), colour])
     assert np.abs(read.pixels[0, 1] - (colour * (128 / 255) + 255 * (127 / 255))).max() <= 0.51
     assert read.notes == ("transparency laid on white",)
@@ -189,9 +189,9 @@ def test_the_colours_of_a_mask_count_and_its_opacity_only_where_they_say_nothing
     luma = np.asarray(Image.fromarray(PIXELS).convert("L")) / np.float32(255)
     np.testing.assert_array_equal(read_grey(saved(PIXELS, "PNG"), "x").values, luma)
     opacity = Image.fromarray(PIXELS[..., 0])
-    picture = Image.fromarray(PIXELS)
-    picture.putalpha(opacity)
-    np.testing.assert_array_equal(read_grey(saved(picture, "PNG"), "x").values, luma)
+    image = Image.fromarray(PIXELS)
+    image.putalpha(opacity)
+    np.testing.assert_array_equal(read_grey(saved(image, "PNG"), "x").values, luma)
     painted = Image.new("RGB", opacity.size)
     painted.putalpha(opacity)
     np.testing.assert_array_equal(read_grey(saved(painted, "PNG"), "x").values, PIXELS[..., 0] / np.float32(255))
@@ -224,8 +224,8 @@ def test_a_ycck_jpeg():
 def test_lab_tiffs(options):
     tints = np.array([(20, 20, 20), (128, 128, 128), (250, 250, 250), (150, 120, 100), (90, 120, 140)], np.uint8)[None]
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    picture = ImageCms.profileToProfile(Image.fromarray(tints), rgb, lab, outputMode="LAB")
-    read = read_image(saved(picture, "TIFF", **options), "x")
+    image = ImageCms.profileToProfile(Image.fromarray(tints), rgb, lab, outputMode="LAB")
+    read = read_image(saved(image, "TIFF", **options), "x")
     assert np.abs(read.pixels.astype(int) - tints).max() <= 2
     assert read.notes == ("LAB to RGB", "its ICC profile to sRGB")[: 2 - len(options)]
 
@@ -261,7 +261,7 @@ def test_a_broken_profile_and_one_of_other_colours_are_left_aside(profile):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_pictures_are_turned_by_their_exif_orientation(kind, orientation):
+def test_images_are_turned_by_their_exif_orientation(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(PIXELS, kind, exif=exif.tobytes(), **LOSSLESS.get(kind, {}))
@@ -274,7 +274,7 @@ def test_pictures_are_turned_by_their_exif_orientation(kind, orientation):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff", b"nonsense"])
-def test_damaged_exif_data_do_not_take_a_good_picture_away(exif):
+def test_damaged_exif_data_do_not_take_a_good_image_away(exif):
     assert read_image(saved(PIXELS, "JPEG", exif=exif), "x").pixels.shape == PIXELS.shape
 
 
@@ -306,7 +306,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind, counted):
         (saved(PIXELS, "ICO"), "no whole image"),
     ],
 )
-def test_what_is_no_picture_is_named_as_what_it_is(data, why):
+def test_what_is_no_image_is_named_as_what_it_is(data, why):
     for read in (read_image, read_grey):
         with pytest.raises(ImageError, match=why) as caught:
             read(data, "a/cat.png")
@@ -360,7 +360,7 @@ def test_a_wrong_checksum_is_an_error():
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @given(st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
+def test_a_damaged_image_is_read_or_refused_but_nothing_else(data):
     kind = data.draw(st.sampled_from(READABLE))
     damaged = bytearray(saved(PIXELS, kind, **LOSSLESS.get(kind, {})))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -376,8 +376,8 @@ def test_a_damaged_picture_is_read_or_refused_but_nothing_else(data):
 
 
 def gif(screen, frame):
-    picture = struct.pack("<HHBBB", *screen, 0x80, 0, 0) + bytes(6) + b"\x21\xf9\x04\x09\0\0\0\0"
-    return b"GIF89a" + picture + b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x4c\x01\0;"
+    image = struct.pack("<HHBBB", *screen, 0x80, 0, 0) + bytes(6) + b"\x21\xf9\x04\x09\0\0\0\0"
+    return b"GIF89a" + image + b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x4c\x01\0;"
 
 
 def tiff(size, tile):

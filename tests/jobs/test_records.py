@@ -29,7 +29,7 @@ from sdjax.jobs.records import (
     with_seeds_as_text,
 )
 from sdjax.text.templates import NO_WILDCARDS
-from tests.engine.test_adapted_pictures import INK
+from tests.engine.test_adapted_images import INK
 from tests.golden import conditioned, upscalers
 from tests.jobs.values import OTHER
 from tests.results import make

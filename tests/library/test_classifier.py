@@ -162,7 +162,7 @@ def variants(count: int) -> list[sdjax.Job]:
     ]
 
 
-def test_a_guided_picture_depends_on_neither_order_nor_neighbours(engine):
+def test_a_guided_image_depends_on_neither_order_nor_neighbours(engine):
     jobs = variants(8)
     whole = make(engine, jobs)
     assert len({result.image.tobytes() for result in whole}) == len(jobs)
@@ -170,7 +170,7 @@ def test_a_guided_picture_depends_on_neither_order_nor_neighbours(engine):
         assert same(make(engine, [jobs[index] for index in chosen]), [whole[index] for index in chosen])
 
 
-def test_a_guided_picture_does_not_depend_on_the_number_of_devices(engine, alone):
+def test_a_guided_image_does_not_depend_on_the_number_of_devices(engine, alone):
     jobs = variants(8)
     assert same(make(alone, jobs), make(engine, jobs))
 
@@ -191,8 +191,8 @@ def test_another_classifier_gives_another_id(tiny, engine, classifier):
     assert engine.prepare(GUIDED).metadata["classifier_digest"] == classifier.digest
 
 
-def test_a_users_own_function_draws_pictures_towards_what_it_finds_likely(tiny):
-    """A normal density about one latent colour for each label: pictures of one label come together."""
+def test_a_users_own_function_draws_images_towards_what_it_finds_likely(tiny):
+    """A normal density about one latent colour for each label: images of one label come together."""
     colors = np.array([[2, -2, 2, -2], [-2, 2, -2, 2]], np.float32)
 
     def log_probability(latents: Any, timesteps: Any, labels: Any, params: Any) -> Any:
@@ -201,14 +201,14 @@ def test_a_users_own_function_draws_pictures_towards_what_it_finds_likely(tiny):
     towards = sdjax.Classifier(log_probability, jnp.asarray(colors), ("one", "other"), digest="two colours")
     engine = Engine(tiny, batch_size=2, devices=jax.local_devices()[:1], classifier=towards)
 
-    def pictures(scale: float, label: int) -> np.ndarray:
+    def images(scale: float, label: int) -> np.ndarray:
         jobs = [dataclasses.replace(JOB, seed=seed, classifier_scale=scale, classifier_label=label) for seed in (0, 1)]
         return np.stack([result.image for result in make(engine, jobs)]).astype(float)
 
-    def spread(pictures: np.ndarray) -> float:
-        return float(np.abs(pictures[0] - pictures[1]).mean())
+    def spread(images: np.ndarray) -> float:
+        return float(np.abs(images[0] - images[1]).mean())
 
-    weak, strong, other = pictures(1e-3, 0), pictures(0.5, 0), pictures(0.5, 1)
+    weak, strong, other = images(1e-3, 0), images(0.5, 0), images(0.5, 1)
     assert spread(strong) < 0.5 * spread(weak)
     assert np.abs(strong - other).mean() > 2 * max(spread(strong), spread(other))
 
@@ -359,7 +359,7 @@ def test_a_file_that_is_cut_off_is_an_error(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def guided_emoji() -> Mapping[float, list[float]]:
-    """By scale, the log probabilities of six labels, each of its guided picture's latents without noise."""
+    """By scale, the log probabilities of six labels, each of its guided image's latents without noise."""
     model, classifier = sdjax.load("emoji"), sdjax.load_classifier("emoji")
     engine = Engine(model, batch_size=6, devices=jax.local_devices()[:1], classifier=classifier)
     labels = [sdjax.label_named(classifier, name) for name in ("red apple", "panda", "owl", "rose", "bus", "red heart")]

@@ -33,7 +33,7 @@ def lora(file: Path, name_inside: str | None = None) -> Path:
     return file
 
 
-def picture(file: Path, name_inside: object = None) -> Path:
+def image(file: Path, name_inside: object = None) -> Path:
     said = {"name": name_inside, "string_to_param": {"*": {"TORCHTENSOR": VECTORS.tolist()}}}
     info = PngInfo()
     info.add_text("sd-ti-embedding", base64.b64encode(json.dumps(said).encode()).decode())
@@ -136,16 +136,16 @@ def test_companion_files_of_macos_are_no_adapters(tmp_path):
     assert list(loras(tmp_path)) == ["ink"]
 
 
-def test_a_picture_goes_by_the_name_inside_it_and_by_its_own(tmp_path):
-    file = picture(tmp_path / "victorian-lace-675.PNG", "emb_1.5")
+def test_an_image_goes_by_the_name_inside_it_and_by_its_own(tmp_path):
+    file = image(tmp_path / "victorian-lace-675.PNG", "emb_1.5")
     folder = embeddings_in(tmp_path)
     assert set(folder) == {"victorian-lace-675", "emb_1.5"}
     assert folder.find("emb_1.5") == folder.find("victorian-lace-675") == file
 
 
 @pytest.mark.parametrize("name", [None, 3, "", " ", "x" * 500])
-def test_what_is_no_name_inside_a_picture_is_left_aside(tmp_path, name):
-    picture(tmp_path / "lace.png", name)
+def test_what_is_no_name_inside_an_image_is_left_aside(tmp_path, name):
+    image(tmp_path / "lace.png", name)
     assert list(embeddings_in(tmp_path)) == ["lace"]
 
 
@@ -166,9 +166,9 @@ def test_other_names_of_tensors_are_no_tokens(tmp_path, key):
 
 
 def test_a_name_that_a_file_has_is_never_that_inside_another(tmp_path):
-    picture(tmp_path / "a.png", "b")
-    picture(tmp_path / "b.png", "c")
-    picture(tmp_path / "d.png", "c")
+    image(tmp_path / "a.png", "b")
+    image(tmp_path / "b.png", "c")
+    image(tmp_path / "d.png", "c")
     folder = embeddings_in(tmp_path)
     assert folder.find("b").name == "b.png"
     with pytest.raises(FindingError, match=r"b\.png and .*d\.png; this name is written in them"):

@@ -91,7 +91,7 @@ def run_controlnet(latents: tuple[int, int], pixels: tuple[int, int], scales: in
     return jax.eval_shape(run, variables)
 
 
-def test_a_control_picture_of_another_size_is_an_error() -> None:
+def test_a_control_image_of_another_size_is_an_error() -> None:
     assert run_controlnet((8, 8), (32, 32)).mid is not None
     with pytest.raises(ValueError, match=r"embedded as \(16, 16\), but the latents are \(8, 8\).* 4 pixels for a lat"):
         run_controlnet((8, 8), (64, 64))
@@ -137,7 +137,7 @@ def test_features_of_adapters_are_summed_also_where_one_has_one_more() -> None:
         assert [float(each[0, 0, 0, 0]) for each in both] == [2, 2, 1]
 
 
-def test_an_adapters_picture_has_whole_squares_and_its_channels() -> None:
+def test_an_adapters_image_has_whole_squares_and_its_channels() -> None:
     network = T2IAdapter(T2IAdapterConfig(channels=(16, 32)))
     with pytest.raises(ValueError, match=r"image is \(60, 64, 3\); expected multiples of 8 with 3 channels"):
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 60, 64, 3)))
@@ -146,8 +146,8 @@ def test_an_adapters_picture_has_whole_squares_and_its_channels() -> None:
 
 
 def test_pixels_become_channels_in_torchs_order() -> None:
-    picture = jnp.arange(2 * 4 * 3, dtype=jnp.float32).reshape(1, 2, 4, 3)
-    squares = pixel_unshuffle(picture, 2)
+    image = jnp.arange(2 * 4 * 3, dtype=jnp.float32).reshape(1, 2, 4, 3)
+    squares = pixel_unshuffle(image, 2)
     assert squares.shape == (1, 1, 2, 12)
     # Red of the four pixels row by row, then green, then blue.
     np.testing.assert_array_equal(squares[0, 0, 0], [0, 3, 12, 15, 1, 4, 13, 16, 2, 5, 14, 17])

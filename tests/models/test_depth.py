@@ -28,7 +28,7 @@ def recorded() -> dict[str, np.ndarray]:
 
 @functools.cache
 def toy(name: str) -> DepthModel:
-    """A toy that takes pictures as they are."""
+    """A toy that takes images as they are."""
     case = depth.CASES[name]
     params = jax.device_put(depth.params_of(case))
     return DepthModel(case.config, params, DepthProcessor(do_resize=False), "")
@@ -45,7 +45,7 @@ def test_depth_is_what_transformers_and_diffusers_gave(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", depth.PROCESSORS)
-def test_a_picture_is_processed_to_the_bit_as_by_transformers(name: str) -> None:
+def test_an_image_is_processed_to_the_bit_as_by_transformers(name: str) -> None:
     for key, array in depth.seen(name).items():
         np.testing.assert_array_equal(array, recorded()[f"seen/{name}/{key}"], key)
 
@@ -112,21 +112,21 @@ def test_another_backbone_is_named() -> None:
 # --- What must hold ---
 
 
-def test_the_depth_of_a_picture_depends_on_neither_its_neighbours_nor_its_place() -> None:
+def test_the_depth_of_an_image_depends_on_neither_its_neighbours_nor_its_place() -> None:
     model = toy("hybrid")
-    pictures = np.random.RandomState(0).standard_normal((4, 64, 64, 3)).astype(np.float32)
+    images = np.random.RandomState(0).standard_normal((4, 64, 64, 3)).astype(np.float32)
     estimate = jax.jit(DepthEstimator(model.config).apply)
     variables = {"params": model.params}
-    whole = np.asarray(estimate(variables, pictures))
+    whole = np.asarray(estimate(variables, images))
     for order in ([3, 2, 1, 0], [1, 1, 1, 1], [2, 0, 0, 3]):
-        np.testing.assert_array_equal(np.asarray(estimate(variables, pictures[np.array(order)])), whole[order])
+        np.testing.assert_array_equal(np.asarray(estimate(variables, images[np.array(order)])), whole[order])
 
 
-def test_one_program_serves_all_pictures_of_a_size() -> None:
+def test_one_program_serves_all_images_of_a_size() -> None:
     from sdjax.library.depth import _estimated
 
     model = toy("hybrid")
-    depth_of(model, depth.picture(64, 64))
+    depth_of(model, depth.image(64, 64))
     program = program_for("cpu", _estimated, model.config)
     before = program._cache_size()
     first, second = (depth_of(model, np.full((64, 64, 3), grey, np.uint8)) for grey in (9, 200))
@@ -135,16 +135,16 @@ def test_one_program_serves_all_pictures_of_a_size() -> None:
 
 
 def test_half_precision_gives_nearly_the_same() -> None:
-    picture, whole = depth.picture(64, 64), toy("plain")
+    image, whole = depth.image(64, 64), toy("plain")
     half = whole._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), whole.params))
     with jax.numpy_dtype_promotion("standard"):  # Flax' own norms promote
-        found = depth_of(half, picture)
+        found = depth_of(half, image)
     assert found.dtype == np.float32
-    assert relative_error(found, depth_of(whole, picture)) < 0.1
+    assert relative_error(found, depth_of(whole, image)) < 0.1
 
 
 @pytest.mark.parametrize(("name", "shape"), [("hybrid", (64, 40)), ("plain", (15, 64))])
-def test_pictures_of_no_whole_patches_are_refused(name: str, shape: tuple[int, int]) -> None:
+def test_images_of_no_whole_patches_are_refused(name: str, shape: tuple[int, int]) -> None:
     case = depth.CASES[name]
     with pytest.raises(ValueError, match=f"{shape[0]} x {shape[1]} pixels; expected .* 16"):
         jax.eval_shape(DepthEstimator(case.config).init, jax.random.key(0), jnp.zeros((1, *shape, 3)))

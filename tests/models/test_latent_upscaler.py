@@ -108,10 +108,10 @@ def test_a_plane_keeps_its_slope_when_it_is_halved_and_doubled() -> None:
     small, large = np.asarray(jax.jit(halved)(plane)), np.asarray(jax.jit(doubled)(plane))
     assert small.shape == (1, 4, 6, 1)
     assert large.shape == (1, 16, 24, 1)
-    # Within; at the edges the picture is mirrored.
+    # Within; at the edges the image is mirrored.
     np.testing.assert_allclose(np.diff(small[0, 1:-1, 1:-1, 0], axis=0), 4, rtol=1e-6)
     np.testing.assert_allclose(np.diff(large[0, 2:-2, 2:-2, 0], axis=1), 1.5, rtol=1e-6)
-    # The values of a picture of one colour stay.
+    # The values of an image of one colour stay.
     constant = jnp.full(plane.shape, 7.0)
     assert (np.asarray(jax.jit(halved)(constant)) == 7).all()
     assert (np.asarray(jax.jit(doubled)(constant)) == 7).all()

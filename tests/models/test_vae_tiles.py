@@ -1,4 +1,4 @@
-"""The VAE over strips of a picture against the whole picture at once."""
+"""The VAE over strips of an image against the whole image at once."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from sdjax.models import VAE, Gaussian, VAEConfig, vae_tiles
 from tests import toys
 
 # Of values of about 1, in float32: a five-hundredth of what a seam may be. Found: 2e-6. With two rows less around a
-# strip, or with one row of the picture missing from the norms' statistics, it would be 4e-2 and more.
+# strip, or with one row of the image missing from the norms' statistics, it would be 4e-2 and more.
 TOLERANCE = 1e-5
 
 THREE_LEVELS = toys.SD1.vae
@@ -54,7 +54,7 @@ def tiled(config: VAEConfig, method: str, tile: int) -> Callable[[np.ndarray], A
 
 # Strips of 4 rows, which is one of latents, and of 16, which don't divide the 36.
 @pytest.mark.parametrize("tile", [1, 22])
-def test_a_picture_decoded_in_strips_is_the_whole_one(tile: int) -> None:
+def test_an_image_decoded_in_strips_is_the_whole_one(tile: int) -> None:
     latents = normal(2, 9, 7, 4)
     found, expected = tiled(THREE_LEVELS, "decode", tile)(latents), whole(THREE_LEVELS, "decode")(latents)
     assert found.shape == (2, 36, 28, 3)
@@ -62,7 +62,7 @@ def test_a_picture_decoded_in_strips_is_the_whole_one(tile: int) -> None:
 
 
 @pytest.mark.parametrize("tile", [1, 22])
-def test_a_picture_encoded_in_strips_is_the_whole_one(tile: int) -> None:
+def test_an_image_encoded_in_strips_is_the_whole_one(tile: int) -> None:
     pixels = np.clip(normal(2, 36, 28, 3) / 2, -1, 1)
     found, expected = tiled(THREE_LEVELS, "encode", tile)(pixels), whole(THREE_LEVELS, "encode")(pixels)
     assert isinstance(found, Gaussian)
@@ -78,7 +78,7 @@ def test_a_network_of_one_level_works_in_strips_too() -> None:
 
 
 @pytest.mark.parametrize("method", ["decode", "encode"])
-def test_the_bits_of_a_picture_do_not_depend_on_its_neighbours(method: str) -> None:
+def test_the_bits_of_an_image_do_not_depend_on_its_neighbours(method: str) -> None:
     given = normal(2, 9, 7, 4) if method == "decode" else normal(2, 36, 28, 3)
     run = tiled(THREE_LEVELS, method, 22)
     together, alone = run(given), run(given[1:])
@@ -86,7 +86,7 @@ def test_the_bits_of_a_picture_do_not_depend_on_its_neighbours(method: str) -> N
         np.testing.assert_array_equal(ours[1:], theirs)
 
 
-def test_features_of_the_whole_picture_are_not_held_all_at_once() -> None:
+def test_features_of_the_whole_image_are_not_held_all_at_once() -> None:
     config = dataclasses.replace(THREE_LEVELS, mid_block_add_attention=False)  # which takes the same either way
     latents = jax.ShapeDtypeStruct((1, 128, 128, 4), jnp.float32)
 
@@ -105,7 +105,7 @@ def test_the_statistics_of_rows_together_are_those_of_all_values() -> None:
     np.testing.assert_allclose(found.inverse, 1 / np.sqrt(groups.var(axis=(0, 2)) + 1e-6), rtol=1e-4)
 
 
-def test_a_picture_that_is_no_multiple_of_the_factor_is_refused() -> None:
+def test_an_image_that_is_no_multiple_of_the_factor_is_refused() -> None:
     vae, params = made(THREE_LEVELS)
     with pytest.raises(ValueError, match="26x36 is not in multiples of 4"):
         vae_tiles.encode(vae, params, jnp.zeros((1, 36, 26, 3)), 16)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import sdjax
-from tests.golden import checkpoints, networks, pictures
+from tests.golden import checkpoints, images, networks
 
 pytestmark = pytest.mark.parity
 
@@ -57,19 +57,19 @@ def test_the_networks_give_what_the_original_code_gives(variant: str, models: di
     assert max(errors.values()) < networks.TOLERANCE
 
 
-def test_diffusers_draws_the_same_pictures(models: dict[str, sdjax.Model], pipelines: dict[str, Any]) -> None:
+def test_diffusers_draws_the_same_images(models: dict[str, sdjax.Model], pipelines: dict[str, Any]) -> None:
     cases = {**checkpoints.RECORDED_DRAWINGS, **checkpoints.LIVE_DRAWINGS}
     ours, theirs = checkpoints.drawn(models, cases), reference.drawn(pipelines, cases)
-    shares = {name: pictures.share_that_differs(ours[name], theirs[name]) for name in cases}
+    shares = {name: images.share_that_differs(ours[name], theirs[name]) for name in cases}
     print("\n" + "\n".join(f"{name}: {share:.4%} differ by more than 1" for name, share in shares.items()))
-    assert {name: share for name, share in shares.items() if share > pictures.TOLERATED_SHARE} == {}
+    assert {name: share for name, share in shares.items() if share > images.TOLERATED_SHARE} == {}
 
 
 def test_recordings_are_what_diffusers_gives_now(pipelines: dict[str, Any]) -> None:
     images = reference.drawn(pipelines, checkpoints.RECORDED_DRAWINGS)
     with np.load(checkpoints.DRAWN) as stored:
         for name, image in images.items():
-            assert pictures.share_that_differs(image, stored[name]) <= pictures.TOLERATED_SHARE
+            assert images.share_that_differs(image, stored[name]) <= images.TOLERATED_SHARE
     assert reference.checksums(pipelines["sd1"]) == checkpoints.recorded_checksums("sd1")
 
 

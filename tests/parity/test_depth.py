@@ -30,7 +30,7 @@ def test_depth_is_what_transformers_and_diffusers_give(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", depth.PROCESSORS)
-def test_a_picture_is_processed_to_the_bit(name: str) -> None:
+def test_an_image_is_processed_to_the_bit(name: str) -> None:
     wanted = reference.seen(name)
     for key, array in depth.seen(name).items():
         np.testing.assert_array_equal(array, wanted[key])

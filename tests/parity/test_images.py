@@ -21,7 +21,7 @@ WANTED = ((64, 64), (32, 96), (104, 56), (8, 8))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pictures_of_another_size_to_the_bit(mode):
+def test_images_of_another_size_to_the_bit(mode):
     for (height, width), size in itertools.product(SIZES, WANTED):
         pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
         resized = processors.VaeImageProcessor().resize(Image.fromarray(pixels), *size, MODES[mode])

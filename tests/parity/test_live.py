@@ -10,7 +10,7 @@ import transformers
 
 import sdjax
 from tests import toys
-from tests.golden import networks, pictures
+from tests.golden import images, networks
 
 pytestmark = pytest.mark.parity
 
@@ -46,41 +46,41 @@ def test_networks_of_the_embedded_model(part: str) -> None:
     check_network(f"emoji {part}", networks.emoji_networks()[f"emoji_{part}"])
 
 
-def check_pictures(model: sdjax.Model, folder: Path, cases: dict[str, pictures.Picture]) -> None:
+def check_images(model: sdjax.Model, folder: Path, cases: dict[str, images.Image]) -> None:
     drawer = reference.Drawer(folder)
-    drawn = pictures.drawn(model, cases)
-    shares = {name: pictures.share_that_differs(drawn[name], drawer.draw(case)) for name, case in cases.items()}
+    drawn = images.drawn(model, cases)
+    shares = {name: images.share_that_differs(drawn[name], drawer.draw(case)) for name, case in cases.items()}
     print(
         "\n" + "\n".join(f"{name}: {share:.4%} of the values differ by more than 1" for name, share in shares.items())
     )
-    assert {name: share for name, share in shares.items() if share > pictures.TOLERATED_SHARE} == {}
+    assert {name: share for name, share in shares.items() if share > images.TOLERATED_SHARE} == {}
 
 
-def all_cases(name: str) -> dict[str, pictures.Picture]:
-    return {**pictures.RECORDED[name], **pictures.LIVE[name]}
+def all_cases(name: str) -> dict[str, images.Image]:
+    return {**images.RECORDED[name], **images.LIVE[name]}
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
-def test_pictures_of_toys(name: str, request: pytest.FixtureRequest) -> None:
-    check_pictures(request.getfixturevalue(name), request.getfixturevalue(f"{name}_folder"), all_cases(name))
+def test_images_of_toys(name: str, request: pytest.FixtureRequest) -> None:
+    check_images(request.getfixturevalue(name), request.getfixturevalue(f"{name}_folder"), all_cases(name))
 
 
-def test_pictures_of_the_embedded_model() -> None:
-    check_pictures(sdjax.load("emoji"), sdjax.model.path_of("emoji"), all_cases("emoji"))
+def test_images_of_the_embedded_model() -> None:
+    check_images(sdjax.load("emoji"), sdjax.model.path_of("emoji"), all_cases("emoji"))
 
 
 def test_recordings_are_what_the_reference_gives_now(sd1_folder: Path) -> None:
-    with np.load(pictures.recorded_file("sd1")) as stored:
-        drawn = reference.Drawer(sd1_folder).draw(pictures.RECORDED["sd1"]["ddim-20"])
-        assert pictures.share_that_differs(drawn, stored["ddim-20"]) <= pictures.TOLERATED_SHARE
+    with np.load(images.recorded_file("sd1")) as stored:
+        drawn = reference.Drawer(sd1_folder).draw(images.RECORDED["sd1"]["ddim-20"])
+        assert images.share_that_differs(drawn, stored["ddim-20"]) <= images.TOLERATED_SHARE
 
 
 # --- Folders that diffusers itself writes ---
 
 
 @functools.cache
-def _case() -> pictures.Picture:
-    return pictures.RECORDED["sd1"]["dpmpp_2m-20"]
+def _case() -> images.Image:
+    return images.RECORDED["sd1"]["dpmpp_2m-20"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_recordings_are_what_the_reference_gives_now(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted({name.split(" ", 1)[0] for name in strengths.CASES}))
-def test_samplers_that_begin_with_a_picture(kind: str) -> None:
+def test_samplers_that_begin_with_an_image(kind: str) -> None:
     cases = {name: case for name, case in strengths.CASES.items() if name.split(" ", 1)[0] == kind}
     references = {name: reference.by_reference(case) for name, case in cases.items()}
     errors = {name: golden.relative_error(golden.given(case), references[name]) for name, case in cases.items()}

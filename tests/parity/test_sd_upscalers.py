@@ -9,7 +9,7 @@ from sdjax.checkpoints import name_table, original_names
 from sdjax.families.networks import UNET_2D_CONDITION_MODEL
 from sdjax.models import UNetConfig
 from tests import toys
-from tests.golden import pictures, sd_upscalers
+from tests.golden import images, sd_upscalers
 from tests.golden.networks import TOLERANCE, relative_error
 
 pytestmark = pytest.mark.parity
@@ -30,7 +30,7 @@ def largest_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 # Guided ones are compared with recordings in every run.
 @pytest.mark.parametrize(("name", "title"), [("x4", "without guidance"), ("x2", "without prompt")])
-def test_pictures_are_those_of_diffusers(name: str, title: str, tmp_path: Path) -> None:
+def test_images_are_those_of_diffusers(name: str, title: str, tmp_path: Path) -> None:
     toy = sd_upscalers.TOYS[name]
     folder = sd_upscalers.write(tmp_path, toy)
     upscaler = sd_upscalers.load(folder)
@@ -39,10 +39,10 @@ def test_pictures_are_those_of_diffusers(name: str, title: str, tmp_path: Path) 
     with np.load(sd_upscalers.RECORDED) as stored:
         recorded = stored[f"{name}/{title}"]
     if name == "x4":
-        share = pictures.share_that_differs(found, expected)
+        share = images.share_that_differs(found, expected)
         print(f"\n{title}: {share:.4%} differ by more than 1; {np.mean(found != expected):.4%} differ")
-        assert share <= pictures.TOLERATED_SHARE
-        assert pictures.share_that_differs(recorded, expected) <= pictures.TOLERATED_SHARE
+        assert share <= images.TOLERATED_SHARE
+        assert images.share_that_differs(recorded, expected) <= images.TOLERATED_SHARE
     else:
         error = largest_error(found, expected)
         print(f"\n{title}: {error:.2e}")

@@ -52,7 +52,7 @@ def published(name: str) -> Path:
     return Path(found.submodule_search_locations[0]) / "models" / f"{name}.param"
 
 
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     """A crop of an emoji that the embedded model drew, as it ships in the docs."""
     from PIL import Image
 
@@ -83,7 +83,7 @@ def psnr(found: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_weights(name: str) -> None:
     text = published(name)
-    pixels = picture().astype(np.float32) / 255
+    pixels = image().astype(np.float32) / 255
     upscaler: UpscalerNetwork = read_upscaler(text)
     found = upscalers.given_by(upscaler, pixels[None])[0]
     assert found.shape == (32 * upscaler.scale, 40 * upscaler.scale, 3)

@@ -64,7 +64,7 @@ def test_rows_say_what_was_applied_and_others_are_rejected_with_their_reason(mad
     assert "large.safetensors can't be applied to this model" in reasons[6]
 
 
-def test_pictures_with_adapters_are_made_again_also_where_the_folder_has_moved(made):
+def test_images_with_adapters_are_made_again_also_where_the_folder_has_moved(made):
     given = made_with(str(made / "out"))
     assert given.library.loras == str(made / "loras")
     (made / "loras").rename(made / "elsewhere")

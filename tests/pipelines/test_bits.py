@@ -16,7 +16,7 @@ from sdjax.jobs.records import with_seeds_as_numbers
 from sdjax.storage import read_jsonl
 from tests.pipelines.conftest import finish, start
 
-# Two programs. Pictures of 128x128 are large enough for sums over them to be split over threads, if they were.
+# Two programs. Images of 128x128 are large enough for sums over them to be split over threads, if they were.
 ROWS = [
     *({"prompt": f"a red apple {n}", "seed": n, "steps": 1 + n, "guidance_scale": 2 + n} for n in range(4)),
     *(
@@ -35,8 +35,8 @@ ROWS = [
 ]
 
 
-def pictures_of(out: Path) -> dict[str, np.ndarray]:
-    """The pixels of an output's pictures by id, each as its manifest says."""
+def images_of(out: Path) -> dict[str, np.ndarray]:
+    """The pixels of an output's images by id, each as its manifest says."""
     rows = list(read_jsonl(str(out / "metadata.jsonl")))
     assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
     assert {row["file_name"] for row in rows} == {str(path.relative_to(out)) for path in out.glob("images/*/*")}
@@ -72,7 +72,7 @@ def plain(prompts, run_here, tmp_path_factory) -> Path:
 def test_the_pipeline_gives_what_generate_gives(plain, sd1):
     jobs = [sdjax.Job(**{"sampler": "euler", **row}) for row in ROWS]
     results = sdjax.generate(sd1, jobs, batch_size=1)
-    assert same(pictures_of(plain), {result.metadata["id"]: result.image for result in results})
+    assert same(images_of(plain), {result.metadata["id"]: result.image for result in results})
     rows = {row["id"]: with_seeds_as_numbers(without_sizes(row)) for row in read_jsonl(str(plain / "metadata.jsonl"))}
     for result in results:
         row = rows[result.metadata["id"]]
@@ -80,10 +80,10 @@ def test_the_pipeline_gives_what_generate_gives(plain, sd1):
 
 
 @pytest.mark.parametrize("host_batch", [1, 3, 8])
-def test_it_does_not_matter_how_many_pictures_are_made_at_once(prompts, plain, run_here, tmp_path, host_batch):
+def test_it_does_not_matter_how_many_images_are_made_at_once(prompts, plain, run_here, tmp_path, host_batch):
     run_here(prompts, tmp_path, host_batch=host_batch)
     assert (tmp_path / "metadata.jsonl").read_bytes() == (plain / "metadata.jsonl").read_bytes()
-    assert same(pictures_of(tmp_path), pictures_of(plain))
+    assert same(images_of(tmp_path), images_of(plain))
 
 
 def test_it_does_not_matter_which_rows_stand_beside_or_before(prompts, plain, run_here, tmp_path):
@@ -91,19 +91,19 @@ def test_it_does_not_matter_which_rows_stand_beside_or_before(prompts, plain, ru
     backwards.write_text("".join(reversed(prompts.read_text().splitlines(True))))
     run_here(backwards, tmp_path / "all")
     assert (tmp_path / "all" / "metadata.jsonl").read_bytes() == (plain / "metadata.jsonl").read_bytes()
-    assert same(pictures_of(tmp_path / "all"), pictures_of(plain))
+    assert same(images_of(tmp_path / "all"), images_of(plain))
     alone = tmp_path / "alone.jsonl"
     alone.write_text(json.dumps(ROWS[5]))
     run_here(alone, tmp_path / "one")
-    [(name, picture)] = pictures_of(tmp_path / "one").items()
-    assert np.array_equal(picture, pictures_of(plain)[name])
+    [(name, image)] = images_of(tmp_path / "one").items()
+    assert np.array_equal(image, images_of(plain)[name])
 
 
 def test_it_does_not_matter_that_every_bundle_is_run_twice(prompts, plain, run_here, tmp_path):
     counts = run_here(prompts, tmp_path, ["--direct_runner_bundle_repeat=1"])
     assert counts.made == len(ROWS) and counts.problems() == []
     assert (tmp_path / "metadata.jsonl").read_bytes() == (plain / "metadata.jsonl").read_bytes()
-    assert same(pictures_of(tmp_path), pictures_of(plain))
+    assert same(images_of(tmp_path), images_of(plain))
 
 
 @pytest.mark.parametrize("devices, workers", [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
@@ -117,4 +117,4 @@ def test_devices_and_worker_processes_do_not_matter(prompts, plain, sd1_folder, 
     assert done.err == "" or workers > 1
     assert f"{len(ROWS)} made" in done.out
     assert (tmp_path / "metadata.jsonl").read_bytes() == (plain / "metadata.jsonl").read_bytes()
-    assert same(pictures_of(tmp_path), pictures_of(plain))
+    assert same(images_of(tmp_path), images_of(plain))

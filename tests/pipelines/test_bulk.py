@@ -129,4 +129,4 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
         [int(row["seed"]) for row in made] + [asked[reject["line"] - 1]["seed"] for reject in rejects]
     ) == list(range(ROWS))
     assert len(compiled) <= len(buckets(asked))
-    print(f"\n{len(made)} pictures, {len(rejects)} rejects, {len(compiled)} programs")
+    print(f"\n{len(made)} images, {len(rejects)} rejects, {len(compiled)} programs")

@@ -19,7 +19,7 @@ from pipelines import cli
 from sdjax.storage import read_jsonl, write_jsonl
 from tests.pipelines.conftest import Finished, ended, finish, start
 
-# Of the runs in this process, so that the command finds their pictures.
+# Of the runs in this process, so that the command finds their images.
 SETTINGS = ["--set", "engine.batch_size=1", "--set", "steps=2", "--set", "sampler=euler"]
 
 
@@ -32,7 +32,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(prompts, run_here, tmp_path_factory) -> Path:
-    """An output of two pictures; only to be read."""
+    """An output of two images; only to be read."""
     out = tmp_path_factory.mktemp("made")
     run_here(prompts, out)
     return out
@@ -237,7 +237,7 @@ def test_verify_of_what_is_no_output_or_no_share_is_an_error(run, tmp_path):
     assert run("verify", tmp_path, "--sample", "2").status == 2
 
 
-def test_a_sheet_shows_the_pictures(run, made, tmp_path):
+def test_a_sheet_shows_the_images(run, made, tmp_path):
     done = run("sheet", made, "--file", tmp_path / "new" / "sheet.png", "--columns", "1")
     assert done.status == 0 and done.out == f"2 images in {tmp_path / 'new' / 'sheet.png'}\n"
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
@@ -271,7 +271,7 @@ def test_sweeps_of_the_command_line_end_on_a_comparison_sheet(run, generate, tmp
         tmp_path / "g.png",
     )
     assert done.status == 0 and "4 images in" in done.out
-    assert_clear(run("grid", tmp_path / "out", "--x", "steps"), "several pictures", "they differ in", "--where")
+    assert_clear(run("grid", tmp_path / "out", "--x", "steps"), "several images", "they differ in", "--where")
 
 
 def test_settings_that_rows_or_sweeps_make_whole_are_taken(generate, tmp_path):
@@ -305,13 +305,13 @@ def test_sweeps_and_wildcards_that_can_not_be_are_told(generate, prompts, tmp_pa
     assert not out.exists() or not list(out.glob("images/*/*"))
 
 
-def test_inspect_tells_of_a_picture_and_of_a_model(run, made, tiny_folder, tmp_path):
+def test_inspect_tells_of_an_image_and_of_a_model(run, made, tiny_folder, tmp_path):
     row = next(read_jsonl(str(made / "metadata.jsonl")))
     done = run("inspect", made / row["file_name"])
     told = dict(line.split(None, 1) for line in done.out.splitlines() if len(line.split(None, 1)) == 2)
     assert (
         done.status == 0
-        and told["picture"] == "16x16 RGB PNG"
+        and told["image"] == "16x16 RGB PNG"
         and told["prompt"] == row["prompt"]
         and told["id"] == row["id"]
     )
@@ -334,31 +334,31 @@ SHOWN = r"\x1b]0;title\x07\x9b31m\u202e[red]"
 
 
 def test_what_files_hold_is_never_obeyed_by_the_terminal(run, generate, prompts, out, tiny_folder, tmp_path):
-    """Metadata of weights, texts in pictures, names in configs, names of files, rows, arguments."""
-    weights, picture, model = tmp_path / "w.safetensors", tmp_path / "p.png", tmp_path / "model"
+    """Metadata of weights, texts in images, names in configs, names of files, rows, arguments."""
+    weights, image, model = tmp_path / "w.safetensors", tmp_path / "p.png", tmp_path / "model"
     save_file({"a": np.zeros(1, np.float32)}, weights, {"modelspec.title": CODES, CODES: "x"})
     texts = PngInfo()
     texts.add_itxt("parameters", f"a cat {CODES}\nSteps: 20")
-    Image.new("RGB", (8, 8)).save(picture, pnginfo=texts)
+    Image.new("RGB", (8, 8)).save(image, pnginfo=texts)
     shutil.copytree(tiny_folder, model)
     scheduler = model / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "_class_name": f"Other{CODES}"}))
     row = next(read_jsonl(str(out / "metadata.jsonl")))
     with open(out / "metadata.jsonl", "a") as manifest:
         manifest.write(json.dumps({**row, "file_name": f"images/{CODES}.png"}) + "\n")
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / f"{CODES}.png").write_bytes(b"")
+    images = tmp_path / "pictures"
+    images.mkdir()
+    (images / f"{CODES}.png").write_bytes(b"")
     for command in (
         ("inspect", weights),
-        ("inspect", picture),
+        ("inspect", image),
         ("inspect", model),
         ("inspect", tmp_path / CODES),
         ("verify", out, "--sample", "0"),
         ("sheet", tmp_path / CODES),
         ("sheet", out, "--file", tmp_path / f"{CODES}.png"),
         ("grid", out, "--x", CODES),
-        ("depth", pictures, tmp_path / "maps", "--model", tmp_path / CODES),
+        ("depth", images, tmp_path / "maps", "--model", tmp_path / CODES),
         ("convert", tmp_path / CODES, tmp_path / "new"),
         ("env", CODES),
         ("generate", tmp_path / CODES, tmp_path / "new", "--quiet"),

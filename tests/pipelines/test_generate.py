@@ -1,4 +1,4 @@
-"""What a run leaves behind: pictures, metadata, rejects, counts; and what a second run makes of it."""
+"""What a run leaves behind: images, metadata, rejects, counts; and what a second run makes of it."""
 
 import csv
 import gzip
@@ -32,7 +32,7 @@ def write_prompts(path: Path, *prompts: str) -> Path:
 
 
 def times(out: Path) -> dict[str, int]:
-    """When each picture of an output was written."""
+    """When each image of an output was written."""
     return {path.name: path.stat().st_mtime_ns for path in out.glob("images/*/*")}
 
 
@@ -68,7 +68,7 @@ def again(made, run_here, tmp_path) -> Callable[..., Counts]:
 # --- Outputs ---
 
 
-def test_an_output_holds_pictures_metadata_and_a_summary_and_nothing_else(made):
+def test_an_output_holds_images_metadata_and_a_summary_and_nothing_else(made):
     files = {str(path.relative_to(made)) for path in made.rglob("*") if path.is_file()}
     rows = list(read_jsonl(str(made / "metadata.jsonl")))
     assert files == {"metadata.jsonl", "summary.json", *(row["file_name"] for row in rows)}
@@ -165,20 +165,20 @@ def test_fewer_prompts_forget_nothing(again, tmp_path):
     assert by_prompt(tmp_path / "out").keys() == set(PROMPTS)
 
 
-def test_a_deleted_picture_is_made_again_with_the_same_bytes(made, again, tmp_path):
+def test_a_deleted_image_is_made_again_with_the_same_bytes(made, again, tmp_path):
     name = by_prompt(made)["the cat"]["file_name"]
     (tmp_path / "out" / name).unlink()
     assert again(*PROMPTS).made == 1
     assert (tmp_path / "out" / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_lost_metadata_are_read_from_the_pictures(made, again, tmp_path):
+def test_lost_metadata_are_read_from_the_images(made, again, tmp_path):
     (tmp_path / "out" / "metadata.jsonl").unlink()
     assert again(*PROMPTS).made == 0
     assert (tmp_path / "out" / "metadata.jsonl").read_bytes() == (made / "metadata.jsonl").read_bytes()
 
 
-def test_another_config_makes_other_pictures_beside_those(made, again, tmp_path):
+def test_another_config_makes_other_images_beside_those(made, again, tmp_path):
     assert again(*PROMPTS, steps=3).made == 3
     rows = list(read_jsonl(str(tmp_path / "out" / "metadata.jsonl")))
     assert len({row["id"] for row in rows}) == 6 and sorted(row["steps"] for row in rows) == [2, 2, 2, 3, 3, 3]
@@ -317,7 +317,7 @@ def test_a_seed_that_is_derived_does_not_depend_on_what_the_configuration_says(m
     assert len(seeds) == 3
 
 
-def test_a_picture_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(tiny_folder, run_here, tmp_path):
+def test_an_image_that_is_not_finite_is_a_reject_and_its_neighbours_go_on(tiny_folder, run_here, tmp_path):
     broken = shutil.copytree(tiny_folder, tmp_path / "broken")
     [file] = (broken / "text_encoder").glob("*.safetensors")
     weights = load_file(file)

@@ -18,7 +18,7 @@ NONE = Axes(None, None, None)
 
 @pytest.fixture
 def out(tmp_path):
-    """Pictures whose colour is told by their steps (red) and their sampler (green)."""
+    """Images whose colour is told by their steps (red) and their sampler (green)."""
     rows = []
     for number, (sampler, steps, seed) in enumerate(
         (sampler, steps, seed) for sampler in ("heun", "euler") for steps in (20, 5) for seed in (1, 2)
@@ -38,7 +38,7 @@ def out(tmp_path):
 
 
 def colours(path):
-    """The colours of all pictures on a sheet, from left to right and from above."""
+    """The colours of all images on a sheet, from left to right and from above."""
     pixels = np.asarray(Image.open(path)).astype(int)
     found = []
     height, width = pixels.shape[:2]
@@ -52,7 +52,7 @@ def colours(path):
     return found
 
 
-def test_pictures_are_where_their_values_say(out):
+def test_images_are_where_their_values_say(out):
     target = str(out / "grid.png")
     axes = Axes(Axis("steps", None), Axis("sampler", None), None)
     assert grid.write(str(out), target, axes, {"seed": 1}) == (4, 0, "")
@@ -77,11 +77,11 @@ def test_a_third_field_goes_from_block_to_block_and_a_gap_is_counted(out):
 @pytest.mark.parametrize(
     "axes, where, message",
     [
-        (NONE, {}, "there are several pictures with no axes; they differ in steps, sampler, seed"),
+        (NONE, {}, "there are several images with no axes; they differ in steps, sampler, seed"),
         (Axes(Axis("steps", None), None, None), {"sampler": "euler"}, "they differ in seed"),
-        (Axes(Axis("stepz", None), None, None), {}, "'stepz' is no field of these pictures; known: file_name"),
+        (Axes(Axis("stepz", None), None, None), {}, "'stepz' is no field of these images; known: file_name"),
         (Axes(Axis("steps", None), Axis("steps", None), None), {}, "expected different fields"),
-        (NONE, {"seed": 9}, "there are no pictures with these values"),
+        (NONE, {"seed": 9}, "there are no images with these values"),
     ],
 )
 def test_what_can_not_be_drawn_is_told(out, axes, where, message):

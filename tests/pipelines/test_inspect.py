@@ -126,13 +126,13 @@ def test_endings_count_in_capitals_or_not(tmp_path, ending):
     assert lines["kind"].startswith("LoRA") and lines["file"].startswith(str(file))
 
 
-def test_a_picture_is_told_of_whatever_its_ending_and_its_metadata(tmp_path):
+def test_an_image_is_told_of_whatever_its_ending_and_its_metadata(tmp_path):
     whole = io.BytesIO()
     Image.new("RGB", (4, 4)).save(whole, "WEBP", exif=b"Exif\0\0nonsense", xmp=b"<sdjax:metadata>{</sdjax:metadata>")
     file = tmp_path / "UPPER.PNG"
     file.write_bytes(whole.getvalue())
     lines = told(file)
-    assert lines["picture"] == "4x4 RGB WEBP"
+    assert lines["image"] == "4x4 RGB WEBP"
     assert lines["sdjax"].startswith("its metadata of sdjax can't be read: ")
     assert lines["parameters"].startswith("its EXIF data are damaged")
     Image.new("RGB", (4, 4)).save(file, "PNG")

@@ -81,7 +81,7 @@ def test_a_run_killed_at_any_of_ten_random_moments_is_whole_after_the_next(comma
     moments = random.Random(2)
     for number in range(10):
         out = tmp_path / str(number)
-        # There are about as many temporary files of metadata as there are pictures, at the end.
+        # There are about as many temporary files of metadata as there are images, at the end.
         killed(command, out, moments.randrange(2 * ROWS), moments.uniform(0, 0.3))
         done = finish(start([*command, out]))
         assert (done.status, done.err) == (0, "")

@@ -212,9 +212,9 @@ def test_what_a_conversion_has_not_written_whole_can_be_removed_from_another_pla
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "picture.png"]], ids=["help", "inspect"])
+@pytest.mark.parametrize("arguments", [["--help"], ["inspect", "image.png"]], ids=["help", "inspect"])
 def test_a_command_whose_reader_goes_ends_quietly_as_other_tools_do(arguments, tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
     process = start(arguments, cwd=tmp_path)
     process.stdout.close()
     assert (process.wait(), process.stderr.read()) == (141, "")
@@ -255,16 +255,16 @@ def command(prompts: Path, model: Path) -> list[str | Path]:
     return ["generate", "--quiet", "--model", model, *settings, prompts]
 
 
-def pictures(place: Place) -> int:
+def images(place: Place) -> int:
     return len(list(place.out.glob("images/*/[0-9a-f]*")))
 
 
 def moments(place: Place, process: subprocess.Popen[str]) -> list[Callable[[], bool]]:
     """Ten, one after the other in the life of a run; three of them while the first program compiles."""
-    before = pictures(place)
+    before = images(place)
 
     def more(count: int) -> Callable[[], bool]:
-        return lambda: pictures(place) >= min(before + count, ROWS)
+        return lambda: images(place) >= min(before + count, ROWS)
 
     return [
         lambda: hears(process, signal.SIGTERM),
@@ -289,7 +289,7 @@ def stopped(
         assert members(process.pid) == []
     assert "Traceback" not in done.err and place.left() == [], done
     if done.status == 0:
-        assert pictures(place) == ROWS and moment > 5
+        assert images(place) == ROWS and moment > 5
     else:
         assert (done.status, done.out) == (128 + number, ""), done
         assert done.err == f"{line_of(number)}; {GOES_ON}\n" or (times > 1 and not done.err), done

@@ -184,7 +184,7 @@ def test_images_that_are_links_are_not_followed(out, tiny, tmp_path, what):
         sheet.write(str(out), str(tmp_path / "sheet.png"), columns=2, limit=2)
     with pytest.raises(StorageError, match="is a link"):
         grid.write(str(out), str(tmp_path / "grid.png"), grid.Axes(None, None, None), {})
-    assert problems(out, sdjax.Engine(tiny, batch_size=1)) == ["stands in metadata.jsonl, but there is no such picture"]
+    assert problems(out, sdjax.Engine(tiny, batch_size=1)) == ["stands in metadata.jsonl, but there is no such image"]
 
 
 @pytest.mark.parametrize("path", ["gs://evil/x.png", "s3://evil/x.png", "hdfs://evil/x.png", "https://evil/x.png"])
@@ -212,7 +212,7 @@ def test_what_is_no_file_is_not_waited_for(out, tiny, tmp_path, name):
     path.unlink()
     os.mkfifo(path)
     if name.startswith("images"):
-        assert "there is no such picture" in problems(out, sdjax.Engine(tiny, batch_size=1))[0]
+        assert "there is no such image" in problems(out, sdjax.Engine(tiny, batch_size=1))[0]
     with pytest.raises(StorageError, match="is a pipe or a device"):
         if name == "summary.json":
             made_with(str(out))

@@ -60,11 +60,11 @@ def problems(report: Report) -> list[str]:
 
 
 def test_an_output_as_it_was_left_is_the_same_to_the_last_byte(made, check):
-    assert check(made) == Report(pictures=3, remade=3, exact=3, other=0, findings=())
+    assert check(made) == Report(images=3, remade=3, exact=3, other=0, findings=())
 
 
 def test_a_share_is_chosen_by_id_and_nothing_is_made_of_a_share_of_none(made, check):
-    assert check(made, 0.0) == Report(pictures=3, remade=0, exact=0, other=0, findings=())
+    assert check(made, 0.0) == Report(images=3, remade=0, exact=0, other=0, findings=())
     assert not sampled("f" * 32, 0.99) and sampled("f" * 32, 1.0) and sampled("0" * 32, 0.01)
 
 
@@ -80,7 +80,7 @@ def test_a_tampered_pixel_is_found(out, check):
     assert row["id"] in report.findings[0].file
 
 
-def test_pictures_that_have_changed_places_are_found(out, check):
+def test_images_that_have_changed_places_are_found(out, check):
     one, other, _ = (out / row["file_name"] for row in rows_of(out))
     data = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -90,7 +90,7 @@ def test_pictures_that_have_changed_places_are_found(out, check):
     one, other, third = rows_of(out)
     names = one.pop("file_name"), other.pop("file_name")
     rewrite(out, [{"file_name": names[1], **one}, {"file_name": names[0], **other}, third])
-    assert all("it is the picture of another name" in problem for problem in problems(check(out)))
+    assert all("it is the image of another name" in problem for problem in problems(check(out)))
     assert len(problems(check(out))) == 2
 
 
@@ -100,24 +100,24 @@ def test_tampered_metadata_are_found(out, check, field, value):
     rows[1][field] = value
     rewrite(out, rows)
     assert problems(check(out)) == ["its own metadata differ from its row in metadata.jsonl"]
-    # Also if the picture says the same.
+    # Also if the image says the same.
     path = out / rows[1]["file_name"]
     metadata = {**read_metadata(path, ""), field: value}
     path.write_bytes(encode(decode(path, ""), metadata, a1111_text(metadata), "png"))
     assert len(problems(check(out))) == 1
 
 
-def test_a_missing_picture_and_one_too_many_are_found(out, check):
+def test_a_missing_image_and_one_too_many_are_found(out, check):
     rows = rows_of(out)
     rewrite(out, rows[1:])
     assert problems(check(out)) == ["is not in metadata.jsonl; run the same generate command again"]
     rewrite(out, rows)
     (out / rows[0]["file_name"]).unlink()
     report = check(out)
-    assert problems(report) == ["stands in metadata.jsonl, but there is no such picture"] and report.pictures == 2
+    assert problems(report) == ["stands in metadata.jsonl, but there is no such image"] and report.images == 2
 
 
-def test_a_truncated_picture_is_found(out, check):
+def test_a_truncated_image_is_found(out, check):
     path = out / rows_of(out)[0]["file_name"]
     path.write_bytes(path.read_bytes()[:-20])
     [problem] = problems(check(out))
@@ -132,13 +132,13 @@ def test_a_row_that_stands_twice_and_a_manifest_that_is_gone_are_found(out, chec
     assert problems(check(out))[0] == "is missing; run the same generate command again"
 
 
-def test_pictures_of_another_model_are_told_from_those(made, sd2):
+def test_images_of_another_model_are_told_from_those(made, sd2):
     report = remake(str(made), lambda *_: sdjax.Engine(sd2, batch_size=1), 1.0)
-    assert report == Report(pictures=3, remade=0, exact=0, other=3, findings=())
+    assert report == Report(images=3, remade=0, exact=0, other=3, findings=())
 
 
 def add(out: Path, pixels: np.ndarray, metadata: dict, format_name: str) -> str:
-    """Puts a picture of this name and its row into an output; gives its file name."""
+    """Puts an image of this name and its row into an output; gives its file name."""
     name = image_name(metadata["id"], FORMATS[format_name].extension)
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_bytes(encode(pixels, metadata, a1111_text(metadata), format_name))
@@ -156,7 +156,7 @@ def test_what_another_version_made_is_compared_but_for_rounding(out, check, form
     changed = 255 - pixels if inverted else np.where(pixels < 255, pixels + 1, pixels).astype(np.uint8)
     name = add(out, changed, metadata, format_name)
     report = check(out)
-    assert report.pictures == report.remade == 4 and report.exact == 3
+    assert report.images == report.remade == 4 and report.exact == 3
     expected = [(str(out / name), "made again with another jaxlib it differs by more than rounding")]
     assert [tuple(finding) for finding in report.findings] == (expected if inverted else [])
 
@@ -166,10 +166,10 @@ def test_another_version_of_what_a_package_adds_is_named(out, check):
     package = "sdjax.samplers ralston: sdjax-examples 1.0 sha256 0"
     metadata = {**read_metadata(out / row["file_name"], ""), "id": "0" * 32, "extensions": package}
     add(out, 255 - decode(out / row["file_name"], ""), metadata, "png")
-    assert problems(check(out)) == [f"{package} is another file now than the picture was made with"]
+    assert problems(check(out)) == [f"{package} is another file now than the image was made with"]
 
 
-def test_each_of_several_pictures_of_one_job_is_compared(out, check):
+def test_each_of_several_images_of_one_job_is_compared(out, check):
     row = rows_of(out)[0]
     metadata = read_metadata(out / row["file_name"], "")
     pixels = decode(out / row["file_name"], "")

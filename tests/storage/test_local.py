@@ -47,8 +47,8 @@ def in_another_process(code, *arguments):
 
 def test_a_file_is_written_into_folders_that_are_made_for_it(tmp_path):
     path = tmp_path / "images" / "ab" / "x.png"
-    write_whole(str(path), b"picture")
-    assert read_whole(str(path)) == b"picture"
+    write_whole(str(path), b"image")
+    assert read_whole(str(path)) == b"image"
     assert files_below(tmp_path) == ["images/ab/x.png"]
 
 

@@ -28,8 +28,8 @@ def params(emoji):
 def test_before_training_it_gives_nothing(emoji, params):
     network = ControlNet(control.config(emoji))
     latents, context = RNG.standard_normal((1, 8, 8, 12)), RNG.standard_normal((1, 32, 160))
-    picture, sample, text = (jnp.asarray(each, jnp.float32) for each in (RNG.random((1, 64, 64, 3)), latents, context))
-    given = network.apply({"params": params}, picture, sample, jnp.ones(1), text, method="everything")
+    image, sample, text = (jnp.asarray(each, jnp.float32) for each in (RNG.random((1, 64, 64, 3)), latents, context))
+    given = network.apply({"params": params}, image, sample, jnp.ones(1), text, method="everything")
     assert all(not np.asarray(each).any() for each in (*given.down, given.mid))
     copied = params["mid_block"]["resnets_0"]["conv1"]["kernel"]
     assert np.array_equal(copied, emoji.params["unet"]["mid_block"]["resnets_0"]["conv1"]["kernel"])

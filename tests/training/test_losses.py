@@ -44,33 +44,33 @@ def params_of(config, seed=0):
     return jax.tree.map(jnp.asarray, random_params(param_shapes(config), np.random.RandomState(seed)))
 
 
-def pictures(batch=2, side=16):
+def images(batch=2, side=16):
     return jnp.asarray(RNG.uniform(-1, 1, (batch, side, side, 3)), jnp.float32)
 
 
 # --- Reconstruction ---
 
 
-def test_equal_pictures_cost_nothing():
-    picture = pictures()
-    assert reconstruction_loss(picture, picture) == 0
+def test_equal_images_cost_nothing():
+    image = images()
+    assert reconstruction_loss(image, image) == 0
 
 
 def test_a_shift_in_brightness_costs_itself_at_each_size():
-    picture = pictures()
-    assert reconstruction_loss(picture + 0.25, picture, scales=3) == pytest.approx(3 * 0.25, rel=1e-5)
+    image = images()
+    assert reconstruction_loss(image + 0.25, image, scales=3) == pytest.approx(3 * 0.25, rel=1e-5)
 
 
 def test_a_fine_pattern_costs_its_pixels_and_edges_at_the_finest_size_only():
     rows, columns = np.mgrid[:16, :16]
     board = jnp.asarray(np.where((rows + columns) % 2, 0.1, -0.1)[None, :, :, None] * np.ones(3), jnp.float32)
-    picture = jnp.zeros_like(board)
+    image = jnp.zeros_like(board)
     # 0.1 for the pixels, 0.2 for differences across, 0.2 for those down.
-    assert reconstruction_loss(board, picture, scales=3) == pytest.approx(0.5, rel=1e-5)
+    assert reconstruction_loss(board, image, scales=3) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_the_loss_is_the_same_both_ways_round():
-    one, two = pictures(), pictures()
+    one, two = images(), images()
     assert reconstruction_loss(one, two) == pytest.approx(float(reconstruction_loss(two, one)))
 
 

@@ -39,9 +39,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, state.Param
 
 
 def test_rows_are_labelled_as_the_scenes_that_were_encoded():
-    pictures = (Image.new("RGBA", (96, 96), "red"),) * len(scenes.concepts())
-    encoded = nc.encoded_scenes(30, len(pictures))
-    drawn = itertools.islice(scenes.examples(nc.TRAIN_SEED, pictures), 30)
+    images = (Image.new("RGBA", (96, 96), "red"),) * len(scenes.concepts())
+    encoded = nc.encoded_scenes(30, len(images))
+    drawn = itertools.islice(scenes.examples(nc.TRAIN_SEED, images), 30)
     assert encoded == tuple(scene for _, _, scene in drawn)
 
 

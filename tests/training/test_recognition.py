@@ -16,14 +16,14 @@ NAMES = ("red apple", "owl", "brick", "ring")
 def sprites() -> tuple[Image.Image, ...]:
     """Four that differ in form and colour, each dark and light, so that they stand out from any background."""
     forms = itertools.product((False, True), repeat=2)
-    pictures = []
+    images = []
     for (outer, inner), dark in zip(forms, ("#145a14", "#5a145a", "#781414", "#14146e"), strict=True):
         sheet = Image.new("RGBA", (96, 96))
         draw = ImageDraw.Draw(sheet)
         (draw.ellipse if outer else draw.rectangle)((0, 0, 95, 95), fill=dark)
         (draw.ellipse if inner else draw.rectangle)((24, 24, 71, 71), fill="#faf078")
-        pictures.append(sheet)
-    return tuple(pictures)
+        images.append(sheet)
+    return tuple(images)
 
 
 def render(scene: scenes.Scene) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_batches_go_on_where_a_run_was_stopped():
     np.testing.assert_array_equal(found.labels, expected.labels)
 
 
-def test_augmentation_changes_each_picture_in_its_own_way_and_stays_in_range():
+def test_augmentation_changes_each_image_in_its_own_way_and_stays_in_range():
     pixels = np.repeat(render(scenes.Scene((0,), "pink"))[None] / np.float32(127.5) - 1, 4, axis=0)
     changed = np.asarray(jax.jit(rec.augmented)(pixels, jax.random.key(0)))
     assert changed.shape == pixels.shape
@@ -141,7 +141,7 @@ def test_background_and_side_of_a_render_are_those_of_its_scene(color: str, side
         assert rec.side_of(pixels) == side
 
 
-def test_an_empty_picture_has_no_side():
+def test_an_empty_image_has_no_side():
     assert rec.side_of(np.full((64, 64, 3), 200, np.uint8)) == ""
 
 

@@ -23,7 +23,7 @@ def scenes_of(count, seed=0):
 
 
 def drawn(scene):
-    """Where the squares are: a mask of the picture."""
+    """Where the squares are: a mask of the image."""
     return (render(scene, SQUARES) == MARK).all(-1)
 
 
@@ -131,12 +131,12 @@ def test_colour_is_said_half_of_the_time():
     assert 0.44 < np.mean(["background" in text for text in texts]) < 0.56
 
 
-# --- Pictures ---
+# --- Images ---
 
 
 @settings(deadline=None, max_examples=200)
 @given(seeds)
-def test_no_emoji_leaves_the_picture_or_covers_another(seed):
+def test_no_emoji_leaves_the_image_or_covers_another(seed):
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, len(NAMES))
     mask = drawn(scene)
@@ -169,9 +169,9 @@ def test_left_is_left_and_right_is_right(size):
 
 
 def test_two_stand_side_by_side_in_the_order_in_which_they_are_named():
-    pictures = tuple(Image.new("RGBA", (8, 8), color) for color in ((*MARK, 255), (255, 0, 200, 255)))
-    pixels = render(Scene((1, 0), "black"), pictures)
-    one, two = ((pixels == picture.getpixel((0, 0))[:3]).all(-1) for picture in pictures)
+    images = tuple(Image.new("RGBA", (8, 8), color) for color in ((*MARK, 255), (255, 0, 200, 255)))
+    pixels = render(Scene((1, 0), "black"), images)
+    one, two = ((pixels == image.getpixel((0, 0))[:3]).all(-1) for image in images)
     assert boxes(two)[0][0][1] <= SIZE / 2 <= boxes(one)[0][0][0]
 
 

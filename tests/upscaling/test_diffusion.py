@@ -1,4 +1,4 @@
-"""Stable Diffusion's upscalers: pictures against recordings of diffusers, batches, files and errors."""
+"""Stable Diffusion's upscalers: images against recordings of diffusers, batches, files and errors."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from sdjax.library.upscalers import read_diffusion_upscaler
 from sdjax.model import Model
 from sdjax.models import ConfigError, UNetConfig
 from tests.golden import sd_upscalers
-from tests.golden.pictures import TOLERATED_SHARE, share_that_differs
+from tests.golden.images import TOLERATED_SHARE, share_that_differs
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 # The other cases are compared live.
-def test_pictures_of_the_x4_upscaler_are_those_of_diffusers(upscalers: dict[str, Model]) -> None:
+def test_images_of_the_x4_upscaler_are_those_of_diffusers(upscalers: dict[str, Model]) -> None:
     case = "very noisy"
     found = sd_upscalers.upscaled(upscalers["x4"], sd_upscalers.CASES["x4"][case])
     assert share_that_differs(found, recorded()[f"x4/{case}"]) <= TOLERATED_SHARE

@@ -97,7 +97,7 @@ def lms(run: SamplerRun) -> Vector:
         slopes = [run.keep((x - denoised) / step.now), *slopes][: run.order]
         counted = run.skipped + step.number
         nodes = sigmas[counted - np.arange(min(counted + 1, run.order))]
-        # diffusers takes the weights of a whole history also where a picture's first steps have none.
+        # diffusers takes the weights of a whole history also where an image's first steps have none.
         for slope, weight in zip(slopes, lagrange_integrals(nodes, step.now, step.after), strict=not run.skipped):
             x = x + slope * weight
     return x

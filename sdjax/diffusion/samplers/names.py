@@ -9,7 +9,7 @@ from sdjax.diffusion.scheduler_classes import same_class
 from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.diffusion.sigmas import SCHEDULES
 
-# A1111's labels. Where it has none the label is made here, for the text that goes into pictures.
+# A1111's labels. Where it has none the label is made here, for the text that goes into images.
 A1111_SAMPLERS = {
     "ddpm": "DDPM",
     "ddim": "DDIM",

@@ -99,7 +99,7 @@ def _sum(outputs: list[Vector], weights: tuple[float, ...]) -> Vector:
 def plms(run: SamplerRun) -> Vector:
     """Liu et al. 2022, the pseudo linear multistep method; its second step is asked twice, as in Stable Diffusion.
 
-    diffusers leaves out steps of a picture in the list of what is asked. So the latents are one step noisier from then
+    diffusers leaves out steps of an image in the list of what is asked. So the latents are one step noisier from then
     on than the network is told, where two or more are left out.
     """
     steps = run.counted_steps()
@@ -188,7 +188,7 @@ def _by_levels(run: SamplerRun) -> list[_Move]:
 
 
 def _by_timesteps(run: SamplerRun) -> list[_Move]:
-    """As diffusers, which leaves out steps of a picture in the list of what is asked, but not in that of beginnings."""
+    """As diffusers, which leaves out steps of an image in the list of what is asked, but not in that of beginnings."""
     steps = run.counted_steps()
     half = run.config.num_train_timesteps // run.steps.laid // 2
     told = []

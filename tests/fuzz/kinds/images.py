@@ -1,4 +1,4 @@
-"""Metadata in PNG, WebP and JPEG: hostile texts, EXIF data, XMP; and pictures that are bombs, damaged or cut off.
+"""Metadata in PNG, WebP and JPEG: hostile texts, EXIF data, XMP; and images that are bombs, damaged or cut off.
 
 Each file is read through all that `inspect`, `verify` and the reader of input images use.
 """
@@ -142,7 +142,7 @@ def text_chunk(rng: random.Random) -> bytes:
 
 
 def png(rng: random.Random) -> bytes:
-    """A small picture with chunks before or behind its pixels."""
+    """A small image with chunks before or behind its pixels."""
     file = io.BytesIO()
     Image.fromarray(_PIXELS).save(file, "PNG")
     whole = file.getvalue()
@@ -177,7 +177,7 @@ def jpeg_segments(rng: random.Random) -> bytes:
 
 
 def jpeg(rng: random.Random) -> bytes:
-    """A small picture with segments before its own."""
+    """A small image with segments before its own."""
     file = io.BytesIO()
     Image.fromarray(_PIXELS).save(file, "JPEG")
     whole = file.getvalue()
@@ -186,7 +186,7 @@ def jpeg(rng: random.Random) -> bytes:
 
 
 def webp(rng: random.Random) -> bytes:
-    """A small picture with EXIF data and XMP of any size."""
+    """A small image with EXIF data and XMP of any size."""
     file = io.BytesIO()
     with_exif = rng.choice((b"", b"Exif\0\0")) + exif(rng)
     Image.fromarray(_PIXELS).save(file, "WEBP", lossless=True, exif=with_exif, xmp=xmp(rng))
@@ -199,7 +199,7 @@ def tiff(rng: random.Random) -> bytes:
 
 
 def sound(rng: random.Random) -> bytes:
-    """A picture without faults."""
+    """An image without faults."""
     file = io.BytesIO()
     Image.fromarray(_PIXELS).save(file, rng.choice(("PNG", "JPEG", "WEBP")))
     return file.getvalue()
@@ -252,5 +252,5 @@ def case(rng: random.Random, folder: Path) -> bool:
     assert not (refusals[0] and not refusals[3]), "what can be decoded is described"
     path = folder / "x.png"
     path.write_bytes(data)
-    assert refused_by(lambda *_: list(describe(str(path))), data) == refusals[0], "a whole picture is always told of"
+    assert refused_by(lambda *_: list(describe(str(path))), data) == refusals[0], "a whole image is always told of"
     return refusals[0] or refusals[4]

@@ -62,7 +62,7 @@ _TEXTS += (
     "'",
     "[1]",
 )
-# Rows of one file that are looked at, and pictures of one row.
+# Rows of one file that are looked at, and images of one row.
 _MOST_ROWS, _MOST_JOBS = 50, 200
 # Of a message: what it shows of a row is bounded, and the fields that there are take a kilobyte.
 _MOST_LETTERS = 4000

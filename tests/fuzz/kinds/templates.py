@@ -49,8 +49,8 @@ FIELDS = (
     "x",
 )
 FILES = ("fruit", "sub/deep", "sub/a", "aaaa", "a,b", "ab", "ac", "a(b)", "yaml", "round")
-# Of more pictures than these a few are made.
-MANY_PICTURES = 300
+# Of more images than these a few are made.
+MANY_IMAGES = 300
 
 
 def warm(folder: Path) -> None:
@@ -67,7 +67,7 @@ def case(rng: random.Random, folder: Path) -> bool:
         values[name] = rng.choice(rng.choice([VALUES, ["1..3", [1, 2], "7"]]))
     mode = rng.choice(["random", "all", "all", "none"])
     wildcards = wildcards_of(rng, folder)
-    if not (few := pictures(values, wildcards)):
+    if not (few := images(values, wildcards)):
         return few is None
     row = Row("rows.jsonl", 7, values, "as it stands", None)
     config = RunConfig(run=RunSection(combinations=mode, repeat=rng.choice([1, 2])))
@@ -82,8 +82,8 @@ def case(rng: random.Random, folder: Path) -> bool:
     return False
 
 
-def pictures(values: dict[str, Any], wildcards: Wildcards) -> bool | None:
-    """Whether a row has few pictures; of one with many some are looked at, and of one that is refused it is None."""
+def images(values: dict[str, Any], wildcards: Wildcards) -> bool | None:
+    """Whether a row has few images; of one with many some are looked at, and of one that is refused it is None."""
     try:
         given = with_fields_named({name: value for name, value in values.items() if value not in (None, "")})
         rows = size(given, {})
@@ -102,7 +102,7 @@ def pictures(values: dict[str, Any], wildcards: Wildcards) -> bool | None:
         return None
     except (ValueError, OverflowError, TypeError):  # of Python about numbers, which `parse` says in its own words
         return True
-    return total <= MANY_PICTURES
+    return total <= MANY_IMAGES
 
 
 def check_message(message: str) -> None:

@@ -402,7 +402,7 @@ def test_defaults_fill_what_a_row_leaves_open_and_no_more():
     assert jobs(given, defaults) == [Job(prompt="a cat", steps=9, negative_prompt="blurry", seed=2)]
 
 
-def test_what_a_run_says_of_pictures_is_for_rows_that_have_some():
+def test_what_a_run_says_of_images_is_for_rows_that_have_some():
     run = {"strength": 0.6, "mask_blur": 2.0, "resize_mode": "crop", "upscale_by": 2.0, "steps": 7}
     [job] = jobs(row(prompt="a"), run)
     assert job == Job(prompt="a", seed=job.seed, steps=7)
@@ -418,7 +418,7 @@ def test_what_a_run_says_of_pictures_is_for_rows_that_have_some():
     assert "expected image with it" in parse(row(prompt="a", strength=0.5)).reason
 
 
-def test_a_row_shows_each_of_a_runs_controlnets_a_picture():
+def test_a_row_shows_each_of_a_runs_controlnets_an_image():
     [job] = jobs(row(prompt="a", control_image="b.png; c.png"), {"controlnets": "canny; depth"})
     assert (job.controlnets, job.control_image) == ("canny; depth", "b.png; c.png")
     [job] = jobs(row(prompt="a", controlnets="x"), {"image": "b.png"})
@@ -476,8 +476,8 @@ def test_repeats():
         ({"prompt": "__bad__", "combinations": "all"}, "prompt: letter 2 is a NUL character"),
         ({"prompt": "{ |}"}, "the template gives no text"),
         ({"prompt": "{ |a}", "combinations": "all"}, "no prompt in this row"),
-        ({"prompt": "a", "seed": "1..1000000"}, "this row asks for 2000000 pictures"),
-        ({"prompt": "{a|b}" * 30, "combinations": "all"}, f"this row asks for {2 * 2**30} pictures"),
+        ({"prompt": "a", "seed": "1..1000000"}, "this row asks for 2000000 images"),
+        ({"prompt": "{a|b}" * 30, "combinations": "all"}, f"this row asks for {2 * 2**30} images"),
         ({"prompt": "a", "cfg": "4,5", "guidance_scale": "3"}, "both mean guidance_scale"),
     ],
 )

@@ -196,12 +196,12 @@ def test_a_product_holds_each_combination_once_and_in_order(lists):
     assert len(rows) == math.prod(map(len, lists.values()))
 
 
-def test_too_many_pictures_of_a_row_are_an_error_that_tells_how_many():
+def test_too_many_images_of_a_row_are_an_error_that_tells_how_many():
     values = {"prompt": "a", "seed": "1..1000", "steps": "1..1000"}
     assert size(values, {}) == MAX_PER_ROW
     assert next(expand(values, {})) == {"prompt": "a", "seed": 1, "steps": 1}
     for do in (size, expand):
-        with pytest.raises(SweepError, match=r"2000000 pictures \(1000 of seed x 1000 of steps x 2 of width\)"):
+        with pytest.raises(SweepError, match=r"2000000 images \(1000 of seed x 1000 of steps x 2 of width\)"):
             do(values, {"width": (64, 128)})
 
 
@@ -264,7 +264,7 @@ def test_a_field_is_swept_once():
 # --- Seeds drawn at random ---
 
 
-def test_a_drawn_seed_is_one_for_each_picture_and_the_same_when_tried_again():
+def test_a_drawn_seed_is_one_for_each_image_and_the_same_when_tried_again():
     one = ("run", "x.csv", 7, "{}", 0)
     others = [
         ("other", *one[1:]),

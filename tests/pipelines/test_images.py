@@ -1,4 +1,4 @@
-"""Whole runs with pictures: where they are read from, which are refused, and that all is made again."""
+"""Whole runs with images: where they are read from, which are refused, and that all is made again."""
 
 import base64
 import io
@@ -66,7 +66,7 @@ def write_files(folder: Path) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
     turned = io.BytesIO()
-    PIL.Image.fromarray(conditioned.picture("cat")[:, :24]).save(turned, "JPEG", exif=exif)
+    PIL.Image.fromarray(conditioned.image("cat")[:, :24]).save(turned, "JPEG", exif=exif)
     (folder / "turned.jpg").write_bytes(turned.getvalue())
 
 
@@ -85,20 +85,20 @@ def made(run_here, tmp_path_factory) -> Path:
     return root
 
 
-def test_pictures_are_found_beside_the_prompt_file_and_bad_ones_rejected_with_their_reason(made):
+def test_images_are_found_beside_the_prompt_file_and_bad_ones_rejected_with_their_reason(made):
     rows = {int(row["seed"]): row for row in read_jsonl(str(made / "out" / "metadata.jsonl"))}
     assert rows[1]["input_image"] == str(made / "in" / "cat.png") and rows[4]["image_width"] == 64
     assert "turned by its EXIF orientation" in json.loads(rows[5]["pictures"])["notes"][0]
     assert "Denoising strength: 0.5" in str(read_parameters(made / "out" / rows[1]["file_name"], "x"))
     drawn = np.asarray(PIL.Image.open(made / "out" / rows[2]["file_name"]))
-    assert np.array_equal(drawn[conditioned.mask() == 0], conditioned.picture("cat")[conditioned.mask() == 0])
+    assert np.array_equal(drawn[conditioned.mask() == 0], conditioned.image("cat")[conditioned.mask() == 0])
     rejects = {reject["line"]: reject["reason"] for reject in read_jsonl(str(made / "out" / "rejects.jsonl"))}
     assert rejects.keys() == REASONS.keys()
     for line, expected in REASONS.items():
         assert expected in rejects[line] and rejects[line].startswith(("image: ", "mask_image: "))
 
 
-def test_a_picture_that_is_gone_or_another_when_it_is_needed_costs_its_own_image_alone(
+def test_an_image_that_is_gone_or_another_when_it_is_needed_costs_its_own_image_alone(
     run_here, made, tmp_path, monkeypatch
 ):
     reads: Counter[str] = Counter()
@@ -154,7 +154,7 @@ def test_depth_maps_of_a_folder(tmp_path, capsys):
     write_depth(tmp_path / "depth")
     arguments = ["depth", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(tmp_path / "depth")]
     assert main(arguments) == 1
-    # Two are no pictures; two have sides that this estimator does not take.
+    # Two are no images; two have sides that this estimator does not take.
     assert "7 made, 0 there, 4 failed" in " ".join(capsys.readouterr().out.split())
     written = PIL.Image.open(tmp_path / "out" / "cat.png.depth.png")
     assert written.size == (32, 32) and np.asarray(written).max() == 65535
@@ -177,13 +177,13 @@ BASE64 = base64.b64encode(conditioned.FILES["cat.png"]).decode()
     ],
 )
 @pytest.mark.parametrize("field", ["image", "mask_image", "depth_image"])
-def test_a_picture_given_as_base64_is_refused_by_what_it_is_and_not_repeated(field, text):
+def test_an_image_given_as_base64_is_refused_by_what_it_is_and_not_repeated(field, text):
     job = Job(prompt="a cat", **{"image": "cat.png", field: text})
-    with pytest.raises(JobError, match=f"^{field}: .* is not a path: base64 of a picture is not supported") as error:
+    with pytest.raises(JobError, match=f"^{field}: .* is not a path: base64 of an image is not supported") as error:
         input_images.located(job, "rows.jsonl")
     assert len(str(error.value)) < 250
     for read in (read_file, input_images.read):
-        with pytest.raises(JobError, match="base64 of a picture is not supported"):
+        with pytest.raises(JobError, match="base64 of an image is not supported"):
             read(text)
 
 
@@ -206,7 +206,7 @@ def test_depth_passes_over_companion_files_and_follows_links(tmp_path):
     (tmp_path / "in" / "linked").symlink_to("../elsewhere")
     (tmp_path / "in" / "round").symlink_to(".")
     folder = str(tmp_path / "in")
-    assert depth.pictures_in(folder) == [f"{folder}/a.PNG", f"{folder}/linked/c.jpg"]
+    assert depth.images_in(folder) == [f"{folder}/a.PNG", f"{folder}/linked/c.jpg"]
     (tmp_path / "._x").mkdir()
     (tmp_path / "._x" / "a.png").touch()
-    assert depth.pictures_in(str(tmp_path / "._x")) == [str(tmp_path / "._x" / "a.png")]
+    assert depth.images_in(str(tmp_path / "._x")) == [str(tmp_path / "._x" / "a.png")]

@@ -1,4 +1,4 @@
-"""Pictures as conditions: what they do to an image, and that neighbours change no bit of it."""
+"""Images as conditions: what they do to an image, and that neighbours change no bit of it."""
 
 import dataclasses
 import io
@@ -153,7 +153,7 @@ def test_programs_are_compiled_once_for_a_bucket_whatever_the_strength_and_the_f
 
 
 @pytest.mark.parametrize("noise_source", ["threefry", "torch"])
-def test_of_strength_1_nothing_of_the_picture_is_left(engine, noise_source):
+def test_of_strength_1_nothing_of_the_image_is_left(engine, noise_source):
     plain = engine.prepare(job(30, noise_source=noise_source))
     whole = engine.prepare(job(30, **from_cat, strength=1.0, noise_source=noise_source))
     assert plain.id == whole.id and whole.metadata["input_image"] is None  # metadata tell what was done
@@ -164,7 +164,7 @@ def test_of_strength_1_nothing_of_the_picture_is_left(engine, noise_source):
     assert len(ids) == 2 and np.array_equal(*ids.values())
 
 
-def test_of_strength_0_the_picture_comes_back_but_for_what_the_vae_loses():
+def test_of_strength_0_the_image_comes_back_but_for_what_the_vae_loses():
     emoji, file = sdjax.load("emoji"), Path(__file__).parents[1] / "golden" / "apple.png"
     given = np.asarray(PIL.Image.open(file).convert("RGB"))
     [result] = sdjax.generate(
@@ -185,7 +185,7 @@ def test_of_strength_0_the_picture_comes_back_but_for_what_the_vae_loses():
 
 
 def test_outside_of_the_mask_pixels_stay_exactly_where_that_is_asked_for(engine):
-    original, outside = conditioned.picture("cat"), conditioned.mask() == 0
+    original, outside = conditioned.image("cat"), conditioned.mask() == 0
     inside = ~outside
     loose, kept, inverted = (
         result.image
@@ -202,8 +202,8 @@ def test_outside_of_the_mask_pixels_stay_exactly_where_that_is_asked_for(engine)
     )
 
 
-def test_only_the_masked_part_is_drawn_and_put_back_into_the_whole_picture(tiny, library):
-    whole = np.repeat(np.repeat(conditioned.picture("cat"), 3, axis=0), 2, axis=1)
+def test_only_the_masked_part_is_drawn_and_put_back_into_the_whole_image(tiny, library):
+    whole = np.repeat(np.repeat(conditioned.image("cat"), 3, axis=0), 2, axis=1)
     mask = np.zeros(whole.shape[:2], np.uint8)
     mask[50:70, 20:30] = 255
     files = {"whole": conditioned.png(whole), "mask": conditioned.png(mask)}
@@ -215,7 +215,7 @@ def test_only_the_masked_part_is_drawn_and_put_back_into_the_whole_picture(tiny,
     assert np.abs(result.image[mask > 0].astype(int) - whole[mask > 0]).mean() > 1
 
 
-def test_a_picture_gives_an_image_its_size_where_the_job_says_none(engine, tiny, library):
+def test_an_image_gives_an_image_its_size_where_the_job_says_none(engine, tiny, library):
     files = {"wide": conditioned.png(np.zeros((39, 61, 3), np.uint8))}
     small = engine_of(tiny, library, devices=1, read_image=files.__getitem__)
     task = small.prepare(sdjax.Job(prompt="a", seed=1, image="wide"))
@@ -224,7 +224,7 @@ def test_a_picture_gives_an_image_its_size_where_the_job_says_none(engine, tiny,
     assert (task.first.bucket.height, task.first.bucket.width) == (64, 32)
 
 
-def test_what_is_in_a_picture_is_in_the_id_and_where_it_lies_is_not(tiny, library):
+def test_what_is_in_an_image_is_in_the_id_and_where_it_lies_is_not(tiny, library):
     files = {name: conditioned.FILES["cat.png"] for name in ("a.png", "b.png")} | {
         "c.png": conditioned.FILES["pose.png"]
     }
@@ -268,7 +268,7 @@ def test_what_can_not_be_is_an_error_that_says_why(engine, fields, expected):
     ],
     ids=["missing", "folder", "empty", "truncated"],
 )  # fmt: skip
-def test_a_file_that_is_no_picture_is_an_error_that_names_it(tiny, tmp_path, make_file, expected):
+def test_a_file_that_is_no_image_is_an_error_that_names_it(tiny, tmp_path, make_file, expected):
     path = tmp_path / "input.png"
     make_file(path)
     engine = engine_of(tiny, sdjax.Library(), devices=1, read_image=read_file)
@@ -282,29 +282,29 @@ def test_a_file_that_is_no_picture_is_an_error_that_names_it(tiny, tmp_path, mak
     "path, words",
     [
         *((path, "is not supported here") for path in ("https://example.org/a.png", "file:///etc/passwd", "ftp:x")),
-        ("data:image/png;base64,AAAA", "base64 of a picture is not supported"),
+        ("data:image/png;base64,AAAA", "base64 of an image is not supported"),
     ],
 )
-def test_pictures_are_read_from_this_machine_alone(path, words):
+def test_images_are_read_from_this_machine_alone(path, words):
     with pytest.raises(sdjax.JobError, match=words):
         read_file(path)
 
 
-def test_a_device_is_no_picture():
+def test_a_device_is_no_image():
     with pytest.raises(sdjax.JobError, match="is a device"):
         read_file("/dev/zero")
 
 
-def test_of_depth_maps_and_control_pictures_the_part_around_the_mask_is_shown():
+def test_of_depth_maps_and_control_images_the_part_around_the_mask_is_shown():
     rows, columns = np.meshgrid(np.arange(64), np.arange(96), indexing="ij")
     whole = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
     mask = np.zeros((64, 96), np.float32)
     mask[20:36, 40:56] = 1
-    picture = CachedImage(whole, ("image",))
+    image = CachedImage(whole, ("image",))
     # Of half the size, which shows the same.
     depth = columns[::2, ::2].astype(np.float32)
     mask_file, depth_file = CachedImage(mask, ("mask",)), CachedImage(depth, ("depth",))
-    files = InputFiles(picture, mask_file, depth_file, (picture,), {}, ())
+    files = InputFiles(image, mask_file, depth_file, (image,), {}, ())
     asked = job(1, **in_mask, width=16, height=16, only_masked=True, only_masked_padding=0, controlnets="tiny")
     images = fit_inputs(asked, files, 8, wants_depth=True)
     assert images.region == (20, 40, 36, 56)

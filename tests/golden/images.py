@@ -1,4 +1,4 @@
-"""The comparisons of whole pictures, from a prompt and a torch seed, as jobs; and what sdjax gives for them."""
+"""The comparisons of whole images, from a prompt and a torch seed, as jobs; and what sdjax gives for them."""
 
 import dataclasses
 import functools
@@ -19,8 +19,8 @@ TOLERATED_SHARE = 0.001
 _BATCH = 4
 
 
-class Picture(NamedTuple):
-    """One picture. It is compared with diffusers, or if its timestep spacing is k-diffusion's with k-diffusion.
+class Image(NamedTuple):
+    """One image. It is compared with diffusers, or if its timestep spacing is k-diffusion's with k-diffusion.
 
     scheduler: fields of the checkpoint's scheduler config that are changed for it.
     """
@@ -46,37 +46,37 @@ _K_DIFFUSIONS = ("dpm_fast", "dpmpp_2s_ancestral", "dpmpp_3m_sde")
 _CHANGED = {"uni_pc": (("final_sigmas_type", "sigma_min"),)}
 
 
-def _every_sampler(steps: Iterable[int]) -> dict[str, Picture]:
+def _every_sampler(steps: Iterable[int]) -> dict[str, Image]:
     cases = {}
     for sampler in SAMPLERS:
         spacing = "k_diffusion" if sampler in _K_DIFFUSIONS else None
         for count in steps:
             job = _job(sampler=sampler, steps=count, timestep_spacing=spacing)
-            cases[f"{sampler}-{count}"] = Picture(job, _CHANGED.get(sampler, ()))
+            cases[f"{sampler}-{count}"] = Image(job, _CHANGED.get(sampler, ()))
     # A1111's, and with few steps k-diffusion's heun.
     del cases["restart-20"]
-    cases["restart-7"] = Picture(_webui(sampler="restart", steps=7))
+    cases["restart-7"] = Image(_webui(sampler="restart", steps=7))
     return cases
 
 
 # What users of A1111 know, with its defaults.
 _A1111 = {
-    "Euler a": Picture(_webui(sampler="Euler a")),
-    "LMS Karras": Picture(_webui(sampler="LMS Karras")),
-    "DPM2 a Karras": Picture(_webui(sampler="DPM2 a Karras")),
-    "DPM++ 2M Karras": Picture(_webui(sampler="DPM++ 2M Karras")),
-    "DPM++ SDE Karras": Picture(_webui(sampler="DPM++ SDE Karras", steps=10)),
-    "DPM++ 2M SDE Karras": Picture(_webui(sampler="DPM++ 2M SDE Karras", seed=2**32 + 7)),
-    "DPM++ 2M SDE Heun Exponential": Picture(_webui(sampler="DPM++ 2M SDE Heun", schedule="Exponential")),
-    "DPM++ 3M SDE Karras": Picture(_webui(sampler="DPM++ 3M SDE Karras", eta=0.7)),
-    "Heun, churned": Picture(_webui(sampler="Heun", s_churn=10.0, s_tmin=0.2, s_tmax=10.0, s_noise=1.01)),
+    "Euler a": Image(_webui(sampler="Euler a")),
+    "LMS Karras": Image(_webui(sampler="LMS Karras")),
+    "DPM2 a Karras": Image(_webui(sampler="DPM2 a Karras")),
+    "DPM++ 2M Karras": Image(_webui(sampler="DPM++ 2M Karras")),
+    "DPM++ SDE Karras": Image(_webui(sampler="DPM++ SDE Karras", steps=10)),
+    "DPM++ 2M SDE Karras": Image(_webui(sampler="DPM++ 2M SDE Karras", seed=2**32 + 7)),
+    "DPM++ 2M SDE Heun Exponential": Image(_webui(sampler="DPM++ 2M SDE Heun", schedule="Exponential")),
+    "DPM++ 3M SDE Karras": Image(_webui(sampler="DPM++ 3M SDE Karras", eta=0.7)),
+    "Heun, churned": Image(_webui(sampler="Heun", s_churn=10.0, s_tmin=0.2, s_tmax=10.0, s_noise=1.01)),
 }
 
 
-def _scheduled(sampler: str, schedules: Iterable[str] = (), spacings: Iterable[str] = ()) -> dict[str, Picture]:
+def _scheduled(sampler: str, schedules: Iterable[str] = (), spacings: Iterable[str] = ()) -> dict[str, Image]:
     """A sampler of diffusers in several schedules, each in several spacings."""
     return {
-        f"{sampler}-{schedule}-{spacing}": Picture(
+        f"{sampler}-{schedule}-{spacing}": Image(
             _job(sampler=sampler, schedule=schedule, timestep_spacing=spacing, steps=9)
         )
         for schedule in ("uniform", *schedules)
@@ -85,23 +85,23 @@ def _scheduled(sampler: str, schedules: Iterable[str] = (), spacings: Iterable[s
 
 
 _UNGUIDED = {
-    "conditional_alone": Picture(_job(sampler="euler", guidance_scale=1.0)),
-    "unconditional": Picture(_job(sampler="euler", guidance_scale=0.0)),
+    "conditional_alone": Image(_job(sampler="euler", guidance_scale=1.0)),
+    "unconditional": Image(_job(sampler="euler", guidance_scale=0.0)),
 }
 _LONG = "a red cat and a green dog on " * 14
 _OTHERS = {
-    "other_seed": Picture(_job(sampler="ddim", seed=2**32 + 7)),
-    "prompt_too_long": Picture(_job(sampler="ddim", prompt=_LONG, prompt_syntax="plain")),
-    "few_steps": Picture(_job(sampler="dpmpp_2m", steps=5)),
-    "one_step": Picture(_job(sampler="dpmpp_2m", steps=1)),
-    "little_guidance": Picture(_job(sampler="euler_ancestral", guidance_scale=1.5, seed=4)),
-    "ddim_with_noise": Picture(_job(sampler="ddim", eta=0.6)),
-    "third_order": Picture(_job(sampler="dpmpp_2m", solver_order=3)),
-    "rescaled_guidance": Picture(_job(sampler="euler", guidance_rescale=0.7)),
+    "other_seed": Image(_job(sampler="ddim", seed=2**32 + 7)),
+    "prompt_too_long": Image(_job(sampler="ddim", prompt=_LONG, prompt_syntax="plain")),
+    "few_steps": Image(_job(sampler="dpmpp_2m", steps=5)),
+    "one_step": Image(_job(sampler="dpmpp_2m", steps=1)),
+    "little_guidance": Image(_job(sampler="euler_ancestral", guidance_scale=1.5, seed=4)),
+    "ddim_with_noise": Image(_job(sampler="ddim", eta=0.6)),
+    "third_order": Image(_job(sampler="dpmpp_2m", solver_order=3)),
+    "rescaled_guidance": Image(_job(sampler="euler", guidance_rescale=0.7)),
     # diffusers leaves layers out for the prompt alone, so without guidance; A1111 for the negative prompt too.
-    "clip_skip": Picture(_job(sampler="ddim", clip_skip=1, guidance_scale=1.0)),
-    "clip_skip_of_both": Picture(_webui(sampler="Euler", clip_skip=1)),
-    "thresholding": Picture(
+    "clip_skip": Image(_job(sampler="ddim", clip_skip=1, guidance_scale=1.0)),
+    "clip_skip_of_both": Image(_webui(sampler="Euler", clip_skip=1)),
+    "thresholding": Image(
         _job(sampler="dpmpp_2m"),
         (("thresholding", True), ("dynamic_thresholding_ratio", 0.95), ("sample_max_value", 1.5)),
     ),
@@ -111,13 +111,13 @@ _COSINE = (("beta_schedule", "squaredcos_cap_v2"),)
 _SPACINGS = ("leading", "linspace", "trailing")
 
 # Recorded, and made without torch in every run of the tests.
-RECORDED: dict[str, dict[str, Picture]] = {
+RECORDED: dict[str, dict[str, Image]] = {
     "sd1": {**_every_sampler((20, 7)), **_A1111, **_UNGUIDED, **_OTHERS},
     "sd2": {**_every_sampler((20, 7)), "rescaled_guidance": _OTHERS["rescaled_guidance"]},
     "emoji": _every_sampler((20, 7)),
 }
 # Compared live only.
-LIVE: dict[str, dict[str, Picture]] = {
+LIVE: dict[str, dict[str, Image]] = {
     "sd1": {
         **_scheduled("ddim", spacings=_SPACINGS),
         **_scheduled("euler", ("karras", "exponential", "beta"), _SPACINGS),
@@ -127,9 +127,9 @@ LIVE: dict[str, dict[str, Picture]] = {
         # float64.
         **_scheduled("dpmpp_2m", ("karras", "lu"), _SPACINGS),
         **_scheduled("uni_pc_bh2", ("karras",), ("linspace",)),
-        "odd_size": Picture(_job(sampler="euler_ancestral", width=24, height=40)),
+        "odd_size": Image(_job(sampler="euler_ancestral", width=24, height=40)),
         **{
-            f"cosine-{sampler}-{schedule}": Picture(_job(sampler=sampler, schedule=schedule), _COSINE)
+            f"cosine-{sampler}-{schedule}": Image(_job(sampler=sampler, schedule=schedule), _COSINE)
             # diffusers' own dpmpp_2m runs off its end where Karras' levels begin with equal timesteps.
             for sampler, schedule in (("euler", "uniform"), ("euler", "karras"), ("dpmpp_2m", "uniform"))
         },
@@ -138,7 +138,7 @@ LIVE: dict[str, dict[str, Picture]] = {
         **_A1111,
         **_UNGUIDED,
         **{
-            f"zero_snr-{sampler}": Picture(_job(sampler=sampler), _ZERO_SNR)
+            f"zero_snr-{sampler}": Image(_job(sampler=sampler), _ZERO_SNR)
             for sampler in ("ddim", "euler", "dpmpp_2m", "uni_pc_bh2")
         },
     },
@@ -147,19 +147,19 @@ LIVE: dict[str, dict[str, Picture]] = {
 
 
 def recorded_file(model: str) -> Path:
-    """Where the references of a model's pictures lie."""
-    return FOLDER / f"pictures_{model}.npz"
+    """Where the references of a model's images lie."""
+    return FOLDER / f"images_{model}.npz"
 
 
-def drawn(model: sdjax.Model, pictures: Mapping[str, Picture]) -> dict[str, np.ndarray]:
+def drawn(model: sdjax.Model, images: Mapping[str, Image]) -> dict[str, np.ndarray]:
     """What sdjax draws, one program for all that share one."""
     images = {}
     devices = jax.local_devices()[:1]
     engine = sdjax.Engine(model, batch_size=_BATCH, devices=devices)
-    for changes in dict.fromkeys(picture.scheduler for picture in pictures.values()):
+    for changes in dict.fromkeys(image.scheduler for image in images.values()):
         changed = dataclasses.replace(model, scheduler=dataclasses.replace(model.scheduler, **dict(changes)))
         plans = sdjax.Engine(changed, batch_size=_BATCH, devices=devices)
-        tasks = {name: plans.prepare(picture.job) for name, picture in pictures.items() if picture.scheduler == changes}
+        tasks = {name: plans.prepare(image.job) for name, image in images.items() if image.scheduler == changes}
         unique = {task.id: task for task in tasks.values()}  # the checkpoint's own schedule may be one of those named
         # Its steps are all that a scheduler's config decides here, so the first engine has the programs.
         # A batch takes as long as its longest.

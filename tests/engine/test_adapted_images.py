@@ -1,4 +1,4 @@
-"""Pictures with LoRAs, hypernetworks and embeddings: what they are, and that neighbours change no bit of them."""
+"""Images with LoRAs, hypernetworks and embeddings: what they are, and that neighbours change no bit of them."""
 
 import dataclasses
 import json
@@ -116,7 +116,7 @@ def engines(tiny, library, compiled) -> dict[str, sdjax.Engine]:
 
 
 @pytest.fixture(scope="module")
-def pictures_by_mode(engines) -> dict[str, list[sdjax.Result]]:
+def images_by_mode(engines) -> dict[str, list[sdjax.Result]]:
     return {mode: make(engine, BY_MODE[mode]) for mode, engine in engines.items()}
 
 
@@ -126,25 +126,25 @@ def engine(engines) -> sdjax.Engine:
 
 
 @pytest.fixture(scope="module")
-def pictures(pictures_by_mode) -> list[sdjax.Result]:
-    return pictures_by_mode["merged"]
+def images(images_by_mode) -> list[sdjax.Result]:
+    return images_by_mode["merged"]
 
 
 @pytest.mark.parametrize("mode", LORA_MODES)
-def test_pictures_depend_on_neither_order_nor_neighbours_nor_devices(tiny, library, mode, engines, pictures_by_mode):
-    engine, pictures = engines[mode], pictures_by_mode[mode]
-    assert all(result.finite for result in pictures)
+def test_images_depend_on_neither_order_nor_neighbours_nor_devices(tiny, library, mode, engines, images_by_mode):
+    engine, images = engines[mode], images_by_mode[mode]
+    assert all(result.finite for result in images)
     jobs = BY_MODE[mode]
-    assert same(make(engine, jobs[::-1]), pictures[::-1])
-    assert same(make(engine, jobs[1::3]), pictures[1::3])
+    assert same(make(engine, jobs[::-1]), images[::-1])
+    assert same(make(engine, jobs[1::3]), images[1::3])
     some = slice(2, None, 4) if mode == "merged" else slice(None, None, 3)
-    assert same(make(engine_of(tiny, library, mode, devices=4), jobs[some]), pictures[some])
+    assert same(make(engine_of(tiny, library, mode, devices=4), jobs[some]), images[some])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", LORA_MODES)
-def test_no_picture_depends_on_the_number_of_devices(tiny, library, mode, pictures_by_mode):
-    assert same(make(engine_of(tiny, library, mode, devices=4), BY_MODE[mode]), pictures_by_mode[mode])
+def test_no_image_depends_on_the_number_of_devices(tiny, library, mode, images_by_mode):
+    assert same(make(engine_of(tiny, library, mode, devices=4), BY_MODE[mode]), images_by_mode[mode])
 
 
 def test_once_merged_adapters_are_there_no_more_jobs_are_held_than_can_be_worked_on(tiny, library):
@@ -154,8 +154,8 @@ def test_once_merged_adapters_are_there_no_more_jobs_are_held_than_can_be_worked
     assert taken_for_the_first(engine, many) == 2 * engine.images_per_batch
 
 
-def test_each_adapter_changes_its_picture(engine, pictures):
-    for index, result in enumerate(pictures):
+def test_each_adapter_changes_its_image(engine, images):
+    for index, result in enumerate(images):
         plain = dataclasses.replace(
             JOBS[index], prompt=JOBS[index].prompt.partition("<")[0].replace("castle", "photo"), negative_prompt="",
             loras="",
@@ -165,14 +165,14 @@ def test_each_adapter_changes_its_picture(engine, pictures):
             assert np.abs(result.image.astype(int) - without.image.astype(int)).mean() > 0.5
 
 
-def test_merged_or_beside_the_weights_the_pictures_are_the_same_but_for_rounding(pictures_by_mode):
-    for merged, batched in zip(pictures_by_mode["merged"][3:6], pictures_by_mode["batched"][1:4], strict=True):
+def test_merged_or_beside_the_weights_the_images_are_the_same_but_for_rounding(images_by_mode):
+    for merged, batched in zip(images_by_mode["merged"][3:6], images_by_mode["batched"][1:4], strict=True):
         assert (merged.metadata["lora_mode"], batched.metadata["lora_mode"]) == ("merged", "batched")
         assert merged.metadata["id"] != batched.metadata["id"]
         assert np.abs(merged.image.astype(int) - batched.image.astype(int)).max() <= 1
 
 
-def test_a_merged_picture_is_that_of_a_model_with_the_changed_weights(tiny, library, engine, pictures):
+def test_a_merged_image_is_that_of_a_model_with_the_changed_weights(tiny, library, engine, images):
     file = Path(str(library.loras)) / "chalk.safetensors"
     chalk = read_lora(file, {name: tiny.configs[name] for name in tiny.family.adapted_networks})
     changed = dataclasses.replace(tiny, params=jax.tree.map(np.asarray, apply(tiny.params, chalk, 1.0, 0.5)))
@@ -182,17 +182,17 @@ def test_a_merged_picture_is_that_of_a_model_with_the_changed_weights(tiny, libr
         [expected] = make(engine, [dataclasses.replace(JOBS[5], loras="")])
     finally:
         engine._execution.params = whole
-    assert np.abs(pictures[5].image.astype(int) - expected.image.astype(int)).max() <= 1
+    assert np.abs(images[5].image.astype(int) - expected.image.astype(int)).max() <= 1
 
 
-def test_metadata_say_what_was_applied(pictures, library):
-    assert pictures[0].metadata["adapters_applied"] == ""
-    assert "lora_mode" not in pictures[0].metadata
-    [ink, chalk] = json.loads(pictures[3].metadata["adapters_applied"])
+def test_metadata_say_what_was_applied(images, library):
+    assert images[0].metadata["adapters_applied"] == ""
+    assert "lora_mode" not in images[0].metadata
+    [ink, chalk] = json.loads(images[3].metadata["adapters_applied"])
     assert (ink["kind"], ink["name"], ink["weight"], ink["text_encoder_weight"]) == ("lora", "ink", 0.8, 0.8)
     assert (chalk["name"], chalk["weight"], chalk["text_encoder_weight"]) == ("chalk", 0.5, 1.0)
     assert len(ink["digest"]) == 64 and ink["digest"] != chalk["digest"]
-    [lora, oil, castle] = json.loads(pictures[11].metadata["adapters_applied"])
+    [lora, oil, castle] = json.loads(images[11].metadata["adapters_applied"])
     assert [each["kind"] for each in (lora, oil, castle)] == ["lora", "hypernetwork", "embedding"]
     assert (oil["name"], oil["weight"], castle["name"]) == ("oil", 1.0, "castle")
 
@@ -231,7 +231,7 @@ def test_another_content_under_the_same_name_is_another_id(tiny, library, tmp_pa
     assert engine_of(tiny, sdjax.Library(tmp_path), devices=1).prepare(job(1, "a cat", loras="first:1")).id != before
 
 
-def test_other_adapters_and_weights_do_not_compile_another_program(engines, pictures_by_mode, compiled):
+def test_other_adapters_and_weights_do_not_compile_another_program(engines, images_by_mode, compiled):
     before = {mode: list(buckets) for mode, buckets in compiled.items()}
     for engine in engines.values():
         make(engine, [job(1, "a cat <lora:ink:1>"), job(3, "a dog <lora:ink:0.3>"), job(5, "a dog", loras="ink:-1")])

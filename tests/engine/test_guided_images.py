@@ -88,7 +88,7 @@ def by_hand(model, predict, job, steps):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_picture_is_what_euler_gives_step_by_step(name, engine, predict):
+def test_an_image_is_what_euler_gives_step_by_step(name, engine, predict):
     changes, steps = CASES[name]
     job = sdjax.Job(**{**DEFAULTS, **changes}, seed=3, steps=STEPS, sampler="euler", noise_source="torch")
     task = engine.prepare(job)
