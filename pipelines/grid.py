@@ -17,7 +17,7 @@ from sdjax.jobs.job import FIELDS
 from sdjax.jobs.records import column_of
 from sdjax.jobs.text_values import field_named, value_from_text
 
-# Fields that follow from others, by which images are not told apart.
+# Fields that follow from others, which do not tell images apart.
 _DERIVED = frozenset({"id", "file_name", "steps_taken", "evaluations"})
 # Images on a sheet, and values of one axis: more can't be looked at.
 _MOST = 2500
@@ -99,7 +99,7 @@ def write(out: str, target: str, axes: Axes, where: Mapping[str, Any]) -> tuple[
 
 
 def read_axis(text: str) -> Axis | None:
-    """`FIELD`, or `FIELD=VALUES` with the values to be shown, as for a sweep; None for no text.
+    """`FIELD`, or `FIELD=VALUES` with the values to be drawn, as for a sweep; None for no text.
 
     Raises:
       ValueError: for values that the field can't have.
@@ -123,8 +123,8 @@ def read_where(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise ValueError(f"--where {text}: expected KEY=VALUE")
         name = field_named(key.strip())
-        shown = value_from_text(name, value) if name in FIELDS else value
-        found[column_of(name)] = shown
+        wanted = value_from_text(name, value) if name in FIELDS else value
+        found[column_of(name)] = wanted
     return found
 
 

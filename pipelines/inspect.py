@@ -13,7 +13,7 @@ from sdjax.checkpoints.contents import content_digest, of_file, of_folder
 from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.folder_metadata import folder_texts, is_folder_key
 from sdjax.checkpoints.hashes import hash_file
-from sdjax.checkpoints.identify import identify, listed, millions, precision, shortened
+from sdjax.checkpoints.identify import identify, millions, precision, shortened
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, Listing, list_file, list_tensors
@@ -28,7 +28,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "transformers", "safete
 # Files that hold tensors, by the ends of their names.
 _WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 # Metadata that say what a file is or how it was made: of the model specification, and of kohya's trainer.
-_TOLD = (
+_LISTED = (
     r"modelspec\..*|sshs_.*|ss_(base_model_version|sd_model_name|v2|clip_skip|output_name|network_(module|dim|alpha|args)"
     r"|num_train_images|steps|max_train_steps|epoch|resolution|training_comment|tag_frequency)"
 )
@@ -123,13 +123,13 @@ def _by(path: Path, listing: Listing) -> str:
 
 def _metadata(path: Path, listing: Listing) -> Iterator[tuple[str, str]]:
     metadata = listing.metadata
-    told = [key for key in sorted(metadata) if re.fullmatch(_TOLD, key)]
-    for key in told:
+    modelspec = [key for key in sorted(metadata) if re.fullmatch(_LISTED, key)]
+    for key in modelspec:
         yield "metadata", f"{key}: {shortened(metadata[key])}"
     texts = folder_texts(metadata, path)
     if texts:
         yield "carries", f"of the folder that it was made of: {listed(texts)}"
-    others = [key for key in metadata if key not in told and not is_folder_key(key)]
+    others = [key for key in metadata if key not in modelspec and not is_folder_key(key)]
     if others:
         yield "other metadata", listed(others)
 

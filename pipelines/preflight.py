@@ -86,7 +86,7 @@ def check_output(sink: Sink, config: RunConfig) -> None:
     format_name = config.output.format
     try:
         written_by = recorded_kind(sink.url)
-    except StorageError:  # a summary that says nothing is written anew
+    except StorageError:  # a summary that says nothing is overwritten
         written_by = None
     if written_by not in (None, config.output.sink):
         raise RunConfigError(

@@ -138,7 +138,7 @@ class _WithoutTracebacks:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A context in which runners tell nothing by themselves: what ends a run is told once, in plain words."""
+    """A context in which runners log nothing by themselves: what ends a run is reported once, in plain words."""
     level, stream = logging.root.manager.disable, sys.stderr
     logging.disable()
     sys.stderr = _WithoutTracebacks(stream)

@@ -39,14 +39,14 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
     rows = sorted(sink.rows(), key=lambda row: (row["prompt"], row["seed"]))
     if not rows:
         raise ValueError(f"{out}: there are no images in it yet")
-    shown = rows[:limit]
-    tallest = max(_size(row)[1] for row in shown)
+    drawn_rows = rows[:limit]
+    tallest = max(_size(row)[1] for row in drawn_rows)
     cell = (_WIDTH + _SPACE, tallest + _LINES * LINE + 2 * _SPACE)
-    columns = min(columns, len(shown))
-    height = -(-len(shown) // columns) * cell[1] + _SPACE + (LINE if len(shown) < len(rows) else 0)
+    columns = min(columns, len(drawn_rows))
+    height = -(-len(drawn_rows) // columns) * cell[1] + _SPACE + (LINE if len(drawn_rows) < len(rows) else 0)
     page = Image.new("RGB", (columns * cell[0] + _SPACE, height), PAPER)
     drawn: list[str] = []
-    for index, row in enumerate(shown):
+    for index, row in enumerate(drawn_rows):
         left, top = index % columns * cell[0] + _SPACE, index // columns * cell[1] + _SPACE
         name = row["file_name"]
         image = Image.fromarray(decode(sink.read(name), name))
@@ -55,13 +55,13 @@ def write(out: str, target: str, *, columns: int, limit: int) -> tuple[int, str]
         drawn += lines
         for number, text in enumerate(lines):
             draw_text(page, (left, top + tallest + 4 + number * LINE), text, INK, LETTERS)
-    if len(shown) < len(rows):
-        more = f"{len(rows) - len(shown)} more in this output"
+    if len(drawn_rows) < len(rows):
+        more = f"{len(rows) - len(drawn_rows)} more in this output"
         draw_text(page, (_SPACE, height - LINE), more, FAINT, LETTERS)
     data = io.BytesIO()
     page.save(data, "PNG")
     storage.write_whole(target, data.getvalue())
-    return len(shown), without_font(drawn)
+    return len(drawn_rows), without_font(drawn)
 
 
 def _size(row: Mapping[str, Any]) -> tuple[int, int]:

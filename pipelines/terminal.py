@@ -1,7 +1,7 @@
 """All that is printed. Texts come out of strangers' files, and a terminal obeys what it is sent.
 
 Control characters (also those of eight bits), marks that turn the direction of writing, separators of lines and
-halves of surrogate pairs are therefore shown as escapes: `\\x1b`, `\\u202e`. Nothing is read as markup.
+halves of surrogate pairs are therefore printed as escapes: `\\x1b`, `\\u202e`. Nothing is read as markup.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _HIDDEN = re.compile(rf"[\0-\x1f\u2028\u2029\ud800-\udfff{TERMINAL_CONTROLS}]")
 
 
 def visible(text: str) -> str:
-    """The text on one line, with an escape for each character that would do something else than be shown."""
+    """The text on one line, with an escape for each character that would do something else than be printed."""
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 

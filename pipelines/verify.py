@@ -250,7 +250,7 @@ def _other_images(ours: Any, theirs: dict[str, Any]) -> list[str]:
 
 
 def _other_networks(ours: Any, theirs: dict[str, Any]) -> list[str]:
-    """What else images are seen and made with, where it has changed."""
+    """The networks that acted on an image, where they have changed."""
     return [
         f"{field} ({named})"
         for field, named, digest in (

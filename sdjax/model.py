@@ -245,7 +245,7 @@ def _without_effect(job: Job, sampler: str, spacing: str, sees_mask: bool) -> di
     if _strength(job) == 1:
         changes["inpaint_fill"] = Job.inpaint_fill  # nothing of it is left under the noise
     if sees_mask and (_strength(job) == 1 or job.inpaint_fill == Job.inpaint_fill):
-        changes["binarize_mask"] = Job.binarize_mask  # such models are told a binary one
+        changes["binarize_mask"] = Job.binarize_mask  # such models take a binary one
     in_the_middle = _strength(job) not in (None, 0, 1) or job.hires_scale is not None
     if sampler not in MULTISTEP or spacing == "k_diffusion" or not in_the_middle:
         changes["multistep_start"] = Job.multistep_start
@@ -324,8 +324,8 @@ def load(
     if place.path.is_file():
         if variant is not None and not (other_vae and other_vae.where.is_dir()):
             raise ValueError(f"variant = {variant!r}: {name} is a single file, and only folders have variants")
-        told = None if config is None else Path(config)
-        checkpoint = read_file(place.path, config=told, ema=ema, pickled=pickled, **options)
+        config_path = None if config is None else Path(config)
+        checkpoint = read_file(place.path, config=config_path, ema=ema, pickled=pickled, **options)
     elif config is not None or ema:
         raise ValueError(
             f"{name} is a folder, which has its own configs and no averages: config and ema are not for it"

@@ -6,12 +6,12 @@ Tests compare with references under a tolerance, which a change of one bit passe
 same bits. So some three hundred small jobs of every kind (`jobs.py`: modes, samplers, schedules, adapters, upscalers,
 prompt syntaxes, sources of noise, numbers of devices) are made through `sdjax generate` by the git revision BEFORE and
 by AFTER (the working tree if it is not named), on this machine, as other processors give other bits. Compared are the
-sha256 of the decoded pixels of each image and of each file of kept steps, row by row; ids, metadata and file names may
+sha256 of the decoded pixels of each image and of each file of previews, row by row; ids, metadata and file names may
 differ.
 
 Printed are, for each run, its rows and images, the seconds that both revisions took ("kept" for results that are there
 from an earlier time, which those of a commit are) and how many rows differ; then each row that differs, with what of it
-does (the image, kept steps, the number of them, a reject), its job, and the metadata that differ, which often tell why.
+does (the image, previews, the number of them, a reject), its job, and the metadata that differ, which often tell why.
 The exit status is 0 if all rows are the same, 1 if any differs, is missing or rejected. Rows that an upscaler's network
 enlarges are listed by themselves, and with `--networks-may-differ` they may: its compiled batch may be of another size.
 Rows that only BEFORE rejects ask for something new: they are listed, and no failure.

@@ -18,7 +18,7 @@ NEW, NETWORK, OTHER = "new", "of upscalers' networks", "of others"
 class Difference(NamedTuple):
     """A row whose results differ.
 
-    outputs: what does: "image", kept steps, a reject with its reason.
+    outputs: what does: "image", previews, a reject with its reason.
     metadata: those that differ, before and after.
     kind: `NEW`, `NETWORK` or `OTHER`.
     """

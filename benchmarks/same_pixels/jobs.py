@@ -227,11 +227,11 @@ _HIRES = [
     row("hires of img2img", **_CAT, strength=0.6, hires_scale=1.5),
 ]
 _PREVIEWS = [
-    row("kept steps", preview_every=2, steps=5),
-    row("kept steps of a second order", preview_every=1, sampler="heun", guidance_end=0.5),
-    row("kept steps of img2img", **_CAT, strength=0.7, preview_every=1),
-    row("kept steps of hires", hires_scale=1.5, preview_every=2),
-    row("kept steps of inpainting", **_IN_MASK, only_masked=True, preview_every=2),
+    row("previews", preview_every=2, steps=5),
+    row("previews of a second order", preview_every=1, sampler="heun", guidance_end=0.5),
+    row("previews of img2img", **_CAT, strength=0.7, preview_every=1),
+    row("previews of hires", hires_scale=1.5, preview_every=2),
+    row("previews of inpainting", **_IN_MASK, only_masked=True, preview_every=2),
 ]
 _LONG = "a red cat and a green dog on the castle, " * 12
 _SYNTAXES = [
@@ -370,7 +370,7 @@ _ON_DEVICES = [
     row("inpainting", **_IN_MASK),
     row("a ControlNet", **_EDGES, guess_mode=True),
     row("hires", hires_scale=1.5, hires_strength=0.6),
-    row("kept steps", preview_every=2, steps=5),
+    row("previews", preview_every=2, steps=5),
     row("a LoRA and a hypernetwork", loras="ink:0.8", hypernetworks="oil:0.6"),
     *(row(f"an image among others: {prompt}", prompt=prompt) for prompt in _PROMPTS),
 ]
@@ -399,7 +399,7 @@ RUNS = (
     _run("four devices", _ON_ONE, _ON_DEVICES, devices=4, same_as="one device"),
     _run("img2img and inpainting", {**_TINY, **_WITH_IMAGES}, [*_IMG2IMG, *_INPAINTING]),
     _run("ControlNets", {**_TINY, **_WITH_IMAGES}, _CONTROLNETS),
-    _run("hires and kept steps", {**_TINY, **_WITH_IMAGES}, [*_HIRES, *_PREVIEWS]),
+    _run("hires and previews", {**_TINY, **_WITH_IMAGES}, [*_HIRES, *_PREVIEWS]),
     _run("mask channels", {"model": _model("tiny-inpaint")}, _OTHER_CHANNELS),
     _run("depth", {"model": _model("tiny-depth"), "depth_model": "emoji"}, _DEPTH),
     _run("prompts", {**_TINY, **_WITH_ADAPTERS, "wildcards": PurePath("wildcards")}, _SYNTAXES),

@@ -47,7 +47,7 @@ _SHOWN_LETTERS = 500
 class RowResult(NamedTuple):
     """What came out of a row.
 
-    digests: the sha256 of the pixels of each image, by "image" or by the name of a file of kept steps; sorted.
+    digests: the sha256 of the pixels of each image, by "image" or by the name of a file of previews; sorted.
     metadata: of its images, sorted by seed and prompt.
     reason: why it, or an image of it, was rejected; "" if nothing was.
     """
@@ -121,10 +121,10 @@ def results_of(out: Path, rows: Sequence[Row]) -> list[RowResult]:
         number = (int(metadata["seed"]) - FIRST_SEED) // SEEDS_OF_A_ROW
         found[number if 0 <= number < len(rows) else unseeded].append(metadata)
     reasons = {reject["line"] - 1: str(reject["reason"]) for reject in _lines(out / "rejects.jsonl")}
-    kept_steps = collections.defaultdict(list)
+    previews = collections.defaultdict(list)
     for file in out.rglob("*.*"):
-        kept_steps[file.stem].append(file)
-    return [_row_result(out, found[number], kept_steps, reasons.get(number, "")) for number in range(len(rows))]
+        previews[file.stem].append(file)
+    return [_row_result(out, found[number], previews, reasons.get(number, "")) for number in range(len(rows))]
 
 
 def _row_result(
@@ -135,7 +135,7 @@ def _row_result(
     for each in metadata:
         image = out / each["file_name"]
         for file in files[image.stem]:
-            kind = "image" if file == image else f"kept steps ({file.suffix})"
+            kind = "image" if file == image else f"previews ({file.suffix})"
             digests[kind].append(pixels_digest(file))
     order = sorted(metadata, key=lambda each: (int(each["seed"]), each["prompt"]))
     return RowResult({kind: sorted(each) for kind, each in sorted(digests.items())}, order, reason)

@@ -72,7 +72,7 @@ def _run(command: "Command") -> int:
 
 
 def _quiet_libraries() -> None:
-    # Beam tells of each failing element with its traceback; what failed is told once, in plain words.
+    # Beam tells of each failing element with its traceback; the failure is reported once, in plain words.
     logging.getLogger("apache_beam.runners").setLevel(logging.CRITICAL)
     # The tokenizer's library says on import that there is no torch, which is as it should be.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

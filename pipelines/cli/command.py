@@ -15,7 +15,7 @@ Out = Annotated[str, Argument(metavar="OUT", help="an output of generate", show_
 Pickled = Annotated[bool, Option("--pickled", help="allow pickled files (.ckpt, .pt, .bin)")]
 
 _NAME_WIDTH = 21
-# Of letters that no font has, so many are shown.
+# Of letters that no font has, so many are listed.
 _SHOWN_LETTERS = 40
 
 
@@ -28,5 +28,5 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 def note_letters(letters: str) -> None:
     """Names letters that no font of this machine has."""
     if letters:
-        shown = letters[:_SHOWN_LETTERS] + ("…" if len(letters) > _SHOWN_LETTERS else "")
-        terminal.line(f"note: no font here has {shown}: install one that does (fontconfig finds it) and draw it again")
+        listed = letters[:_SHOWN_LETTERS] + ("…" if len(letters) > _SHOWN_LETTERS else "")
+        terminal.line(f"note: no font here has {listed}: install one that does (fontconfig finds it) and draw it again")

@@ -1,6 +1,6 @@
-"""An image a file: `images/ab/<id>.png`, its kept steps in `steps/ab/`, the rows in `metadata.jsonl`.
+"""An image a file: `images/ab/<id>.png`, its previews in `steps/ab/`, the rows in `metadata.jsonl`.
 
-Each file is written whole under its final name, kept steps before their image, so that an image which is there is done
+Each file is written whole under its final name, previews before their image, so that an image which is there is done
 with all that goes with it. The size that a row of the manifest states is compared with the one that a listing gives:
 a rerun opens no file. An image without such a row, which a killed run left, is read whole once.
 """
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipelines.sinks.files_check import check_files
-from pipelines.sinks.kept_steps import draw_steps
 from pipelines.sinks.manifest_rows import (
     EXTENSIONS,
     IMAGES,
@@ -23,6 +22,7 @@ from pipelines.sinks.manifest_rows import (
     problem_of,
 )
 from pipelines.sinks.output import temporary_name
+from pipelines.sinks.previews import draw_previews
 from pipelines.sinks.sink import Finding, StoredItem, WriteResult
 from sdjax.engine.engine import Result
 from sdjax.images.decode import MAX_BYTES, ImageError
@@ -32,7 +32,7 @@ from sdjax.jobs.records import with_seeds_as_numbers, with_seeds_as_text
 from sdjax.storage import NO_FOLDERS, StorageError, Store, open_store
 
 STEPS = "steps"
-# The ending of the strip of kept steps, beside which there is an animation.
+# The ending of the strip of previews, beside which there is an animation.
 _STRIP = "png"
 
 _IMAGE_FILE = re.compile(rf"{IMAGES}/([0-9a-f]{{2}})/(\1[0-9a-f]{{30}})\.({EXTENSIONS})")
@@ -43,7 +43,7 @@ _LAYOUT = {"": NO_FOLDERS, f"{IMAGES}/": _FOLDERS, f"{STEPS}/": _FOLDERS}
 
 
 def steps_name(image_id: str, extension: str) -> str:
-    """Where the kept steps of an image are, from the output's folder."""
+    """Where the previews of an image are, from the output's folder."""
     return f"{STEPS}/{image_id[:2]}/{image_id}.{extension}"
 
 
@@ -54,7 +54,7 @@ class FilesSink:
     Attributes:
       url: of the output.
       image_format: of what is written, a key of `FORMATS`.
-      animation: of kept steps, one of `ANIMATIONS`.
+      animation: of previews, one of `ANIMATIONS`.
     """
 
     url: str
@@ -74,7 +74,7 @@ class FilesSink:
     # --- What a run does with it ---
 
     def stored_items(self) -> Iterator[StoredItem]:
-        """The files of images and of kept steps, by one listing each, and the rows of the manifest, if there is one."""
+        """The files of images and of previews, by one listing each, and the rows of the manifest, if there is one."""
         yield from self.images()
         yield from self.steps()
         if not self.store.exists(METADATA):
@@ -83,7 +83,7 @@ class FilesSink:
             for row in self.rows():
                 yield StoredItem(row["id"], "row", row["file_name"], row=with_seeds_as_text(row))
         except StorageError as error:
-            raise StorageError(f"{error}: delete the file, and it is made anew") from error
+            raise StorageError(f"{error}: delete the file, and it is made again") from error
 
     def whole_row(self, items: Sequence[StoredItem], steps: bool) -> dict[str, Any] | None:
         """By the sizes that its row states, or, without such a row, by reading it."""
@@ -108,7 +108,7 @@ class FilesSink:
         return manifest_row(image.id, metadata, _extension(image.name), sizes)
 
     def _has_steps(self, row: Mapping[str, Any], kept: Mapping[str, int]) -> bool:
-        """Whether the kept steps of an image are there as its row states them."""
+        """Whether the previews of an image are there as its row states them."""
         stated = {_STRIP: row.get("steps_size"), self.animation: row.get("animation_size")}
         return all(size and kept.get(ending) == size for ending, size in stated.items())
 
@@ -131,7 +131,7 @@ class FilesSink:
 
     def _write_steps(self, image_id: str, result: Result) -> tuple[int, int]:
         """Writes the strip and the animation; gives their sizes."""
-        steps = draw_steps(result, self.animation)
+        steps = draw_previews(result, self.animation)
         self.store.put(steps_name(image_id, _STRIP), steps.strip)
         self.store.put(steps_name(image_id, self.animation), steps.animation)
         return len(steps.strip), len(steps.animation)
@@ -161,7 +161,7 @@ class FilesSink:
                 yield StoredItem(found[2], "image", file.name, file.size)
 
     def steps(self) -> Iterator[StoredItem]:
-        """The kept steps of images, strips and animations, likewise."""
+        """The previews of images, strips and animations, likewise."""
         for file in self.store.list(f"{STEPS}/", _FOLDERS):
             if found := _STEPS_FILE.fullmatch(file.name):
                 yield StoredItem(found[2], "steps", file.name, file.size)
@@ -189,7 +189,7 @@ class FilesSink:
         return self.store.path(name)
 
     def check(self) -> Iterator[Finding]:
-        """Compares `metadata.jsonl` with the images, their own metadata and their kept steps."""
+        """Compares `metadata.jsonl` with the images, their own metadata and their previews."""
         return check_files(self)
 
 

@@ -11,7 +11,7 @@ class StoredItem(NamedTuple):
     """What there is of an image in an output: one file of it, or its row in the manifest as it was left.
 
     id: of the image.
-    kind: "image", "steps" for its kept steps, or "row".
+    kind: "image", "steps" for its previews, or "row".
     name: of the file; of a row, that of the image that it states.
     size: of the file, in bytes.
     row: what stands in the manifest.
@@ -75,7 +75,7 @@ class Sink(Protocol):
 
         Args:
           items: what there is of it.
-          steps: whether its kept steps have to be there too.
+          steps: whether its previews have to be there too.
         """
 
     def write(self, results: Iterable[Result]) -> Iterator[WriteResult]:

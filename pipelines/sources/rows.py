@@ -13,7 +13,7 @@ from sdjax.messages import quoted
 # The longest line, and the longest record of several lines. Two prompts of the greatest length
 # (`job.MAX_PROMPT`), with each letter as JSON's 12-byte escape, take 2.4 MB.
 MAX_LINE_BYTES = 4 * 2**20
-# What is shown of a line that is longer, and of a reason.
+# What is quoted of a line that is longer, and of a reason.
 _SHOWN_LETTERS = 500
 # Of a whole number in JSON: as many as a float64 can have.
 _MOST_DIGITS = 309

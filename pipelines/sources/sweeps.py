@@ -180,8 +180,8 @@ def _grouped(fields: Mapping[str, Sequence[Any]], mode: str) -> list[dict[str, S
         return [{name: found} for name, found in fields.items()]
     lengths = {name: len(found) for name, found in fields.items() if len(found) > 1}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise SweepError(f"sweep = 'zip' takes as many values of each field, but {told}; make them equal")
+        counts = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise SweepError(f"sweep = 'zip' takes as many values of each field, but {counts}; make them equal")
     length = max(lengths.values(), default=1)
     together = {name: found if len(found) > 1 else list(found) * length for name, found in fields.items()}
     return [together] if together else []

@@ -90,7 +90,7 @@ class ControlFile(NamedTuple):
     root: the folder from which `decisive` are named.
     decisive: the files that have a say in its images.
     assumed: what no file says but decides too, and is not the ordinary.
-    notes: what a user should be told.
+    notes: what a user should know.
     """
 
     where: Path
@@ -223,7 +223,7 @@ def _in_folder(folder: Path, variant: str | None, pickled: bool) -> ControlFile:
 
 
 def _under_diffusers_names(path: Path, tensors: Tensors) -> ControlFile:
-    """With the config that lies beside the file, as in diffusers' folders, or else with what can be told."""
+    """With the config that lies beside the file, as in diffusers' folders, or else with what its tensors say."""
     beside = path.parent / "config.json"
     is_controlnet = any(name.startswith(_EMBEDDING) for name in tensors)
     expected = "ControlNetModel" if is_controlnet else "T2IAdapter"

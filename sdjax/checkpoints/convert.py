@@ -175,7 +175,7 @@ def _is_used(index: Path, folder: Folder) -> bool:
 
 
 def _is_plain(root: Path, part: str, folder: Folder) -> bool:
-    """Whether a network's weights are one file, just as it is written anew."""
+    """Whether a network's weights are one file, just as it would be written."""
     path = root / _weights_path(part, folder.family)
     if folder.files[part] != (path,):
         return False

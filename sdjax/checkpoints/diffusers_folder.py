@@ -38,7 +38,7 @@ _SCHEDULER_CONFIG = "scheduler_config.json"
 _TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 # How many unknown parts an error names.
 _MOST_PARTS = 10
-# diffusers' classes that clip unless they are told not to.
+# diffusers' classes that clip unless their config says not to.
 _CLIPPING = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler")
 # The noisiest that an image which conditions the UNet can be made, if the folder does not say it.
 MAX_NOISE_LEVEL = 350
@@ -123,8 +123,8 @@ def _check_parts(index: Mapping[str, Any], where: str, family: Family) -> None:
     unread = {*family.folder.unused_parts, *family.folder.extra_folders, SCHEDULER}
     strange = used.keys() - classes.keys() - unread
     if strange:
-        told = [name if name.isidentifier() else quoted(name) for name in sorted(strange)]
-        raise CheckpointError(f"{where}: unknown parts {', '.join(told[:_MOST_PARTS])}")
+        names = [name if name.isidentifier() else quoted(name) for name in sorted(strange)]
+        raise CheckpointError(f"{where}: unknown parts {', '.join(names[:_MOST_PARTS])}")
     for name in classes.keys() & used.keys():
         check_class(used[name][-1], classes[name], where, name)
 

@@ -1,4 +1,4 @@
-"""What a file of tensors is, told from names and shapes alone.
+"""What a file of tensors is, inferred from names and shapes alone.
 
 A table of signatures, tried from top to bottom: the first whose pattern is among the names gives the kind, and its
 function tells more, as (name, value) lines. Nothing here decides how a file is loaded.
@@ -90,7 +90,7 @@ def _count(tensors: Tensors, pattern: str) -> int:
 def _by_text(width: int | None) -> str:
     if model := by_context_width(width):
         return model.name
-    return f"text of width {width}" if width else "not told by its shapes"
+    return f"text of width {width}" if width else "not known from its shapes"
 
 
 # --- Checkpoints ---
@@ -269,7 +269,7 @@ def _base(tensors: Tensors) -> str:
     width = _input_width(tensors, r".*attn2[._](processor[._])?to_[kv](_lora)?")
     if width is None:
         width = _input_width(tensors, r".*(q_proj|fc1)(_lora)?|.*text_model[._].*to_q(_lora)?")
-        return f"{_by_text(width)} (by its text encoder)" if width else "not told by its shapes"
+        return f"{_by_text(width)} (by its text encoder)" if width else "not known from its shapes"
     return _by_text(width)
 
 
@@ -346,7 +346,7 @@ class _Signature(NamedTuple):
     """How a kind is recognised.
 
     pattern: of a name, or the start of one, that all such files have.
-    facts: what else is told of it.
+    facts: what else is known of it.
     fits: a further condition.
     """
 

@@ -131,7 +131,7 @@ def _one(values: tuple[int, ...]) -> Any:
 
 
 class VAENames(NamedTuple):
-    """What the parts of a VAE are called, from which its config is told."""
+    """What the parts of a VAE are called, from which its config is inferred."""
 
     level: str
     block: str

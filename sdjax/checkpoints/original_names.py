@@ -260,7 +260,7 @@ _OTHER_STARTS: tuple[tuple[str, str], ...] = (
 )
 _WITHOUT_TEXT_MODEL = re.compile(r"cond_stage_model\.transformer\.(?=embeddings\.|encoder\.|final_layer_norm\.)")
 
-# What training and its bookkeeping leave behind, and buffers that are worked out anew.
+# What training and its bookkeeping leave behind, and buffers that are computed here.
 _EXTRAS = re.compile(
     "|".join(
         (

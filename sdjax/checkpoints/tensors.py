@@ -218,7 +218,7 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from _flat(each, f"{name}.{key}" if name else str(key))
 
 
-# Layers of a network that is built whatever its files hold, for which missing tensors are told by name.
+# Layers of a network that is built whatever its files hold, for which errors name the missing tensors.
 _BUILT_AT_ONCE = 100
 
 

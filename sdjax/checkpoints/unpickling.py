@@ -334,13 +334,13 @@ class _Machine:
             raise ValueError(f"it gives a state to a {_kind(target)}")
 
     def persistent(self, _: object) -> None:
-        told = self.stack.pop()
-        if type(told) is tuple and told[:1] == ("module",) and len(told) == 4 and isinstance(told[1], _Named):
-            self.stack.append(told[1])  # the older format brings a module's source along
+        stored = self.stack.pop()
+        if type(stored) is tuple and stored[:1] == ("module",) and len(stored) == 4 and isinstance(stored[1], _Named):
+            self.stack.append(stored[1])  # the older format brings a module's source along
             return
-        if type(told) is not tuple or not 5 <= len(told) <= 6 or told[0] != "storage":
+        if type(stored) is not tuple or not 5 <= len(stored) <= 6 or stored[0] != "storage":
             raise ValueError("it refers to something that is no storage")
-        _, kind, key, _, count, *view = told
+        _, kind, key, _, count, *view = stored
         if not isinstance(kind, _Named) or kind.name not in _STORAGES or not isinstance(key, str):
             raise ValueError("it has a storage of no known kind")
         if not _is_count(count) or any(part is not None for part in view):

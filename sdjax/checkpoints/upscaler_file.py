@@ -1,7 +1,7 @@
 """Upscalers (ESRGAN, Real-ESRGAN) from the files in which they are published.
 
 As torch pickled them, as safetensors, or as ncnn's two files; under the names of Real-ESRGAN, of ESRGAN, and of ESRGAN
-before that. The config is told from names and shapes, and of ncnn's files from the layers.
+before that. The config is inferred from names and shapes, and of ncnn's files from the layers.
 """
 
 import functools
@@ -311,7 +311,9 @@ def _kernel(shapes: Shapes, module: str) -> tuple[int, int]:
     shape = shapes.get(f"{module}.weight", ())
     if len(shape) != 4:
         found = f"is {shape}" if shape else "is missing"
-        raise CheckpointError(f"{module}.weight {found}; the network's structure is told by its shape, of four lengths")
+        raise CheckpointError(
+            f"{module}.weight {found}; the network's structure is inferred from its shape, of four lengths"
+        )
     return shape[0], shape[1]
 
 
@@ -363,8 +365,8 @@ def _rrdb_graph(config: RRDBNetConfig) -> _Graph:
         for _ in range(3):
             found = [x]
             for _ in range(4):
-                seen = graph.add("Concat", *found) if len(found) > 1 else x
-                found.append(graph.convolution(seen, config.growth, leaky=True))
+                joined = graph.add("Concat", *found) if len(found) > 1 else x
+                found.append(graph.convolution(joined, config.growth, leaky=True))
             x = graph.residual(graph.convolution(graph.add("Concat", *found), config.features), x)
         x = graph.residual(x, block)
     x = graph.add("BinaryOp", first, graph.convolution(x, config.features))

@@ -1,6 +1,6 @@
 """The original single file of Stable Diffusion's x4 upscaler (`x4-upscaler-ema`).
 
-Its configs are those of Stability AI's `x4-upscaling.yaml`, less what is told by its shapes.
+Its configs are those of Stability AI's `x4-upscaling.yaml`, less what its shapes say.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _SCHEDULER = dataclasses.replace(
     _BETAS, prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1, skip_prk_steps=True
 )
 _SCHEDULER_CLASS = "DDIMScheduler"
-# The schedule of the noise on the small image: buffers, which are worked out anew.
+# The schedule of the noise on the small image: buffers, which are computed here.
 _LOW_SCALE = "low_scale_model."
 
 

@@ -41,7 +41,7 @@ def _fields(name: str) -> Iterator[str]:
 
 
 def write(paths: Iterable[Path]) -> None:
-    """Writes the tables of files anew."""
+    """Writes the tables of files."""
     for path in paths:
         path.write_text(with_tables(path.read_text("utf-8")), "utf-8")
 

@@ -23,12 +23,12 @@ from sdjax.jobs.job import IMAGE_FIELDS, MAX_SIDE, Job
 
 # A path -> the bytes of the file.
 Read = Callable[[str], bytes]
-# Pixels -> how near each is, at any size and on any scale; raises `JobError` if that can't be told.
+# Pixels -> how near each is, at any size and on any scale; raises `JobError` if that can't be estimated.
 Depth = Callable[[UInt8[np.ndarray, "h w 3"]], Float32[np.ndarray, "i j"]]
 
 # Pixels along each side of a square, of which an image may have as many to give an image its size.
 MAX_UNASKED = 2048
-# No path has more letters; those of others that are shown.
+# No path has more letters; those of others that are quoted.
 _MOST_LETTERS, _SHOWN = 4096, 40
 # The beginnings of image files as base64: PNG, JPEG, WebP, GIF, TIFF.
 _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD", "SUkqA", "TU0AK")
@@ -70,7 +70,7 @@ class InputImages(NamedTuple):
     """A job's input images at the size of the image.
 
     image: with which it begins.
-    mask: 1 is drawn anew, 0 stays.
+    mask: 1 is repainted, 0 stays.
     latent_mask: likewise, of the latents.
     depth: of which depth maps are made, near is large.
     depth_from: the image of which the depth is to be estimated.
@@ -297,9 +297,9 @@ def fit_inputs(job: Job, files: InputFiles, factor: int, wants_depth: bool) -> I
 
 def _latent_mask(job: Job, mask: Float32[np.ndarray, "h w"], factor: int) -> Float32[np.ndarray, "i j"]:
     """The mask of the latents; raises `JobError` if there is nothing in it."""
-    seen = (mask >= masks.HALF).astype(mask.dtype) if job.binarize_mask else mask
+    binary = (mask >= masks.HALF).astype(mask.dtype) if job.binarize_mask else mask
     height, width = mask.shape
-    found = masks.latent_mask(seen, height // factor, width // factor)
+    found = masks.latent_mask(binary, height // factor, width // factor)
     if not found.any():
         kind = "black" if job.invert_mask else "white"
         raise JobError(f"mask_image: {job.mask_image}: at {width}x{height} pixels no latent of it is {kind}")
@@ -368,7 +368,7 @@ def _depth_map(pixels: UInt8[np.ndarray, "h w 3"], estimate: Depth) -> UInt8[np.
 
 
 def paste(image: UInt8[np.ndarray, "h w 3"], images: InputImages) -> UInt8[np.ndarray, "y x 3"]:
-    """A drawn image in the one of which it is a part; where nothing was drawn anew that is as it came."""
+    """A drawn image in the one of which it is a part; where nothing was repainted that is as it came."""
     assert images.whole is not None and images.whole_mask is not None, "such an image is not pasted"
     if images.region is None:
         return masks.pasted(images.whole, image, images.whole_mask)

@@ -116,8 +116,8 @@ FILE_COLUMNS: Mapping[str, Column] = dict(
     (
         _column("file_name", PROVENANCE, "The path of the image from the output's folder."),
         _column("file_size", MEASURED, "Bytes of the image's file.", json="integer"),
-        _column("steps_size", MEASURED, "Bytes of the strip of kept steps; 0 without one.", json="integer"),
-        _column("animation_size", MEASURED, "Bytes of the animation of kept steps; 0 without one.", json="integer"),
+        _column("steps_size", MEASURED, "Bytes of the strip of previews; 0 without one.", json="integer"),
+        _column("animation_size", MEASURED, "Bytes of the animation of previews; 0 without one.", json="integer"),
     )
 )
 

@@ -2,7 +2,7 @@
 
 Tiles are all of one size, so that there is one program; those at borders lie within the image, where the network sees
 the border as it would in the whole. Where tiles overlap, the result changes from one to the other in the middle, where
-both have seen as much around it.
+both were computed with as much around it.
 """
 
 import collections

@@ -75,7 +75,7 @@ def test_a_seed_says_of_which_row_an_image_is() -> None:
 
 
 def made(folder: Path, shade: int = 7, reject: str = "") -> Path:
-    """An output of two rows: an image with kept steps, and one whose blue is `shade` in one pixel, or a reject."""
+    """An output of two rows: an image with previews, and one whose blue is `shade` in one pixel, or a reject."""
     (folder / "images").mkdir(parents=True)
     (folder / "steps").mkdir()
     pixels = np.zeros((4, 6, 3), np.uint8)
@@ -93,7 +93,7 @@ def made(folder: Path, shade: int = 7, reject: str = "") -> Path:
 
 
 RUN = Run(
-    "a run", {}, (Row("kept steps", {"seed": FIRST_SEED}, False, 1), Row("a derived seed", {"prompt": "b"}, False, 0))
+    "a run", {}, (Row("previews", {"seed": FIRST_SEED}, False, 1), Row("a derived seed", {"prompt": "b"}, False, 0))
 )
 
 
@@ -121,11 +121,11 @@ def test_one_other_pixel_names_the_row_its_job_and_the_metadata_that_differ(tmp_
     ]
 
 
-def test_kept_steps_that_are_other_or_missing_are_a_difference(tmp_path: Path) -> None:
+def test_previews_that_are_other_or_missing_are_a_difference(tmp_path: Path) -> None:
     before, after = made(tmp_path / "before"), made(tmp_path / "after")
     (after / "steps" / "a.png").unlink()
     [report] = found(before, after)
-    assert report.splitlines()[:2] == ["a run, line 1: kept steps", "  kept steps (.png)"]
+    assert report.splitlines()[:2] == ["a run, line 1: previews", "  previews (.png)"]
 
 
 def test_a_row_that_is_rejected_is_a_difference_even_where_both_reject_it(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_an_old_manifest_that_names_an_image_twice_leaves_one_row(run_here, prom
     assert rows_of(out) == rows_of(made)
 
 
-# --- Kept steps ---
+# --- Previews ---
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def animation_empty(out: Path) -> None:
 
 
 @pytest.mark.parametrize("damage, made_again", [(gone, 2), (strip_gone, 1), (animation_empty, 1)])
-def test_kept_steps_that_are_missing_are_made_again(run_here, prompts, with_steps, tmp_path, damage, made_again):
+def test_previews_that_are_missing_are_made_again(run_here, prompts, with_steps, tmp_path, damage, made_again):
     out = shutil.copytree(with_steps, tmp_path / "out")
     damage(out)
     counts = run_here(prompts, out, preview_every=1)

@@ -21,7 +21,7 @@ from tests.rights import without_rights
 from tests.storage.folders import files_below
 
 ID = "ab" + "0" * 30
-# An output as version 0.3 left it, with kept steps that are small.
+# An output as version 0.3 left it, with previews that are small.
 EARLIER = Path(__file__).parent / "output_of_0_3"
 
 
@@ -107,7 +107,7 @@ def test_folders_of_images_and_steps_may_be_on_another_disk_behind_a_link(tmp_pa
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    """The image of the earlier output that has kept steps, as an engine gives it."""
+    """The image of the earlier output that has previews, as an engine gives it."""
     [path] = EARLIER.glob("images/*/*.png")
     pixels = decode(path, "")
     small = np.ascontiguousarray(pixels[::2, ::2])
@@ -115,7 +115,7 @@ def result() -> Result:
     return Result(pixels, read_metadata(path, ""), True, previews)
 
 
-def test_an_image_is_written_after_its_kept_steps_and_before_its_row(result, tmp_path):
+def test_an_image_is_written_after_its_previews_and_before_its_row(result, tmp_path):
     sink = sink_of(tmp_path)
     image_id = result.metadata["id"]
     [written] = sink.write([result])

@@ -56,7 +56,7 @@ def test_a_damaged_image_that_nobody_asks_for_is_a_reject(run):
     )
 
 
-def test_kept_steps_that_are_asked_for_have_to_be_there(run):
+def test_previews_that_are_asked_for_have_to_be_there(run):
     row = {**ROW, "steps_size": 3, "animation_size": 2}
     strip, animation = (
         StoredItem(ID, "steps", steps_name(ID, ending), size) for ending, size in (("png", 3), ("webp", 2))

@@ -1,4 +1,4 @@
-"""The kept steps of an image as files: a strip and an animation, under a title that says what was done."""
+"""The previews of an image as files: a strip and an animation, under a title that says what was done."""
 
 from typing import NamedTuple
 
@@ -9,15 +9,15 @@ from sdjax.engine.engine import Result
 from sdjax.images.previews import animation, strip
 
 
-class KeptSteps(NamedTuple):
+class PreviewFiles(NamedTuple):
     """Bytes of both files."""
 
     strip: bytes
     animation: bytes
 
 
-def draw_steps(result: Result, animation_kind: str) -> KeptSteps:
-    """Draws the kept steps of an image, of which there is at least one.
+def draw_previews(result: Result, animation_kind: str) -> PreviewFiles:
+    """Draws the previews of an image, of which there is at least one.
 
     Args:
       result: the image and its previews.
@@ -28,4 +28,4 @@ def draw_steps(result: Result, animation_kind: str) -> KeptSteps:
     if image.shape != last.shape:  # it was made larger, or put back into its image
         image = last if metadata["only_masked"] else np.asarray(Image.fromarray(image).resize(last.shape[1::-1]))
     title = f"{metadata['prompt']} ({metadata['sampler']}, {metadata['steps_taken']} steps, seed {metadata['seed']})"
-    return KeptSteps(strip(result.previews, image, title), animation(result.previews, image, animation_kind))
+    return PreviewFiles(strip(result.previews, image, title), animation(result.previews, image, animation_kind))
