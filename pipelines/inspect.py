@@ -13,7 +13,7 @@ from sdjax.checkpoints.contents import content_digest, of_file, of_folder
 from sdjax.checkpoints.diffusers_folder import read_folder
 from sdjax.checkpoints.folder_metadata import folder_texts, is_folder_key
 from sdjax.checkpoints.hashes import hash_file
-from sdjax.checkpoints.identify import identify, millions, precision, shortened
+from sdjax.checkpoints.identify import identify, listed, millions, precision, shortened
 from sdjax.checkpoints.json_file import read_json
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, Listing, list_file, list_tensors

@@ -13,6 +13,7 @@ import torch
 from lycoris import kohya
 from safetensors.torch import load_file, save_file
 
+from tests import toys
 from tests.golden import adapters, networks, reference
 from tests.golden.adapters import Arrays, Case
 
@@ -53,7 +54,7 @@ class Networks(torch.nn.Module):
 
 def _filled(config: Any, params: Any) -> torch.nn.Module:
     model = reference.skeleton(config).eval().requires_grad_(False)
-    model.load_state_dict(reference._state(params, reference._TABLES[type(config)]), strict=True)
+    model.load_state_dict(reference._state(params, toys.NETWORKS[type(config)].table), strict=True)
     return model
 
 

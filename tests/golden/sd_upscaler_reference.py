@@ -50,9 +50,8 @@ def prediction(name: str) -> np.ndarray:
 
 def upscaled(folder: Path, toy: Toy, case: Case) -> np.ndarray:
     """What diffusers' pipeline makes of all three, with a generator for each: pixels by x4, latents by x2."""
-    pipeline = getattr(diffusers, toy.family.folder.pipelines[0].name).from_pretrained(
-        folder, torch_dtype=torch.float32
-    )
+    class_name = toy.family.folder.pipelines[0].name
+    pipeline = getattr(diffusers, class_name).from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     options: dict[str, Any] = {
         "prompt": list(sd_upscalers.PROMPTS),

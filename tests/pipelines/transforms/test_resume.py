@@ -78,5 +78,5 @@ def test_files_and_rows_of_an_output_are_found(run, tmp_path):
 
 def test_a_manifest_that_is_none_stops_the_run_and_says_what_to_do(run, tmp_path):
     (tmp_path / "metadata.jsonl").write_text("{}\n")
-    with pytest.raises(StorageError, match=r"line 1: .*delete the file, and it is made anew"):
+    with pytest.raises(StorageError, match=r"line 1: .*delete the file, and it is made again"):
         list(existing(OutputPart(0), run))
