@@ -80,7 +80,7 @@ class Job:
         "is 1."))
 
     seed: int | None = row(Field(None, unset="derived from the row's content", group="noise", within=_SEEDS,
-        label="Seed", doc="The seed of all noise. -1 draws one at random; the metadata record it."))
+        label="Seed", doc="The seed of all noise. -1 draws one at random; the metadata records it."))
     noise_source: str = row(Field("threefry", group="noise", choices=SOURCES,
         labels={"torch": "CPU", "philox": "NV", "threefry": "threefry"}, spellings={"gpu": "philox", "cuda": "philox"},
         aliases=("rng",), label="RNG",
