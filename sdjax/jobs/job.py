@@ -72,7 +72,7 @@ class Job:
         doc="How weights in A1111's syntax act: `original` scales each weighted chunk back to its original mean, "
         "`no_norm` does not, and `ignore` parses weights without applying them."))
     prompt_problems: str = row(Field("reject", group="prompts", choices=("reject", "accept"),
-        doc="What happens to a prompt that probably means something other than what its syntax makes of it: `reject` "
+        doc="What to do with a prompt that its syntax probably misreads, such as one with unclosed brackets: `reject` "
         "makes no image of it, `accept` reads it as the original tool does."))
     clip_skip: int = row(Field(0, group="prompts", within=(0, 11),
         aliases_from_one=("clip_stop_at_last_layers", "clip skip"), label="Clip skip",
