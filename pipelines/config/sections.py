@@ -33,54 +33,54 @@ from sdjax.models.vae_tiles import VAE_TILE
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection(Section, section="model"):
-    """What is loaded; names and meanings are those of `sdjax.load`."""
+    """The model to load; names and meanings are those of `sdjax.load`."""
 
     name: str = key(
         "emoji", or_bundled(PATH_OR_HUB), "a diffusers folder, a single file, a name on a hub, or the bundled model"
     )
     variant: str | None = key(
-        None, TEXT, "which files of a folder, for example fp16; by default those without a variant"
+        None, TEXT, "which files of a folder to read, for example fp16; by default those without a variant"
     )
-    revision: str | None = key(None, TEXT, "of a name on a hub: a branch, tag or commit; a run keeps to one commit")
-    config: str | None = key(None, PATH, "of a single file: a YAML file, or a diffusers folder, that has its configs")
-    prediction_type: str | None = key(None, one_of(PREDICTION_TYPES), "of a single file: what its UNet predicts")
-    ema: bool = key(False, TRUTH, "take the averaged weights of a single file that holds both")
+    revision: str | None = key(None, TEXT, "branch, tag or commit on a hub; a run stays on one commit")
+    config: str | None = key(None, PATH, "YAML file or diffusers folder with the configs of a single file")
+    prediction_type: str | None = key(None, one_of(PREDICTION_TYPES), "what the UNet of a single file predicts")
+    ema: bool = key(False, TRUTH, "use the averaged (EMA) weights of a single file that holds both")
     pickled: bool = key(
-        False, TRUTH, "read pickled files (.ckpt, .pt, .bin), also in the library; nothing in them is run"
+        False, TRUTH, "read pickled files (.ckpt, .pt, .bin), also in the library; no code in them is run"
     )
-    vae: str | None = key(
-        None, PATH_OR_HUB, "a single file or a folder with a VAE that takes the place of the model's own"
-    )
-    vae_revision: str | None = key(None, TEXT, "the revision of that VAE")
-    dtype: str = key("float32", one_of(DTYPES), "of the networks' weights and arithmetic")
+    vae: str | None = key(None, PATH_OR_HUB, "single file or folder of a VAE that replaces the model's own")
+    vae_revision: str | None = key(None, TEXT, "branch, tag or commit of that VAE")
+    dtype: str = key("float32", one_of(DTYPES), "precision of the networks' weights and arithmetic")
     vae_dtype: str | None = key(
-        None, one_of(DTYPES), "of the VAE; by default `model.dtype`, or float32 if its config says that it overflows"
+        None,
+        one_of(DTYPES),
+        "precision of the VAE; by default `model.dtype`, or float32 if its config says that it overflows",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class LibrarySection(Section, section="library"):
-    """Where the files are that jobs and prompts name."""
+    """Where to find the files that jobs and prompts name."""
 
     loras: str | None = key(None, PATH, "folder of LoRAs")
     hypernetworks: str | None = key(None, PATH, "folder of hypernetworks")
     embeddings: str | None = key(None, PATH, "folder of textual inversions")
     controlnets: str | None = key(None, or_bundled(PATH), "folder of ControlNets and T2I adapters")
     upscalers: str | None = key(None, PATH, "folder of upscalers, for `upscaler` and `hires_upscaler`")
-    depth_model: str | None = key(None, or_bundled(PATH), "an estimator of depth (MiDaS DPT)")
+    depth_model: str | None = key(None, or_bundled(PATH), "depth estimator (MiDaS DPT)")
     classifier: str | None = key(None, or_bundled(PATH), "folder of a classifier, for `classifier_scale`")
-    wildcards: str | None = key(None, PATH, "folder of the files that `__name__` in prompts stands for")
+    wildcards: str | None = key(None, PATH, "folder of wildcard files, for `__name__` in prompts")
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSection(Section, section="engine"):
-    """How images are computed. All of it is part of what decides their bits."""
+    """How images are computed. Every key here can affect their bits."""
 
     batch_size: int = key(4, whole(1, 1 << 16), "images per device in a compiled program; part of the fingerprint")
     lora_mode: str = key(
         "merged",
         one_of(LORA_MODES),
-        "LoRAs are merged into the weights, or act beside them, so that a batch may mix several",
+        "whether LoRAs are merged into the weights, or applied beside them so that a batch can mix several",
     )
     vae_tile: int = key(
         VAE_TILE,
@@ -91,28 +91,28 @@ class EngineSection(Section, section="engine"):
 
 @dataclasses.dataclass(frozen=True)
 class OutputSection(Section, section="output"):
-    """What is written, and how."""
+    """What is written, and in which format."""
 
     sink: str = key(FILES, one_of_or_added(SINKS, extensions.SINKS), "the kind of output")
-    format: str = key("png", one_of(FORMATS), "of the image files; `webp` is lossless")
+    format: str = key("png", one_of(FORMATS), "format of the image files; `webp` is lossless")
     animation: str = key("webp", one_of(ANIMATIONS), "format of the previews (`preview_every`)")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSection(Section, section="run"):
-    """How rows become jobs, and jobs are handed to workers."""
+    """How rows become jobs, and how jobs are distributed."""
 
-    seed: int = key(0, whole(0, MAX_SEED), "from which the seeds of rows without one are derived")
+    seed: int = key(0, whole(0, MAX_SEED), "seed from which the seeds of rows without one are derived")
     repeat: int = key(1, whole(1, MAX_PER_ROW), "images per row, each with its own seed (`--repeat`)")
     combinations: str = key(
-        "random", one_of(ROW_KEYS["combinations"]), "what becomes of templates in rows that don't say"
+        "random", one_of(ROW_KEYS["combinations"]), "how templates are expanded in rows that don't say"
     )
     sweep: str = key("product", one_of(ROW_KEYS["sweep"]), "how the values of `--sweep` are combined")
-    host_batch: int = key(64, whole(1, 1 << 20), "images handed to the engine at once; changes no image")
+    host_batch: int = key(64, whole(1, 1 << 20), "images passed to the engine at once; changes no image")
     shards: int | None = key(
         None,
         whole(1, 1 << 20),
-        "shards of the images that can share batches; by default 1 for one worker, else 4 for each; changes no image",
+        "least number of shards per batch key; by default 1 for one worker, else 4 for each; changes no image",
     )
 
 

@@ -66,190 +66,191 @@ class Job:
     negative_prompt: str = row(Field("", group="prompts", longest=MAX_PROMPT, label="Negative prompt",
         doc="What the image does not show: guidance moves away from it."))
     prompt_syntax: str = row(Field("a1111", group="prompts", choices=tuple(SYNTAXES), extended_by=extensions.SYNTAXES,
-        doc="The grammar in which both prompts are read."))
+        doc="The syntax of both prompts."))
     emphasis: str = row(Field("original", group="prompts", choices=EMPHASES,
         labels={"no_norm": "No norm", "ignore": "Ignore"}, label="Emphasis",
-        doc="What weights in A1111's syntax do: `original` scales each weighted chunk back to its mean, `no_norm` does"
-        " not, `ignore` reads weights and does nothing with them."))
+        doc="How weights in A1111's syntax act: `original` scales each weighted chunk back to its original mean, "
+        "`no_norm` does not, and `ignore` parses weights without applying them."))
     prompt_problems: str = row(Field("reject", group="prompts", choices=("reject", "accept"),
-        doc="What becomes of a prompt that can't be read as it was probably meant: `reject` makes no image of it, "
-        "`accept` reads it as the tool of that syntax does."))
+        doc="What to do with a prompt that its syntax probably misreads, such as one with unclosed brackets: `reject` "
+        "makes no image of it, `accept` reads it as the original tool does."))
     clip_skip: int = row(Field(0, group="prompts", within=(0, 11),
         aliases_from_one=("clip_stop_at_last_layers", "clip skip"), label="Clip skip",
-        doc="Layers left out at the end of the text encoder, in diffusers' count: A1111's `Clip skip: 2` is 1."))
+        doc="How many of the text encoder's last layers are skipped, counted as in diffusers: A1111's `Clip skip: 2` "
+        "is 1."))
 
     seed: int | None = row(Field(None, unset="derived from the row's content", group="noise", within=_SEEDS,
-        label="Seed", doc="The seed of all noise. -1 draws one at random, which the metadata record."))
+        label="Seed", doc="The seed of all noise. -1 draws one at random; the metadata records it."))
     noise_source: str = row(Field("threefry", group="noise", choices=SOURCES,
         labels={"torch": "CPU", "philox": "NV", "threefry": "threefry"}, spellings={"gpu": "philox", "cuda": "philox"},
         aliases=("rng",), label="RNG",
-        doc="Which generator draws noise: `threefry` is JAX's; `torch` and `philox` give the numbers of torch's "
-        "generators on CPUs and on NVIDIA's GPUs."))
+        doc="The random number generator for noise: `threefry` is JAX's; `torch` and `philox` reproduce torch's "
+        "generators on CPUs and on NVIDIA GPUs."))
     variation_seed: int | None = row(Field(None, group="noise", within=_SEEDS, aliases=("subseed",),
         label="Variation seed",
-        doc="Another seed, towards whose noise the first latents are interpolated. -1 draws one at random."))
+        doc="A second seed; the initial noise is interpolated towards its noise. -1 draws one at random."))
     variation_strength: float = row(Field(0.0, group="noise", within=(0.0, 1.0), needs=("variation_seed",),
         aliases=("subseed_strength",), label="Variation seed strength",
-        doc="How far the noise goes: 0 is that of `seed`, 1 that of `variation_seed`."))
+        doc="The position of the interpolation: 0 is the noise of `seed`, 1 that of `variation_seed`."))
     seed_resize_from_width: int | None = row(Field(None, group="noise", within=(1, MAX_SIDE),
         needs=("seed_resize_from_height",), aliases=("seed_resize_from_w",), label="Seed resize from",
-        doc="The width in pixels of an image of the same seed whose composition this one keeps at its own size."))
+        doc="The width in pixels of another image of the same seed, whose composition this one keeps at its own size."))
     seed_resize_from_height: int | None = row(Field(None, group="noise", within=(1, MAX_SIDE),
         needs=("seed_resize_from_width",), aliases=("seed_resize_from_h",), label="Seed resize from",
-        doc="The height of the same image."))
+        doc="The height in pixels of that other image."))
 
     width: int | None = row(Field(None, unset="the model's own, or the input image's", group="size",
         within=(1, MAX_SIDE), label="Size",
-        doc="The width in pixels: a multiple of the VAE's factor, which is 8 for Stable Diffusion."))
+        doc="The width in pixels, a multiple of the VAE's scale factor (8 for Stable Diffusion)."))
     height: int | None = row(Field(None, unset="the model's own, or the input image's", group="size",
-        within=(1, MAX_SIDE), label="Size", doc="The height in pixels, likewise."))
+        within=(1, MAX_SIDE), label="Size", doc="The height in pixels, a multiple of the same factor."))
 
     steps: int = row(Field(20, group="sampling", within=(1, MAX_STEPS), aliases=("num_inference_steps",), label="Steps",
-        doc="The steps of the sampler."))
+        doc="The number of sampling steps."))
     sampler: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", values="a sampler's name",
         read=canonical.sampler, known=canonical.SAMPLER_NAMES, extended_by=extensions.SAMPLERS,
         labels=names.A1111_SAMPLERS, aliases=("sampler_name",), label="Sampler",
-        doc="The sampler, by its name here or in diffusers, A1111 or ComfyUI."))
+        doc="The sampler, by its name in sdjax, diffusers, A1111 or ComfyUI."))
     schedule: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", values="a schedule's name",
         read=canonical.schedule, known=canonical.SCHEDULE_NAMES, extended_by=extensions.SCHEDULES,
         labels=names.A1111_SCHEDULES, aliases=("scheduler",),
         label="Schedule type",
-        doc="The noise levels of the steps, by their name here or in diffusers, A1111 or ComfyUI."))
+        doc="The schedule of noise levels, by its name in sdjax, diffusers, A1111 or ComfyUI."))
     timestep_spacing: str | None = row(Field(None, unset="the checkpoint's own", group="sampling", choices=SPACINGS,
-        doc="How timesteps are spread over the schedule: as in diffusers' class of the sampler, or as in k-diffusion, "
-        "which A1111 and ComfyUI use."))
+        doc="How timesteps are spaced: as in the sampler's diffusers class, or as in k-diffusion, which A1111 and "
+        "ComfyUI use."))
     eta: float | None = row(Field(None, unset="the sampler's own", group="sampling", within=(0.0, 1.0), label="Eta",
-        doc="The share of fresh noise in samplers that draw any at each step."))
+        doc="The share of fresh noise, for samplers that add noise at each step."))
     s_churn: float = row(Field(0.0, group="sampling", within=(0.0, 1000.0), label="Sigma churn",
-        doc="Noise added before steps (Karras et al. 2022, algorithm 2)."))
+        doc="The amount of noise added before each step (Karras et al. 2022, algorithm 2)."))
     s_tmin: float = row(Field(0.0, group="sampling", within=(0.0, 1e6), label="Sigma tmin",
-        doc="The least sigma at which `s_churn` acts."))
+        doc="The smallest sigma at which `s_churn` acts."))
     s_tmax: float | None = row(Field(None, unset="no limit", group="sampling", within=(0.0, 1e6), label="Sigma tmax",
         doc="The largest sigma at which `s_churn` acts."))
     s_noise: float = row(Field(1.0, group="sampling", within=(0.0, 10.0), label="Sigma noise",
-        doc="A factor of all noise that is added between steps."))
+        doc="A factor on all noise added between steps."))
     solver_order: int | None = row(Field(None, unset="the sampler's own", group="sampling", within=(1, 4),
-        doc="The order of samplers that come in several: 1 to 3, and 4 for `lms`."))
+        doc="The order, for samplers that have several: 1 to 3, and up to 4 for `lms`."))
     multistep_start: str = row(Field("diffusers", group="sampling", choices=MULTISTEP_STARTS,
-        doc="How `lms`, `plms` and `pndm` begin in the middle of a schedule, with an input image."))
+        doc="How `lms`, `plms` and `pndm` start in the middle of a schedule, with an input image."))
 
     guidance_scale: float = row(Field(7.5, group="guidance", within=(0.0, MAX_GUIDANCE), aliases=("cfg_scale", "cfg"),
         label="CFG scale",
-        doc="The scale of classifier-free guidance: 0 is the negative prompt alone and 1 the prompt alone, each at "
-        "half the cost; more moves away from the negative prompt, towards the prompt."))
+        doc="The scale of classifier-free guidance. 0 uses only the negative prompt and 1 only the prompt, each at "
+        "half the cost; larger values move away from the negative prompt, towards the prompt."))
     guidance_rescale: float = row(Field(0.0, group="guidance", within=(0.0, 1.0),
-        doc="How far the deviation of guided predictions is brought back to that of the prompt's own."))
+        doc="How far the standard deviation of the guided prediction is rescaled to that of the prompt's prediction."))
     guidance_start: float = row(Field(0.0, group="guidance", within=(0.0, 1.0),
-        doc="The share of the steps after which guidance begins."))
+        doc="The fraction of the steps after which guidance starts."))
     guidance_end: float = row(Field(1.0, group="guidance", within=(0.0, 1.0),
-        doc="The share of the steps after which guidance ends; steps without it cost half."))
+        doc="The fraction of the steps after which guidance ends; steps without guidance cost half."))
     dynamic_thresholding_ratio: float | None = row(Field(None, group="guidance", within=(0.0, 1.0),
-        doc="The quantile of the denoised latents' absolute values beyond which they are clipped."))
+        doc="The quantile of the denoised latents' absolute values at which they are clipped."))
     sample_max_value: float = row(Field(1.0, group="guidance", within=SAMPLE_MAX_VALUES,
-        doc="The largest bound at which `dynamic_thresholding_ratio` clips."))
+        doc="The upper limit of the bound at which `dynamic_thresholding_ratio` clips."))
 
     loras: str = row(Field("", group="adapters", values="`name:0.8; other:0.5:1`", read=canonical.adapters("lora"),
         aliases=("lora",),
-        doc="LoRAs by name, each with its weight, or with one for the text encoder and one for the UNet; besides those"
-        " that the prompt names."))
+        doc="LoRAs by name, each with one weight, or one for the text encoder and one for the UNet. They are added to "
+        "those in the prompt."))
     hypernetworks: str = row(Field("", group="adapters", values="`name:0.8; other:1`",
         read=canonical.adapters("hypernetwork"), aliases=("hypernetwork", "hypernet"),
-        doc="Hypernetworks by name, each with its weight; besides those that the prompt names."))
+        doc="Hypernetworks by name, each with its weight. They are added to those in the prompt."))
 
     image: str | None = row(Field(None, group="img2img", values="a path", paths=_one_path,
         aliases=("init_image", "init_images", "input_image"), column="input_image",
-        doc="The path of an image to begin with."))
+        doc="The path of the input image."))
     strength: float | None = row(Field(None, unset="0.8, and 1 with a mask", group="img2img", within=(0.0, 1.0),
         needs=("image",), idle=True, aliases=("denoising_strength", "denoise"), label="Denoising strength",
-        doc="The share of the steps that is taken (SDEdit): 0 gives the input image back but for what the VAE loses, 1"
-        " is text to image, bit for bit. Of `steps` it takes `int(steps * strength)`, as diffusers does."))
+        doc="The fraction of the steps that is run (SDEdit): 0 returns the input image, except for what the VAE loses; "
+        "1 is text-to-image, bit for bit. `int(steps * strength)` of the steps are run, as in diffusers."))
     resize_mode: str = row(Field("stretch", group="img2img", choices=RESIZE_MODES,
         spellings={"just_resize": "stretch", "crop_and_resize": "crop", "resize_and_fill": "pad"} |
         {"0": "stretch", "1": "crop", "2": "pad"}, refused={"3": _LATENT_RESIZE},
         needs=("image", "control_image", "depth_image"), idle=True,
-        doc="How input images are brought to `width` and `height`: `stretch` as diffusers does, `crop`, or `pad`, "
+        doc="How input images are resized to `width` and `height`: `stretch` as diffusers does, `crop`, or `pad`, "
         "which repeats the border."))
 
     mask_image: str | None = row(Field(None, group="inpainting", values="a path", paths=_one_path, needs=("image",),
         idle=True, aliases=("mask",),
-        doc="The path of a mask: white is drawn, black stays, and greys are shares of both. Of another size than "
-        "`image`, it is resized if its proportions are the same."))
+        doc="The path of the mask: white is repainted, black is kept, grey is a mixture of both. A mask of another "
+        "size than `image` is resized if it has the same aspect ratio."))
     mask_blur: float = row(Field(0.0, group="inpainting", within=(0.0, 256.0), needs=("mask_image",), idle=True,
         label="Mask blur",
-        doc="The standard deviation in pixels by which the mask is blurred, at the size of the image that is drawn; "
-        "with `only_masked`, at that of the input image."))
+        doc="The standard deviation of the mask's blur in pixels, at the size of the generated image; with "
+        "`only_masked`, at that of the input image."))
     invert_mask: bool = row(Field(False, group="inpainting", needs=("mask_image",), idle=True, label="Mask mode",
-        doc="Draws what is black and keeps what is white."))
+        doc="Repaints black and keeps white."))
     binarize_mask: bool = row(Field(False, group="inpainting", needs=("mask_image",), idle=True,
-        doc="Takes greys from the middle on for white and others for black, as diffusers does."))
+        doc="Rounds grey to black or white, with mid-grey becoming white, as diffusers does."))
     inpaint_fill: str = row(Field("original", group="inpainting", choices=FILLINGS,
         labels={"noise": "latent noise", "blank": "latent nothing"},
         spellings={"1": "original", "2": "noise", "3": "blank"}, refused={"0": _FILL, "fill": _FILL},
         needs=("mask_image",), idle=True, aliases=("inpainting_fill",), label="Masked content",
-        doc="What stands under the mask at first: the input image, noise, latents of 0 (`blank`) or the average of the"
-        " rest. It has a say below strength 1; at 1 noise covers all."))
+        doc="What is under the mask at the start: the input image, noise, latents of 0 (`blank`), or the average of the"
+        " rest. It matters only if `strength` is less than 1; at 1 noise replaces everything."))
     only_masked: bool = row(Field(False, group="inpainting", needs=("mask_image",), idle=True, label="Inpaint area",
-        doc="Draws the part around the mask alone, at `width` x `height` or the model's own size, and puts it back: "
-        "the result has the input image's size."))
+        doc="Generates only the region around the mask, at `width` x `height` or the model's own size, and pastes it "
+        "back: the result has the input image's size."))
     only_masked_padding: int = row(Field(32, group="inpainting", within=(0, MAX_SIDE), needs=("only_masked",),
         idle=True, label="Masked area padding",
-        doc="Pixels of the input image around the mask that belong to the part which `only_masked` draws."))
+        doc="The margin around the mask, in pixels of the input image, that `only_masked` includes."))
     keep_unmasked: bool = row(Field(False, group="inpainting", needs=("mask_image",), idle=True,
-        doc="Keeps pixels outside of the mask exactly as they came; `only_masked` does so anyway."))
+        doc="Keeps pixels outside the mask exactly as they were; `only_masked` always does."))
 
     depth_image: str | None = row(Field(None, unset="estimated from `image`", group="depth", values="a path",
-        paths=_one_path, doc="The path of a depth map, bright is near, for checkpoints that take one."))
+        paths=_one_path, doc="The path of a depth map (bright is near), for depth checkpoints."))
 
     controlnets: str = row(Field("", group="controlnet", values="`canny:0.8; depth:1:0:0.5`",
         read=canonical.controlnets, needs=("control_image", "image"), aliases=("controlnet",), label="ControlNet",
-        doc="ControlNets by name, each with its weight and the shares of the steps at which it begins and ends."))
+        doc="ControlNets by name, each with its weight and the fractions of the steps at which it starts and ends."))
     control_image: str | None = row(Field(None, unset="`image`", group="controlnet", values="paths",
         read=canonical.paths, paths=split, needs=("controlnets",), idle=True, aliases=("control_images",),
-        doc="The paths of the images that ControlNets are given, `; ` between them: one for each, or one for all."))
+        doc="The paths of the control images, separated by `; `: one for each ControlNet, or one for all."))
     control_preprocessor: str = row(Field("none", group="controlnet", values="`canny:50:150; tile:4`",
         read=canonical.preprocessors, needs=("controlnets",), idle=True,
-        doc="What is made of `control_image` first, with its numbers: one for each ControlNet, or one for all."))
+        doc="The preprocessors of the control images, with their parameters: one for each ControlNet, or one for all."))
     guess_mode: bool = row(Field(False, group="controlnet", needs=("controlnets",), idle=True,
-        doc="Lets ControlNets act on the prompt's side alone, weaker at high resolutions, as in diffusers."))
+        doc="Applies ControlNets only to the prompt's prediction, more weakly at high resolutions, as in diffusers."))
 
     hires_scale: float | None = row(Field(None, group="hires", within=(1.0, 8.0), aliases=("hr_scale",),
         label="Hires upscale",
-        doc="Enlarges the image so many times and draws it again; sides are rounded down to whole latents."))
+        doc="The factor by which the image is enlarged for a second pass; sides are rounded down to whole latents."))
     hires_upscaler: str = row(Field("latent", group="hires", values="an upscaler's name",
         read=canonical.upscaler((*LATENT_UPSCALERS, *PIXEL_UPSCALERS)), labels=_UPSCALER_LABELS, needs=("hires_scale",),
         idle=True, aliases=("hr_upscaler",), label="Hires upscaler",
-        doc="What enlarges the image for the second pass: one of torch's interpolations of latents ("
+        doc="The upscaler before the second pass: one of torch's interpolations of latents ("
         f"{_listed(LATENT_UPSCALERS)}), a filter ({_listed(PIXEL_UPSCALERS)}), or the name of an upscaler's file."))
     hires_steps: int | None = row(Field(None, unset="`steps`", group="hires", within=(1, MAX_STEPS),
         needs=("hires_scale",), idle=True, aliases=("hr_second_pass_steps",), label="Hires steps",
-        doc="The steps of the second pass."))
+        doc="The number of steps of the second pass."))
     hires_strength: float = row(Field(0.7, group="hires", within=(0.0, 1.0), needs=("hires_scale",), idle=True,
         aliases=("hires_denoising_strength",), label="Denoising strength",
-        doc="The share of its steps that the second pass takes, as `strength` of an input image."))
+        doc="The `strength` of the second pass: the fraction of its steps that is run."))
 
     upscaler: str | None = row(Field(None, group="upscaling", values="an upscaler's name",
         read=canonical.upscaler(PIXEL_UPSCALERS), labels=_UPSCALER_LABELS, label="Postprocess upscaler",
-        doc=f"What enlarges the finished image: a filter ({_listed(PIXEL_UPSCALERS)}), or the name of an upscaler's "
+        doc=f"The upscaler of the finished image: a filter ({_listed(PIXEL_UPSCALERS)}), or the name of an upscaler's "
         "file."))
     upscale_by: float | None = row(Field(None, unset="the upscaler's own", group="upscaling", within=(1.0, 8.0),
         needs=("upscaler",), idle=True, label="Postprocess upscale by",
-        doc="How many times larger the finished image gets."))
+        doc="The factor by which the finished image is enlarged."))
     upscaler_steps: int = row(Field(75, group="upscaling", within=(1, MAX_STEPS), needs=("upscaler",), idle=True,
-        doc="The steps of an upscaler that is a diffusion model."))
+        doc="The number of steps, for upscalers that are diffusion models."))
     upscaler_guidance_scale: float = row(Field(9.0, group="upscaling", within=(0.0, MAX_GUIDANCE), needs=("upscaler",),
-        idle=True, doc="The `guidance_scale` of an upscaler that is a diffusion model."))
+        idle=True, doc="The `guidance_scale`, for upscalers that are diffusion models."))
     upscaler_noise_level: int = row(Field(20, group="upscaling", within=(0, MAX_STEPS), needs=("upscaler",), idle=True,
-        doc="The timestep of the noise that Stable Diffusion's x4 upscaler adds to the image first."))
+        doc="The timestep of the noise that Stable Diffusion's x4 upscaler first adds to the image."))
 
     class_label: int | None = row(Field(None, group="classes", within=_INDEX,
-        doc="The class of the image, for UNets that take one besides the prompt."))
+        doc="The class of the image, for UNets that take a class label besides the prompt."))
     classifier_scale: float = row(Field(0.0, group="classes", within=(-MAX_GUIDANCE, MAX_GUIDANCE),
-        needs=("classifier_label",), doc="The scale of guidance by the run's classifier."))
+        needs=("classifier_label",), doc="The scale of classifier guidance, with the run's classifier."))
     classifier_label: int | None = row(Field(None, group="classes", within=_INDEX,
-        doc="The label towards which the classifier guides, by its number."))
+        doc="The number of the label towards which the classifier guides."))
 
     preview_every: int | None = row(Field(None, group="output", within=(1, MAX_STEPS),
-        doc="Keeps the image of every so many steps, as a strip and an animation in the output's folder `steps`."))
+        doc="Saves a preview every so many steps, as a strip and an animation in the output's folder `steps`."))
     # fmt: on
 
     def __post_init__(self) -> None:

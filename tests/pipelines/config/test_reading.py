@@ -198,7 +198,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# docs/extending.md takes the packages that its own test installs.
+PAGES = [ROOT / "README.md", *sorted(page for page in (ROOT / "docs").glob("*.md") if page.stem != "extending")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
