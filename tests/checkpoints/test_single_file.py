@@ -81,9 +81,9 @@ def test_a_unet_gives_what_the_original_code_gives(files: Callable[[str], Path])
 def test_images_are_those_of_diffusers_from_the_same_file(files: Callable[[str], Path]) -> None:
     cases = checkpoints.RECORDED_DRAWINGS
     models = {name: checkpoints.load_toy(files(name), name) for name in {case.variant for case in cases.values()}}
-    images = checkpoints.drawn(models, cases)
+    drawn = checkpoints.drawn(models, cases)
     with np.load(checkpoints.DRAWN) as stored:
-        shares = {name: images.share_that_differs(image, stored[name]) for name, image in images.items()}
+        shares = {name: images.share_that_differs(image, stored[name]) for name, image in drawn.items()}
     assert {name: share for name, share in shares.items() if share > images.TOLERATED_SHARE} == {}
 
 

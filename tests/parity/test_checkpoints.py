@@ -66,9 +66,9 @@ def test_diffusers_draws_the_same_images(models: dict[str, sdjax.Model], pipelin
 
 
 def test_recordings_are_what_diffusers_gives_now(pipelines: dict[str, Any]) -> None:
-    images = reference.drawn(pipelines, checkpoints.RECORDED_DRAWINGS)
+    drawn = reference.drawn(pipelines, checkpoints.RECORDED_DRAWINGS)
     with np.load(checkpoints.DRAWN) as stored:
-        for name, image in images.items():
+        for name, image in drawn.items():
             assert images.share_that_differs(image, stored[name]) <= images.TOLERATED_SHARE
     assert reference.checksums(pipelines["sd1"]) == checkpoints.recorded_checksums("sd1")
 
