@@ -10,7 +10,7 @@ import tempfile
 import time
 
 from pipelines import worker
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.run import Run
 from pipelines.sources.rows import Row
 from pipelines.transforms.identity import identity_here
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(reading.make({"model": "emoji"}), folder, folder, "run", workers=1)
+        run = Run(settings.make({"model": "emoji"}), folder, folder, "run", workers=1)
         run = run._replace(identity=identity_here(run))
         with worker.planner_of(run):  # what a process opens once is no part of it
             pass

@@ -17,7 +17,7 @@ from PIL import Image
 
 import sdjax
 from sdjax.images.captions import Grid, draw_grid
-from sdjax.images.preprocess import canny
+from sdjax.images.preprocessors import canny
 from sdjax.library.depth import depth_of, grey_png16, load_depth, sized
 from sdjax.training import scenes
 from sdjax.training.emoji import FONT

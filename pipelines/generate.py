@@ -1,7 +1,7 @@
 """The graph: prompt files -> rows -> planned jobs -> shards -> images -> manifest.
 
-One direction. Images are written in the step that makes them, and only metadata goes on. The graph is as plain as can
-be, so that every runner runs it: steps that go by element, groups by key, and one end.
+One direction. Images are written in the step that makes them, and only metadata goes on. The graph is as plain as
+possible, so that every runner runs it: element-wise transforms, GroupByKeys, and one terminal step.
 """
 
 import functools
@@ -48,15 +48,15 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
       paths: prompt files.
       out: folder for the images, the metadata, rejects and summary.
       config: of the run.
-      flags: Beam's own; without a runner among them the local one.
+      flags: Beam's own; the local runner if they name none.
       progress: a folder on this machine for `progress.Bar`.
 
-    Raises:
-      PromptFileError: if a file can't be used, before anything is made.
-      RunConfigError: if the model can't do what the configuration asks of every row, or a flag is not known, likewise.
-      RunnerError: if the runner isn't there, likewise; if it fails or loses something.
-      CheckpointError, ConfigError, TokenizerError: if the model is not there or can't be used, likewise.
-      StorageError: if the output can't be written, likewise.
+    Raises, before any image is generated:
+      PromptFileError: if a prompt file can't be used.
+      RunConfigError: if the model can't do what the configuration asks of every row, or a flag is not known.
+      RunnerError: if the runner isn't there; also later, if it fails or loses elements.
+      CheckpointError, ConfigError, TokenizerError: if the model is not there or can't be used.
+      StorageError: if the output can't be written.
     """
     pipeline = runners.pipeline(flags)  # first, since storage takes its flags from there
     paths = list(paths)

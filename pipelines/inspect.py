@@ -10,7 +10,7 @@ import jax
 
 from pipelines.compilation_cache import cache_folder
 from sdjax.checkpoints.contents import content_digest, of_file, of_folder
-from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.diffusers_folder import read_diffusers_folder
 from sdjax.checkpoints.folder_metadata import folder_texts, is_folder_key
 from sdjax.checkpoints.hashes import hash_file
 from sdjax.checkpoints.identify import identify, listed, millions, precision, shortened
@@ -145,7 +145,7 @@ def _folder(root: Path, pickled: bool) -> Iterator[tuple[str, str]]:
     if not (root / "model_index.json").is_file() and (root / "config.json").is_file():
         yield from _network(root)
         return
-    outline = read_folder(root, dtype=None, pickled=pickled)
+    outline = read_diffusers_folder(root, dtype=None, pickled=pickled)
     folder = of_folder(root, pickled=pickled)
     yield "model", str(root)
     yield "pipeline", str(read_json(root / "model_index.json").get("_class_name"))

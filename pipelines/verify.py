@@ -101,7 +101,7 @@ def count_sampled(out: str, share: float) -> int:
     return sum(sampled(image.id, share) for image in open_output(out).images())
 
 
-def remake(
+def regenerate(
     out: str,
     engine_for: Callable[[Settings], Engine],
     share: float,

@@ -13,7 +13,7 @@ from jaxtyping import DTypeLike
 from sdjax.assets import BUNDLED, bundled
 from sdjax.checkpoints import hub
 from sdjax.checkpoints.checkpoint import Checkpoint, VAEFile, vae_dtype_of
-from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.diffusers_folder import read_diffusers_folder
 from sdjax.checkpoints.original_names import is_open_clip
 from sdjax.checkpoints.single_file import read_file
 from sdjax.checkpoints.tensors import CheckpointError, MissingWeightsError, Params
@@ -21,7 +21,7 @@ from sdjax.checkpoints.vae_file import find_vae
 from sdjax.diffusion.noise import MAX_SEED
 from sdjax.diffusion.samplers import MULTISTEP, SAMPLERS, config_for, fill_in, sampler_row, table_of
 from sdjax.diffusion.scheduler_config import PREDICTION_TYPES, SchedulerConfig
-from sdjax.diffusion.sigmas import default_schedule
+from sdjax.diffusion.schedules import default_schedule
 from sdjax.diffusion.tableau import Table
 from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.families.family import VAE as VAE_NETWORK
@@ -331,7 +331,7 @@ def load(
             f"{name} is a folder, which has its own configs and no averages: config and ema are not for it"
         )
     else:
-        checkpoint = read_folder(place.path, variant, pickled=pickled, **options)
+        checkpoint = read_diffusers_folder(place.path, variant, pickled=pickled, **options)
     model = model_of(checkpoint, place.path, dtype_name, vae_kind)
     return dataclasses.replace(model, revision=place.commit, vae_revision=other_place and other_place.commit)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 import sdjax
-from sdjax.engine import settings
+from sdjax.engine import xla_settings
 from sdjax.engine.engine import Engine
 
 JOBS = {
@@ -151,7 +151,7 @@ def run_here(model: str, flips: Sequence[Flip], base: Mapping[str, str]) -> Iter
 
 def without_say() -> frozenset[str]:
     """JAX's settings that are said to decide no bits."""
-    return frozenset(name for names in settings.JAX_WITHOUT_SAY.values() for name in names)
+    return frozenset(name for names in xla_settings.JAX_WITHOUT_SAY.values() for name in names)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LAYERS = (
         "sdjax.assets",
         "sdjax.checkpoints.name_table",
         "sdjax.engine.device",
-        "sdjax.engine.settings",
+        "sdjax.engine.xla_settings",
         "sdjax.library.finding",
     },
     {"sdjax.library.folder", "sdjax.library.store"},

@@ -13,10 +13,10 @@ from typing import Any
 from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import MULTISTEP_STARTS, SAMPLERS
-from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.schedules import SCHEDULES
 from sdjax.diffusion.timestep_spacing import SPACINGS
 from sdjax.images.fit import RESIZE_MODES
-from sdjax.images.preprocess import PREPROCESSORS
+from sdjax.images.preprocessors import PREPROCESSORS
 from sdjax.jobs.canonical import PIXEL_UPSCALERS
 from sdjax.jobs.job import EMPHASES
 

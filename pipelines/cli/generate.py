@@ -89,12 +89,12 @@ def run(options: Options) -> int:
 
 
 def _config(options: Options) -> "RunConfig":
-    from pipelines.config import reading
+    from pipelines.config import settings
     from pipelines.sources import sweeps
 
-    keys = reading.read_file(options.config) if options.config else {}
-    keys = {**keys, **reading.read_settings(options.settings), **options.keys}
-    return reading.make(keys, sweeps.read_sweeps(options.sweeps))
+    keys = settings.read_file(options.config) if options.config else {}
+    keys = {**keys, **settings.read_settings(options.settings), **options.keys}
+    return settings.make(keys, sweeps.read_sweeps(options.sweeps))
 
 
 def _generate(options: Options, config: "RunConfig") -> "Counts":

@@ -59,7 +59,7 @@ def run(options: Options) -> int:
     total = verify.count_sampled(options.out, options.share)
     with terminal.progress() as bar:
         task = bar.add_task("making again", total=total)
-        report = verify.remake(
+        report = verify.regenerate(
             options.out,
             lambda settings: _engine(made, settings, read, moved=bool(options.model)),
             options.share,
@@ -74,9 +74,9 @@ def run(options: Options) -> int:
 def _made_with(options: Options) -> "RunConfig":
     """What the output was made with, as far as it may be read."""
     from pipelines import trust
-    from pipelines.config import reading
+    from pipelines.config import settings
 
-    named = reading.read_settings(options.settings) | ({"model.name": options.model} if options.model else {})
+    named = settings.read_settings(options.settings) | ({"model.name": options.model} if options.model else {})
     made = trust.made_with(options.out)
     # What needs no model does without.
     return trust.allowed(made, named, options.trust, options.pickled) if options.share else made

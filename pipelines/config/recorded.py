@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines.config.reading import BY_NAME, FORMER
 from pipelines.config.sections import KEYS, SECTIONS, RunConfig, replaced
+from pipelines.config.settings import BY_NAME, FORMER
 
 # The sections that engine and model are made from.
 _OF_ENGINE = ("model", "library", "engine")

@@ -85,7 +85,7 @@ class FilesSink:
         except StorageError as error:
             raise StorageError(f"{error}: delete the file, and it is made again") from error
 
-    def whole_row(self, items: Sequence[StoredItem], steps: bool) -> dict[str, Any] | None:
+    def complete_row(self, items: Sequence[StoredItem], steps: bool) -> dict[str, Any] | None:
         """By the sizes that its row states, or, without such a row, by reading it."""
         rows = {each.name: each.row for each in items if each.row is not None}
         kept = {_extension(each.name): each.size for each in items if each.kind == "steps"}

@@ -47,7 +47,7 @@ class Sink(Protocol):
     files of its format.
 
     What a sink writes is atomic. An image of which `write` has given a row is whole in the output, and stays so
-    whatever is killed afterwards; before that there is nothing that `whole_row` takes for it. And it is idempotent:
+    whatever is killed afterwards; until then `complete_row` never reports it. And it is idempotent:
     the same image written again, by a repeated bundle or a later run, leaves the output as it was.
 
     All functions raise `StorageError` for what can't be read or written.
@@ -55,7 +55,7 @@ class Sink(Protocol):
 
     @property
     def url(self) -> str:
-        """Of the output."""
+        """URL of the output."""
 
     @property
     def manifest(self) -> str:
@@ -67,10 +67,10 @@ class Sink(Protocol):
         """All that there is of images and rows, in any order, streaming.
 
         Raises:
-          StorageError: also for a manifest which no run writes.
+          StorageError: also for a manifest that sdjax could not have written.
         """
 
-    def whole_row(self, items: Sequence[StoredItem], steps: bool) -> dict[str, Any] | None:
+    def complete_row(self, items: Sequence[StoredItem], steps: bool) -> dict[str, Any] | None:
         """The row of an image that is done; None if it is to be made.
 
         Args:
@@ -108,7 +108,8 @@ class Sink(Protocol):
         """The rows of the manifest with seeds as numbers, streaming; `file_name` is the image's name.
 
         Raises:
-          StorageError: also for a manifest which no run writes; whoever wrote it, no row leads out of the output.
+          StorageError: also for a manifest that sdjax could not have written: no row refers to a path outside of the
+            output.
         """
 
     def read(self, name: str) -> bytes:

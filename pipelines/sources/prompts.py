@@ -22,7 +22,7 @@ from pipelines.sources.rows import UTF8_MARK, PromptFileError, Row, read_jsonl, 
 from pipelines.sources.sweeps import PROMPTS, check_letters, check_number, drawn_seed, expand, row_key, size, swept
 from pipelines.sources.tables import read_table
 from sdjax.images.metadata import NO_TEXT
-from sdjax.jobs.ids import canonical_json
+from sdjax.jobs.image_id import canonical_json
 from sdjax.jobs.job import RANDOM_SEED, Job, check_each
 from sdjax.jobs.seeds import repeated
 from sdjax.jobs.text_values import filled_in, job_from_text, values_from_text, with_fields_named

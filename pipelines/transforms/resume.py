@@ -33,7 +33,7 @@ def missing(image_id: str, elements: Iterable[PlannedJob | StoredItem], run: Run
     jobs = [each for each in found if isinstance(each, PlannedJob)]
     items = [each for each in found if isinstance(each, StoredItem)]
     sink = sink_of(run)
-    row = sink.whole_row(items, steps=any(job.job.get("preview_every") for job in jobs))
+    row = sink.complete_row(items, steps=any(job.job.get("preview_every") for job in jobs))
     images = [item for item in items if item.kind == "image"]
     if row:
         yield ManifestRow(image_id, row)

@@ -58,13 +58,13 @@ class ModuleTensors(NamedTuple):
         """The same, brought to a shape of as many elements; its first axis must be there already."""
         found = self.tensors[role].shape
         if not found or found[0] != shape[0]:
-            raise self.misfit(role, f"but {shape} is expected")
+            raise self.mismatch(role, f"but {shape} is expected")
         return self.shaped_freely(role, *shape)
 
     def shaped_freely(self, role: str, *shape: int) -> Values:
         """The same, brought to any shape of as many elements."""
         if math.prod(self.tensors[role].shape) != math.prod(shape):
-            raise self.misfit(role, f"but {shape} is expected")
+            raise self.mismatch(role, f"but {shape} is expected")
         return self.read(role).reshape(shape)
 
     def widened(self, role: str, *shape: int) -> Values:
@@ -107,10 +107,10 @@ class ModuleTensors(NamedTuple):
     def _length(self, role: str, axis: int) -> int:
         shape = self.tensors[role].shape
         if len(shape) < 2 or 0 in shape:
-            raise self.misfit(role, "but a matrix is expected")
+            raise self.mismatch(role, "but a matrix is expected")
         return shape[axis]
 
-    def misfit(self, role: str, why: str) -> AdapterError:
+    def mismatch(self, role: str, why: str) -> AdapterError:
         """The error of a tensor that does not go with its module."""
         tensor = self.tensors[role]
         whole = f" ({'.'.join(self.path)} is {self.shapes['kernel']})" if "kernel" in self.shapes else ""
@@ -141,7 +141,7 @@ def _product(
         matrix = stored.shaped(up, kernel[0], rank).T
         return Product(_ours(stored.widened(down, rank, *kernel[1:])), _scaled(matrix, scale))
     if len(kernel) != 4:
-        raise stored.misfit(middle, "but only convolutions have such")
+        raise stored.mismatch(middle, "but only convolutions have such")
     last = stored.rows(middle)
     matrix = stored.shaped(up, kernel[0], last).T if up == "up" else stored.shaped(up, last, kernel[0])
     between = _ours(stored.shaped(middle, last, rank, *kernel[2:]))
@@ -167,7 +167,7 @@ def _kronecker(stored: ModuleTensors, scale: float) -> Change:
     left, right = ("lokr_w1", "lokr_w1") if whole else ("lokr_w1_a", "lokr_w1_b")
     rows, columns = stored.rows(left), stored.columns(right)
     if out % rows or inputs % columns:
-        raise stored.misfit(left, f"and {(out, inputs)} are not multiples of {(rows, columns)}")
+        raise stored.mismatch(left, f"and {(out, inputs)} are not multiples of {(rows, columns)}")
     rest = (out // rows, inputs // columns, *window)
     first: Values | Product
     if whole:

@@ -84,7 +84,7 @@ class VAEFile(NamedTuple):
 
 def check_fit(where: str, family: Family, configs: Configs) -> None:
     """Raises `CheckpointError` that begins with `where` if networks of these configs make no model of the family."""
-    if problem := family.misfit(configs):
+    if problem := family.mismatch(configs):
         raise CheckpointError(f"{where}: {problem}")
 
 

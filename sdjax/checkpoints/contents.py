@@ -9,7 +9,7 @@ import jax
 
 from sdjax.checkpoints import name_table
 from sdjax.checkpoints.checkpoint import Checkpoint
-from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.diffusers_folder import read_diffusers_folder
 from sdjax.checkpoints.original_names import standard_names
 from sdjax.checkpoints.single_file import choose_tensors
 from sdjax.checkpoints.streamed import Piece
@@ -75,9 +75,9 @@ def of_folder(root: Path, variant: str | None = None, pickled: bool = False) -> 
       pickled: whether pickled weights are taken where there are no others.
 
     Raises:
-      CheckpointError, ConfigError: as `read_folder`.
+      CheckpointError, ConfigError: as `read_diffusers_folder`.
     """
-    outline = read_folder(root, variant, None, pickled=pickled)
+    outline = read_diffusers_folder(root, variant, None, pickled=pickled)
     networks, configs = outline.family.networks, outline.configs
     files = {part: weight_files(root / part, network.stem, variant, pickled) for part, network in networks.items()}
     found: list[Parameter] = []

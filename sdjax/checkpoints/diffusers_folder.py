@@ -147,7 +147,7 @@ def _max_noise_level(file: Path, index: Mapping[str, Any], low_res: SchedulerCon
 # --- Reading ---
 
 
-def read_folder(
+def read_diffusers_folder(
     root: Path,
     variant: str | None = None,
     dtype: DTypeLike | None = jnp.float32,

@@ -70,7 +70,8 @@ def fetched(
 ) -> Snapshot:
     """The local files of a model on a hub; only what is needed of them and not yet there is fetched.
 
-    Of a folder that is what `read_folder` reads: configs, tokenizer, and each network's safetensors of one variant.
+    Of a folder that is what `read_diffusers_folder` reads: configs, tokenizer, and each network's safetensors of one
+    variant.
     `org/name/path/file.safetensors` is a single file, with the config beside it that has its name, if there is one;
     `org/name/folder` is a folder inside.
 

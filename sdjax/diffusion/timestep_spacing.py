@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from sdjax.diffusion.scheduler_config import TIMESTEP_SPACINGS, SchedulerConfig, training_sigmas
-from sdjax.diffusion.sigmas import exponential_sigmas, log_levels, schedule_row, timestep_of
+from sdjax.diffusion.schedules import exponential_sigmas, log_levels, schedule_row, timestep_of
 
 Spacing = Literal["leading", "linspace", "trailing", "k_diffusion"]
 # Of diffusers' schedulers, as each class rounds them; and k-diffusion's, which A1111 and ComfyUI use for all samplers.

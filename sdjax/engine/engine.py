@@ -18,7 +18,7 @@ from sdjax.engine.execution import BatchState, Execution, awaits_images, start_o
 from sdjax.engine.fingerprint import identity_of
 from sdjax.engine.passes import Bucket, Sample, Task
 from sdjax.engine.planner import LORA_MODES, open_library, planner_for
-from sdjax.engine.settings import pinned
+from sdjax.engine.xla_settings import pinned
 from sdjax.images.previews import Preview
 from sdjax.jobs.input_images import Read, read_file, with_depth
 from sdjax.jobs.job import Job, JobError
@@ -168,7 +168,7 @@ class Engine:
 
         Args:
           job: with a seed.
-          notes: more for the metadata, of where the job comes from; without a say in the id.
+          notes: more for the metadata, of where the job comes from; not part of the id.
 
         Raises:
           JobError: if the model can't do it, or the prompt can't be read and is to be rejected then.

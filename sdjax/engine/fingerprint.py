@@ -11,7 +11,7 @@ import PIL
 
 from sdjax.checkpoints.checkpoint import vae_dtype_of
 from sdjax.engine.device import device_kind
-from sdjax.engine.settings import in_fingerprint
+from sdjax.engine.xla_settings import in_fingerprint
 from sdjax.model import DTYPES, Model
 from sdjax.version import __version__
 

@@ -16,7 +16,7 @@ from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.models.controlnet import ControlNetConfig
 from sdjax.models.t2i_adapter import T2IAdapterConfig
-from sdjax.text.tokenized_prompt import TokenizedPrompt
+from sdjax.text.tokenize_prompt import TokenizedPrompt
 
 # Digits of the short form of a batch key.
 _KEY_DIGITS = 16

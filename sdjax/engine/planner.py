@@ -9,7 +9,7 @@ from sdjax.adapters import per_image
 from sdjax.adapters.embedding import Embedding
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
 from sdjax.diffusion.samplers import SAMPLERS
-from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.schedules import SCHEDULES
 from sdjax.engine import upscaling_passes
 from sdjax.engine.fingerprint import EngineIdentity
 from sdjax.engine.passes import (
@@ -30,7 +30,7 @@ from sdjax.families.registry import extension_of
 from sdjax.images import masks
 from sdjax.jobs import input_images
 from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
-from sdjax.jobs.ids import image_id
+from sdjax.jobs.image_id import image_id
 from sdjax.jobs.job import MAX_SIDE, Job, JobError
 from sdjax.jobs.records import to_metadata
 from sdjax.library.classifier import ClassifierLabels
@@ -40,7 +40,7 @@ from sdjax.library.opened import OpenLibrary
 from sdjax.library.store import Store
 from sdjax.model import DTYPES, Model
 from sdjax.models.vae_tiles import tile_of
-from sdjax.text.tokenized_prompt import SYNTAXES, TokenizedPrompt, tokenize_prompt
+from sdjax.text.tokenize_prompt import SYNTAXES, TokenizedPrompt, tokenize_prompt
 from sdjax.upscaling.upscalers import Upscalers
 
 # Numbers of previews that are compiled: those of a job are rounded up to the next.
@@ -57,7 +57,7 @@ class Planner(NamedTuple):
 
     model: with the digest of its weights, which need not be loaded.
     fingerprint: what besides job and model decides the bits of an image, from `sdjax.engine.fingerprint`.
-    pillow: the version of that package, which counts for jobs with images of files.
+    pillow: the version of that package; part of the id of jobs that read image files.
     classifier: for jobs with a `classifier_scale`.
     library: the files that jobs and prompts may name.
     upscalers: those of the library.
@@ -77,11 +77,11 @@ class Planner(NamedTuple):
     vae_tile: int
 
     def plan(self, job: Job, notes: Mapping[str, Any] | None = None) -> Task:
-        """Works out what a job takes.
+        """Resolves a job into its passes, id and metadata.
 
         Args:
           job: with a seed.
-          notes: more for the metadata, of where the job comes from; without a say in the id.
+          notes: more for the metadata, of where the job comes from; not part of the id.
 
         Raises:
           JobError: if the model can't do it, or the prompt can't be read and is to be rejected then, or an input image
@@ -93,7 +93,7 @@ class Planner(NamedTuple):
         job = model.resolve(input_images.with_size(job, files, model.vae.config.factor))
         _check_label(job, model)
         _check_depth_image(job, model)
-        # An image that has no say is not in the job any more.
+        # `resolve` has dropped input images that affect nothing.
         digests = {name: found for name, found in files.digests.items() if getattr(job, name)}
         notes_of_files = tuple(note for note in files.notes if note.partition(":")[0] in digests)
         files = files._replace(image=files.image if job.image else None, digests=digests, notes=notes_of_files)
@@ -139,9 +139,7 @@ class Planner(NamedTuple):
         assert job.height is not None and job.width is not None
         if model.takes_mask and images.latent_mask is not None and not (images.latent_mask >= masks.HALF).any():
             kind = "black" if job.invert_mask else "white"
-            raise JobError(
-                f"mask_image: {job.mask_image}: nothing of it is half {kind} or more, as this checkpoint sees masks"
-            )
+            raise JobError(f"mask_image: {job.mask_image}: no pixel is at least half {kind} at the size of the latents")
         table = model.table(job)
         steps = int(table.step[-1]) + 1
         read = self._read(job, steps, steps_before)
@@ -221,8 +219,8 @@ class Planner(NamedTuple):
         found = read(bundled) if bundled else found
         if found.problems and job.prompt_problems == "reject":
             raise JobError(
-                f"{'; '.join(found.problems)}. Set prompt_problems = accept to have it read all the same, or "
-                "prompt_syntax = plain to take every sign as text"
+                f"{'; '.join(found.problems)}. Set prompt_problems = accept to use it anyway, or "
+                "prompt_syntax = plain to treat every character literally"
             )
         return found
 
@@ -351,7 +349,7 @@ def _extensions(job: Job, passes: tuple[Pass, ...]) -> Iterator[Extension]:
 
 
 def hires_job(job: Job, model: Model) -> Job | None:
-    """The job that draws a job's image again larger; None if it is not.
+    """The job of the second, larger pass (hires fix); None without one.
 
     Raises:
       JobError: if that can't be done.
@@ -381,7 +379,7 @@ def hires_job(job: Job, model: Model) -> Job | None:
 
 def _check_depth_image(job: Job, model: Model) -> None:
     if job.depth_image is not None and not model.takes_depth:
-        raise JobError(f"depth_image = {job.depth_image!r}: this model sees no depth map")
+        raise JobError(f"depth_image = {job.depth_image!r}: this model takes no depth map")
 
 
 def _check_label(job: Job, model: Model) -> None:

@@ -12,7 +12,7 @@ from sdjax.diffusion.tableau import Table
 from sdjax.engine.inputs import PromptTokens
 from sdjax.families.family import Conditioning, Family, Networks, Tokens
 from sdjax.text.prompt_tokenizer import FIRST_VECTOR
-from sdjax.text.tokenized_prompt import TokenizedPrompt
+from sdjax.text.tokenize_prompt import TokenizedPrompt
 
 # Numbers of readings, texts and chunks are rounded up to these, so that few programs serve many prompts.
 _SIZES = tuple(itertools.chain.from_iterable((2**n, 3 * 2 ** (n - 1)) for n in range(1, 20)))

@@ -7,7 +7,7 @@ import numpy as np
 from sdjax.diffusion.tableau import Table
 from sdjax.engine import prompt_arrays
 from sdjax.jobs.job import Job, JobError
-from sdjax.text.tokenized_prompt import TokenizedPrompt
+from sdjax.text.tokenize_prompt import TokenizedPrompt
 
 # Lengths of compiled tables: a job's evaluations are rounded up to the next.
 _EVALUATIONS = (64, 128, 256, 512, 1024, 2048)

@@ -12,7 +12,7 @@ from sdjax.jobs.job import MAX_SIDE, Job, JobError, check_upscaler_options
 from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.text import tags
-from sdjax.text.tokenized_prompt import tokenize_prompt
+from sdjax.text.tokenize_prompt import tokenize_prompt
 from sdjax.upscaling.upscalers import Upscalers
 
 # Of what a network gives on the way to a smaller image.

@@ -44,7 +44,7 @@ class Networks(NamedTuple):
 class Tokens(NamedTuple):
     """Token chunks of a batch as a text encoder reads them; q is images times chunks.
 
-    ids: above those of the vocabulary, rows of `vectors` (`sdjax.text.words.FIRST_VECTOR` on).
+    ids: above those of the vocabulary, rows of `vectors` (`sdjax.text.prompt_tokenizer.FIRST_VECTOR` on).
     mask: which tokens may be attended to; None is all.
     clip_skip: of the encoder's last layers, how many are left out.
     vectors: of embeddings; None if no chunk has any.
@@ -81,7 +81,7 @@ class Conditioning(NamedTuple):
 class UNetInputs(NamedTuple):
     """What a UNet is given in one evaluation; q is branches times images, branches outside.
 
-    latents: at the variance of training, with the channels that the UNet is given beside them.
+    latents: scaled as the UNet expects them (diffusers' `scale_model_input`), extra channels appended.
     class_labels: None if the UNet has none.
     """
 
@@ -96,7 +96,7 @@ class Pipeline(NamedTuple):
 
     name: of its class, as `model_index.json` has it.
     scheduler: fields of the scheduler's config that it sets, whatever the file says.
-    clips: whether the scheduler clips the denoised latents in it, unless its config says that it does not.
+    clips: the default of the scheduler's `clip_sample` in this pipeline.
     """
 
     name: str
@@ -109,9 +109,9 @@ class FolderLayout(NamedTuple):
 
     pipelines: that read such folders; the first where several do.
     unused_parts: parts that may be there and have no say in images.
-    extra_folders: parts of any class, whose texts have a say in images; `low_res_scheduler` is the schedule of the
+    extra_folders: other components whose config files affect the image; `low_res_scheduler` is the schedule of the
       noise that is put on the images that condition the UNet.
-    overrides: by network, fields of its config which are such whatever the file says.
+    overrides: by network, values of config fields that override the file.
     model_index: (configs) -> what `model_index.json` says where such a folder is written, besides its parts; None is
       the first pipeline's name.
     """
@@ -136,14 +136,14 @@ class Family(NamedTuple):
     encode_text: (networks, tokens) -> states; pure.
     predict: (networks, inputs, residuals of ControlNets or None) -> the UNet's output, of the latents' channels; pure.
     folder: how its folders look.
-    misfit: (configs) -> why such networks make no model of this kind, for people; None if they do.
+    mismatch: (configs) -> why such networks make no model of this kind, for people; None if they do.
     is_of: (configs) -> whether it is this family, of several that share a pipeline.
     describe: (configs, prediction type) -> what a model is, for people; None is the family's name.
-    table: a sampler's table with the times that the UNet is told.
+    table: (table of a sampler) -> the table with its timesteps replaced by those that are passed to the UNet.
     conditioned_on: what its UNet sees beside the latents of every image: "image", noised by a level that it is told as
       class label (the x4 upscaler); "latents", of half the size (the x2 upscaler); None.
     upscales: how many times as large along each side an image becomes.
-    prediction_type: what `predict` gives, whatever the scheduler's config says; None is as that says.
+    prediction_type: what `predict` gives; None: as the scheduler's config says.
     """
 
     name: str
@@ -152,7 +152,7 @@ class Family(NamedTuple):
     encode_text: Callable[[Networks, Tokens], TextStates]
     predict: Callable[[Networks, UNetInputs, Any], Float[Array, "q h w c"]]
     folder: FolderLayout
-    misfit: Callable[[Configs], str | None] = lambda configs: None
+    mismatch: Callable[[Configs], str | None] = lambda configs: None
     is_of: Callable[[Configs], bool] = lambda configs: True
     describe: Callable[[Configs, str], str] | None = None
     table: Callable[[Table], Table] = lambda table: table
@@ -188,7 +188,7 @@ class Family(NamedTuple):
         return self.describe(configs, prediction_type) if self.describe else self.name
 
 
-def first_misfit(values: Mapping[str, tuple[Any, Any]], purpose: str) -> str | None:
+def first_mismatch(values: Mapping[str, tuple[Any, Any]], purpose: str) -> str | None:
     """The first value, by its name, that is not as expected: (found, expected); None if there is none.
 
     Args:

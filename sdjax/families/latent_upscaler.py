@@ -22,7 +22,7 @@ from sdjax.families.family import (
     TextStates,
     Tokens,
     UNetInputs,
-    first_misfit,
+    first_mismatch,
 )
 from sdjax.families.network import floats
 from sdjax.families.networks import UNET_2D_CONDITION_MODEL
@@ -56,7 +56,7 @@ def table(steps: Table) -> Table:
     return steps._replace(timestep=elementary.log(steps.sigma) / 4)
 
 
-def misfit(configs: Configs) -> str | None:
+def mismatch(configs: Configs) -> str | None:
     """Why networks can't upscale latents together; None if they can."""
     unet, vae = configs["unet"], configs["vae"]
     latents, width = vae.latent_channels, configs[TEXT_NETWORKS[0]].hidden_size
@@ -69,7 +69,7 @@ def misfit(configs: Configs) -> str | None:
         "the UNet's cross_attention_dim": (unet.cross_attention_dim, width),
         "the UNet's time_cond_proj_dim": (unet.time_cond_proj_dim, NOISE_FEATURES + width),
     }
-    return first_misfit(values, "of an upscaler")
+    return first_mismatch(values, "of an upscaler")
 
 
 def _unet_inputs(config: LatentUpscalerConfig) -> tuple[Any, ...]:
@@ -87,7 +87,7 @@ LATENT_UPSCALER = Family(
     encode_text,
     predict,
     FolderLayout((Pipeline("StableDiffusionLatentUpscalePipeline"),), UNUSED_PARTS),
-    misfit,
+    mismatch,
     table=table,
     conditioned_on="latents",
     upscales=2,

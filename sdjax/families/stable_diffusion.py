@@ -19,7 +19,7 @@ from sdjax.families.family import (
     TextStates,
     Tokens,
     UNetInputs,
-    first_misfit,
+    first_mismatch,
 )
 from sdjax.families.known_models import UNET_PURPOSES, context_width_of
 from sdjax.families.network import Network
@@ -71,7 +71,7 @@ def extra_channels(unet: UNetConfig, vae: VAEConfig) -> int:
     return unet.in_channels - vae.latent_channels
 
 
-def misfit(configs: Configs) -> str | None:
+def mismatch(configs: Configs) -> str | None:
     """Why networks can't make images of text together; None if they can."""
     unet, vae = configs["unet"], configs["vae"]
     text = configs[TEXT_NETWORKS[0]]
@@ -81,7 +81,7 @@ def misfit(configs: Configs) -> str | None:
         "the VAE's in_channels": (vae.in_channels, 3),
         "the VAE's out_channels": (vae.out_channels, 3),
     }
-    if problem := first_misfit(values, "for text to image"):
+    if problem := first_mismatch(values, "for text to image"):
         return problem
     if extra_channels(unet, vae) not in PIPELINES:
         purpose = f"; it is that of {UNET_PURPOSES[unet.in_channels]}" if unet.in_channels in UNET_PURPOSES else ""
@@ -139,7 +139,7 @@ SD1 = Family(
     encode_text,
     predict,
     _FOLDER,
-    misfit,
+    mismatch,
     # The projections of the UNet's transformers are convolutions, in Stable Diffusion 2 linear.
     is_of=lambda configs: not configs["unet"].use_linear_projection,
     describe=describe,

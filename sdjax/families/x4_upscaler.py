@@ -7,7 +7,7 @@ al. 2021 (arXiv:2106.15282), section 4.2.
 
 from typing import Any
 
-from sdjax.families.family import Configs, Family, FolderLayout, Pipeline, first_misfit
+from sdjax.families.family import Configs, Family, FolderLayout, Pipeline, first_mismatch
 from sdjax.families.stable_diffusion import NETWORKS, TEXT_NETWORKS, encode_text, predict
 
 # Latents are scaled by this, whatever the VAE's config says; diffusers takes it so too.
@@ -18,7 +18,7 @@ UNUSED_PARTS = frozenset({"safety_checker", "feature_extractor", "image_encoder"
 _IMAGE_CHANNELS = 3
 
 
-def misfit(configs: Configs) -> str | None:
+def mismatch(configs: Configs) -> str | None:
     """Why networks can't upscale images together; None if they can."""
     unet, vae = configs["unet"], configs["vae"]
     values: dict[str, tuple[Any, Any]] = {
@@ -33,7 +33,7 @@ def misfit(configs: Configs) -> str | None:
         "the UNet's class_embed_type": (unet.class_embed_type, None),
         "whether the UNet has num_class_embeds": (unet.num_class_embeds is not None, True),
     }
-    return first_misfit(values, "of an upscaler")
+    return first_mismatch(values, "of an upscaler")
 
 
 X4_UPSCALER = Family(
@@ -48,7 +48,7 @@ X4_UPSCALER = Family(
         extra_folders=("low_res_scheduler",),
         overrides={"vae": {"scaling_factor": SCALING_FACTOR}},
     ),
-    misfit,
+    mismatch,
     conditioned_on="image",
     upscales=4,
 )

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 from sdjax import extensions
 from sdjax.diffusion.samplers import SAMPLERS, names
-from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.schedules import SCHEDULES
 from sdjax.diffusion.timestep_spacing import SPACINGS
-from sdjax.images.preprocess import PREPROCESSORS, PreprocessorError, read_preprocessor
+from sdjax.images.preprocessors import PREPROCESSORS, PreprocessorError, read_preprocessor
 from sdjax.jobs.fields import JobError, not_among, plain_choice
 from sdjax.text import controls, tags
 

@@ -15,7 +15,7 @@ from sdjax.images import masks
 from sdjax.images.cached import CachedImage, decoded
 from sdjax.images.decode import MAX_BYTES, ImageError
 from sdjax.images.fit import fitted, fitted_grey, fitted_mask, snapped
-from sdjax.images.preprocess import PREPROCESSORS, read_preprocessor
+from sdjax.images.preprocessors import PREPROCESSORS, read_preprocessor
 from sdjax.images.read import read_grey, read_image
 from sdjax.jobs.canonical import DEPTH_PREPROCESSOR, split
 from sdjax.jobs.fields import JobError

@@ -1,4 +1,4 @@
-"""What one image is asked to be."""
+"""The specification of one image."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from sdjax.jobs import canonical, rules
 from sdjax.jobs.canonical import PIXEL_UPSCALERS, split
 from sdjax.jobs.fields import Field, JobError, attributes, check_value, fields_of, row
 from sdjax.text import controls, tags
-from sdjax.text.tokenized_prompt import SYNTAXES
+from sdjax.text.tokenize_prompt import SYNTAXES
 
 MAX_STEPS = 1000
 MAX_SIDE = 8192

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from sdjax.jobs.ids import canonical_json
+from sdjax.jobs.image_id import canonical_json
 from sdjax.jobs.job import RANDOM_SEED, Job
 
 # Of derived seeds: so many that no two of a large run fall together, within the whole numbers of any JSON reader. torch

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 from jaxtyping import DTypeLike
 
 from sdjax.checkpoints.checkpoint import Checkpoint
-from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.diffusers_folder import read_diffusers_folder
 from sdjax.checkpoints.tensors import Params, list_file
 from sdjax.checkpoints.upscaler_file import find_upscaler, load_upscaler
 from sdjax.checkpoints.x4_file import read_x4_file
@@ -75,7 +75,7 @@ def read_diffusion_upscaler(path: Path, dtype: DTypeLike | None, pickled: bool =
       ConfigError: if a config asks for what is not implemented.
     """
     if path.is_dir():
-        return read_folder(path, dtype=dtype, upscaler=True, pickled=pickled, hashed=True)
+        return read_diffusers_folder(path, dtype=dtype, upscaler=True, pickled=pickled, hashed=True)
     return read_x4_file(path, dtype, pickled=pickled)
 
 

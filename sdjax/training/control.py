@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 import sdjax
 from sdjax.checkpoints.controlnet_file import write_controlnet
-from sdjax.images.preprocess import canny
+from sdjax.images.preprocessors import canny
 from sdjax.models.controlnet import ControlNet, ControlNetConfig
 from sdjax.training import state
 from sdjax.training.conditions import SceneSet, encode_scenes, load_scenes, trained

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sdjax
-from sdjax.checkpoints.diffusers_folder import read_folder
+from sdjax.checkpoints.diffusers_folder import read_diffusers_folder
 from sdjax.families.stable_diffusion import SD2, extra_channels
 from tests import pickles, toys
 
@@ -41,20 +41,20 @@ def edit_tensors(file: Path, change: Callable[[dict[str, np.ndarray]], None]) ->
 
 
 def test_what_is_written_is_read_back(sd2_folder: Path) -> None:
-    checkpoint = read_folder(sd2_folder)
+    checkpoint = read_diffusers_folder(sd2_folder)
     assert (checkpoint.family, checkpoint.configs) == (SD2, toys.SD2.configs)
     assert checkpoint.scheduler == toys.SD2.scheduler
     jax.tree.map(np.testing.assert_array_equal, dict(checkpoint.params), dict(toys.toy_params(toys.SD2)))
 
 
 def test_the_digest_is_that_of_the_contents(folder: Path, sd1_folder: Path) -> None:
-    assert read_folder(folder).digest == read_folder(sd1_folder).digest
+    assert read_diffusers_folder(folder).digest == read_diffusers_folder(sd1_folder).digest
     edit_tensors(folder / UNET_WEIGHTS, lambda tensors: tensors.update({"conv_in.bias": tensors["conv_in.bias"] + 1}))
-    assert read_folder(folder).digest != read_folder(sd1_folder).digest
+    assert read_diffusers_folder(folder).digest != read_diffusers_folder(sd1_folder).digest
 
 
 def test_parameters_are_cast_once_but_a_vae_that_overflows_stays_in_float32(sd1_folder: Path) -> None:
-    params = read_folder(sd1_folder, dtype=jnp.bfloat16).params
+    params = read_diffusers_folder(sd1_folder, dtype=jnp.bfloat16).params
     assert {leaf.dtype for leaf in jax.tree.leaves(params["unet"])} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(params["vae"])} == {jnp.dtype(jnp.float32)}
 
@@ -72,10 +72,12 @@ def test_variants_and_shards_are_found(folder: Path, sd1_folder: Path) -> None:
     index_file.write_text(json.dumps(index))
     vae = folder / "vae/diffusion_pytorch_model.safetensors"
     vae.rename(vae.with_suffix(".fp16.safetensors"))
-    jax.tree.map(np.testing.assert_array_equal, read_folder(folder).params, read_folder(sd1_folder).params)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_diffusers_folder(folder).params, read_diffusers_folder(sd1_folder).params
+    )
     (folder / "unet" / "b.safetensors").unlink()
     with pytest.raises(sdjax.CheckpointError, match=r"b\.safetensors"):
-        read_folder(folder)
+        read_diffusers_folder(folder)
 
 
 @pytest.mark.parametrize("index_name", ["safetensors.index.fp16.json", "fp16.safetensors.index.json"])
@@ -89,16 +91,18 @@ def test_the_only_variant_is_found_in_shards_too(index_name: str, folder: Path, 
     weights.unlink()
     index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
     (folder / "unet" / f"{stem}.{index_name}").write_text(json.dumps(index))
-    jax.tree.map(np.testing.assert_array_equal, read_folder(folder).params, read_folder(sd1_folder).params)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_diffusers_folder(folder).params, read_diffusers_folder(sd1_folder).params
+    )
 
 
 def test_a_folder_without_its_weights_is_checked_but_not_read(folder: Path, sd1_folder: Path) -> None:
-    outline, whole = read_folder(folder, dtype=None), read_folder(sd1_folder)
+    outline, whole = read_diffusers_folder(folder, dtype=None), read_diffusers_folder(sd1_folder)
     assert outline._replace(params=whole.params, digest=whole.digest, tokenizer_folder=whole.tokenizer_folder) == whole
     assert outline.params == {} and outline.digest == ""
     (folder / UNET_WEIGHTS).write_bytes(b"")
     with pytest.raises(sdjax.CheckpointError, match=r"diffusion_pytorch_model\.safetensors"):
-        read_folder(folder, dtype=None)
+        read_diffusers_folder(folder, dtype=None)
 
 
 def test_a_checkpoint_whose_own_sampler_is_none_of_ours_loads_for_jobs_that_name_one(folder: Path) -> None:
@@ -168,7 +172,7 @@ def test_an_option_of_a_scheduler_that_is_not_supported_is_an_error(config, erro
 
 def test_the_offset_of_steps_is_that_of_diffusers_pipeline_whatever_the_file_says(folder: Path) -> None:
     edit_json(folder / "scheduler/scheduler_config.json", lambda d: d.update(steps_offset=0))
-    assert read_folder(folder, dtype=None).scheduler.steps_offset == 1
+    assert read_diffusers_folder(folder, dtype=None).scheduler.steps_offset == 1
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_folders_of_other_pipelines_of_the_same_networks_load(
 def test_inpainting_takes_no_runge_kutta_steps_as_in_diffusers_pipeline_whatever_the_file_says(tmp_path: Path) -> None:
     toys.write_toy(tmp_path, toys.SD1_INPAINT)
     edit_json(tmp_path / "scheduler/scheduler_config.json", lambda d: d.update(skip_prk_steps=False))
-    assert read_folder(tmp_path, dtype=None).sampler == "plms"
+    assert read_diffusers_folder(tmp_path, dtype=None).sampler == "plms"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_inpainting_takes_no_runge_kutta_steps_as_in_diffusers_pipeline_whatever
 def test_unets_of_other_purposes_are_refused(change: dict[str, Any], message: str, folder: Path) -> None:
     edit_json(folder / "unet/config.json", lambda d: d.update(change))
     with pytest.raises(sdjax.CheckpointError, match=message):
-        read_folder(folder)
+        read_diffusers_folder(folder)
 
 
 def test_what_the_unet_predicts_can_be_said_otherwise(sd1_folder: Path, sd1: sdjax.Model) -> None:
@@ -224,7 +228,7 @@ def test_an_index_may_not_point_elsewhere(folder: Path) -> None:
     index_file = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
     index_file.write_text(json.dumps({"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}}))
     with pytest.raises(sdjax.CheckpointError, match=r"index\.json names '\.\./vae"):
-        read_folder(folder)
+        read_diffusers_folder(folder)
 
 
 def pickle_weights(folder: Path) -> None:
@@ -268,7 +272,7 @@ def test_an_index_of_pickled_weights_may_not_point_elsewhere(name: str, folder: 
     (folder / UNET_WEIGHTS).unlink()
     (folder / PICKLED_INDEX).write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
     with pytest.raises(sdjax.CheckpointError, match=r"bin\.index\.json names .* no \.bin file in its own folder"):
-        read_folder(folder, pickled=True)
+        read_diffusers_folder(folder, pickled=True)
 
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -324,7 +328,7 @@ def test_a_spoilt_checkpoint_is_refused_with_what_is_wrong_with_it(kind: str, fo
     spoil, message = SPOILT[kind]
     spoil(folder)
     with pytest.raises(sdjax.CheckpointError, match=message):
-        read_folder(folder)
+        read_diffusers_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ def test_a_config_of_what_is_not_implemented_is_refused_by_name(
 ) -> None:
     edit_json(folder / file, lambda data: data.update(change))
     with pytest.raises(sdjax.ConfigError, match=message) as caught:
-        read_folder(folder)
+        read_diffusers_folder(folder)
     assert file.rpartition("/")[2] in str(caught.value)
 
 

@@ -19,7 +19,7 @@ import sdjax
 from sdjax.checkpoints.single_file import read_file
 from sdjax.families.stable_diffusion import extra_channels
 from tests import toys
-from tests.golden import checkpoints, networks
+from tests.golden import checkpoints, images, networks
 
 # Reads no tensor: for what is decided by names and shapes.
 outline = functools.partial(read_file, dtype=None)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sdjax.diffusion.samplers import SAMPLERS, Options, SamplerRun, config_for, fill_in
 from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
-from sdjax.diffusion.sigmas import timestep_of
+from sdjax.diffusion.schedules import timestep_of
 from sdjax.diffusion.tableau import Table
 from sdjax.diffusion.timestep_spacing import Steps
 from tests.diffusion.on_host import run_on_host

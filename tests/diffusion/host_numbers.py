@@ -16,7 +16,7 @@ from sdjax.diffusion.brownian import TorchBrownianTree
 from sdjax.diffusion.noise import HostNoiseStream
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
 from sdjax.diffusion.scheduler_config import SchedulerConfig
-from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.schedules import SCHEDULES
 from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.images.masks import gaussian
 

@@ -24,7 +24,7 @@ from sdjax.diffusion.samplers import (
 )
 from sdjax.diffusion.samplers import names as vocabulary
 from sdjax.diffusion.scheduler_config import SchedulerConfig
-from sdjax.diffusion.sigmas import SCHEDULES, default_schedule
+from sdjax.diffusion.schedules import SCHEDULES, default_schedule
 from sdjax.diffusion.tableau import Table
 from sdjax.diffusion.timestep_spacing import ScheduleError
 from tests.diffusion import exact

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, table_of
 from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
-from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.schedules import SCHEDULES
 from sdjax.diffusion.timestep_spacing import SPACINGS, ScheduleError, StepRules, Steps, default_spacing, lay_steps
 from tests.diffusion.scheduler_configs import STABLE_DIFFUSION, scheduler_settings
 

@@ -246,7 +246,7 @@ def test_what_is_in_an_image_is_in_the_id_and_where_it_lies_is_not(tiny, library
         ({**from_cat, "controlnets": "tinny"}, "did you mean 'tiny'?"),
         ({**from_cat, "controlnets": "tiny", "control_preprocessor": "cany"}, "did you mean 'canny'?"),
         ({**from_cat, "controlnets": "tiny", "control_preprocessor": "depth"}, "depth_model"),
-        ({**from_cat, "depth_image": "depth.png"}, "this model sees no depth map"),
+        ({**from_cat, "depth_image": "depth.png"}, "this model takes no depth map"),
         ({**in_mask, "hires_scale": 2.0}, "not with a mask_image"),
         ({"upscaler": "esrgan"}, "set library.upscalers"),
         ({"hires_scale": 2.0, "hires_upscaler": "laten"}, "laten"),
@@ -453,7 +453,7 @@ def test_greys_that_a_checkpoint_of_masks_does_not_see_are_an_error(tmp_path):
     grey = {**conditioned.FILES, "mask.png": conditioned.png(np.full((32, 32), 100, np.uint8))}
     model = sdjax.load(toys.write_toy(tmp_path, conditioned.MODELS["tiny_inpaint"].toy))
     engine = engine_of(model, sdjax.Library(), 1, read_image=grey.__getitem__)
-    with pytest.raises(sdjax.JobError, match="half white or more"):
+    with pytest.raises(sdjax.JobError, match="no pixel is at least half white"):
         engine.prepare(job(1, **in_mask))
 
 

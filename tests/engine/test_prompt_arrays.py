@@ -8,9 +8,9 @@ from sdjax.diffusion.samplers import Options, config_for, fill_in, table_of
 from sdjax.diffusion.scheduler_config import SchedulerConfig
 from sdjax.engine import prompt_arrays
 from sdjax.families.family import Networks
-from sdjax.text.tokenized_prompt import tokenize_prompt
+from sdjax.text.tokenize_prompt import tokenize_prompt
 from tests import toys
-from tests.text import test_tokenized_prompt as by_numpy
+from tests.text import test_tokenize_prompt as by_numpy
 
 STEPS = 6
 

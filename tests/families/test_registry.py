@@ -31,7 +31,7 @@ def encode_both(networks: Networks, tokens: Tokens) -> TextStates:
     return TextStates(jnp.concatenate(states, axis=-1), None)
 
 
-def misfit(configs: Configs) -> str | None:
+def mismatch(configs: Configs) -> str | None:
     width = sum(configs[name].hidden_size for name in TEXTS)
     found = configs["unet"].cross_attention_dim
     return None if found == width else f"the UNet's cross_attention_dim is {found}, expected {width}"
@@ -45,7 +45,7 @@ TWO_TEXTS = Family(
     encode_both,
     predict,
     FolderLayout((Pipeline("MyPipeline", {"steps_offset": 1}),), extra_folders=("tokenizer_2",)),
-    misfit,
+    mismatch,
 )
 
 

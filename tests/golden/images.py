@@ -151,21 +151,22 @@ def recorded_file(model: str) -> Path:
     return FOLDER / f"images_{model}.npz"
 
 
-def drawn(model: sdjax.Model, images: Mapping[str, Image]) -> dict[str, np.ndarray]:
+def drawn(model: sdjax.Model, cases: Mapping[str, Image]) -> dict[str, np.ndarray]:
     """What sdjax draws, one program for all that share one."""
     images = {}
     devices = jax.local_devices()[:1]
     engine = sdjax.Engine(model, batch_size=_BATCH, devices=devices)
-    for changes in dict.fromkeys(image.scheduler for image in images.values()):
+    for changes in dict.fromkeys(image.scheduler for image in cases.values()):
         changed = dataclasses.replace(model, scheduler=dataclasses.replace(model.scheduler, **dict(changes)))
         plans = sdjax.Engine(changed, batch_size=_BATCH, devices=devices)
-        tasks = {name: plans.prepare(image.job) for name, image in images.items() if image.scheduler == changes}
+        tasks = {name: plans.prepare(image.job) for name, image in cases.items() if image.scheduler == changes}
         unique = {task.id: task for task in tasks.values()}  # the checkpoint's own schedule may be one of those named
         # Its steps are all that a scheduler's config decides here, so the first engine has the programs.
         # A batch takes as long as its longest.
         sorted_tasks = sorted(unique.values(), key=lambda task: task.first.table.evaluations)
         results = {result.metadata["id"]: result.image for result in engine.run(sorted_tasks)}
         images.update({name: results[task.id] for name, task in tasks.items()})
+    assert images.keys() == cases.keys()
     return images
 
 

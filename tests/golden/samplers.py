@@ -16,7 +16,7 @@ import numpy as np
 
 from sdjax.diffusion.samplers import SAMPLERS, Options, config_for, fill_in, own_sampler, table_of
 from sdjax.diffusion.scheduler_config import SchedulerConfig
-from sdjax.diffusion.sigmas import SCHEDULES, default_schedule
+from sdjax.diffusion.schedules import SCHEDULES, default_schedule
 from sdjax.diffusion.tableau import Table
 from sdjax.diffusion.timestep_spacing import default_spacing, lay_steps
 from tests.diffusion.on_host import run_on_host

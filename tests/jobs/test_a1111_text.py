@@ -4,7 +4,7 @@ import pytest
 
 from sdjax.diffusion.noise import SOURCES
 from sdjax.diffusion.samplers import SAMPLERS
-from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.schedules import SCHEDULES
 from sdjax.jobs.a1111_text import a1111_text
 from sdjax.jobs.job import FIELDS
 from tests.images.test_encode import METADATA, a1111_reads

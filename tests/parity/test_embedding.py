@@ -11,7 +11,7 @@ import safetensors.numpy
 import sdjax
 from sdjax.adapters.embedding import check_width, read_embedding
 from sdjax.text.prompt_tokenizer import FIRST_VECTOR
-from sdjax.text.tokenized_prompt import tokenize_prompt
+from sdjax.text.tokenize_prompt import tokenize_prompt
 from tests import toys
 from tests.golden import embeddings, networks, prompts
 

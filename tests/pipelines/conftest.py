@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipelines import cli, generate
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.transforms.manifest import Counts
 from sdjax.jobs.job import FIELDS
 
@@ -28,11 +28,11 @@ def run_here(tiny_folder: Path, progress_folder: Path) -> Callable[..., Counts]:
 
     Keys go without their section where no field of a job is called the same.
     """
-    of_run = {name: key for name, key in reading.BY_NAME.items() if name not in FIELDS}
+    of_run = {name: key for name, key in settings.BY_NAME.items() if name not in FIELDS}
 
     def run(prompts: Path, out: Path, flags: Sequence[str] = (), **keys: Any) -> Counts:
         values = {"model": str(tiny_folder), "batch_size": 1, "steps": 2, "sampler": "euler", **keys}
-        run_config = reading.make({of_run.get(name, name): value for name, value in values.items()})
+        run_config = settings.make({of_run.get(name, name): value for name, value in values.items()})
         return generate.run_pipeline([str(prompts)], str(out), run_config, list(flags), str(progress_folder))
 
     return run

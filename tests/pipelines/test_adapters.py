@@ -69,7 +69,7 @@ def test_images_with_adapters_are_made_again_also_where_the_folder_has_moved(mad
     assert given.library.loras == str(made / "loras")
     (made / "loras").rename(made / "elsewhere")
     here = moved(given, {"library.loras": str(made / "elsewhere")})
-    report = verify.remake(str(made / "out"), lambda settings: make_engine(with_names(here, settings)), 1.0)
+    report = verify.regenerate(str(made / "out"), lambda settings: make_engine(with_names(here, settings)), 1.0)
     assert (report.remade, report.exact, report.findings) == (4, 4, ())
     with pytest.raises(RunConfigError, match="steps is no file or folder of a run"):
         moved(given, {"steps": "3"})

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import sdjax
 from pipelines import generate, worker
-from pipelines.config import reading
+from pipelines.config import settings
 from sdjax.models.t2i_adapter import T2IAdapterConfig
 from sdjax.models.upscaler import CompactConfig
 from sdjax.storage import read_jsonl
@@ -108,7 +108,7 @@ def test_every_row_is_accounted_for_and_no_more_is_compiled_than_there_are_bucke
     counts = generate.run_pipeline(
         [str(tmp_path / "rows.jsonl")],
         str(tmp_path / "out"),
-        reading.make(
+        settings.make(
             {
                 "model": str(tmp_path / "model"),
                 "library.controlnets": str(controls),

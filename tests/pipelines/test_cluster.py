@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pipelines import generate, progress, runners, worker
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.runners import RunnerError
 from pipelines.transforms.manifest import Counts
 from tests.pipelines.conftest import ended
@@ -155,7 +155,7 @@ def make(tiny_folder, tmp_path_factory) -> Callable[..., tuple[Counts, list[int]
     def run(prompts: Path, out: Path, flags: Sequence[str] = (), host_batch: int = BATCH) -> tuple[Counts, list[int]]:
         folder = tmp_path_factory.mktemp("progress")
         values = {"model": str(tiny_folder), "engine.batch_size": 1, "steps": 2, "sampler": "euler"}
-        run_config = reading.make({**values, "run.host_batch": host_batch})
+        run_config = settings.make({**values, "run.host_batch": host_batch})
         counts = generate.run_pipeline([str(prompts)], str(out), run_config, list(flags), str(folder))
         drawn = [json.loads(path.read_text())["counts"].get("made", 0) for path in sorted(folder.glob("*.json"))]
         assert sum(drawn) == progress.read(str(folder)).counts["made"]

@@ -9,7 +9,7 @@ from apache_beam.internal import pickler
 from apache_beam.portability.api import beam_runner_api_pb2
 
 from pipelines import generate, runners
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.run import Run
 from pipelines.transforms import identity
 from sdjax.engine.fingerprint import EngineIdentity
@@ -43,14 +43,14 @@ IDENTITY = EngineIdentity("0" * 64, "1" * 64, "2" * 64, "12.0", (("jax", "0.9"),
 def graph(request, tmp_path) -> Any:
     """The graph as runners get it, for so many workers."""
     settings = {"model": "emoji", "run.seed": 3, "negative_prompt": "blurred", "steps": 20}
-    run = Run(reading.make(settings), str(tmp_path), str(tmp_path), "run", request.param, IDENTITY)
+    run = Run(settings.make(settings), str(tmp_path), str(tmp_path), "run", request.param, IDENTITY)
     root = runners.pipeline([])
     generate.build(root, ["prompts.txt", "more.csv"], run)
     return root.to_runner_api()
 
 
 def test_the_graph_that_asks_for_the_identity_has_one_step_and_needs_nothing_of_a_runner(tmp_path):
-    run = Run(reading.make({"model": "emoji"}), str(tmp_path), str(tmp_path), "run", 1)
+    run = Run(settings.make({"model": "emoji"}), str(tmp_path), str(tmp_path), "run", 1)
     root = runners.pipeline([])
     identity.build(root, run)
     graph = root.to_runner_api()

@@ -123,20 +123,20 @@ def test_an_image_that_is_gone_or_another_when_it_is_needed_costs_its_own_image_
 
 
 def test_all_is_made_again_and_what_changed_since_is_named(made, monkeypatch):
-    def remake() -> verify.Report:
+    def regenerate() -> verify.Report:
         given = made_with(str(made / "out"))
-        return verify.remake(str(made / "out"), lambda settings: make_engine(with_names(given, settings)), 1.0)
+        return verify.regenerate(str(made / "out"), lambda settings: make_engine(with_names(given, settings)), 1.0)
 
-    report = remake()
+    report = regenerate()
     assert (report.remade, report.exact, report.findings) == (7, 7, ())
     with monkeypatch.context() as patch:
         patch.setattr("PIL.__version__", "0.0")
-        report = remake()
+        report = regenerate()
         assert (report.exact, report.findings) == (7, ())
     (made / "in" / "edges.png").write_bytes(conditioned.FILES["pose.png"])
     weights = made / "controls" / "tiny" / "diffusion_pytorch_model.safetensors"
     save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights)
-    [finding] = remake().findings
+    [finding] = regenerate().findings
     assert "control_image" in finding.problem and "controlnets (tiny:0.5) is another file now" in finding.problem
 
 

@@ -3,8 +3,8 @@
 import inspect
 
 import sdjax
-from pipelines.config.reading import make
 from pipelines.config.sections import EngineSection, ModelSection
+from pipelines.config.settings import make
 from pipelines.loading import load_model, make_engine
 
 

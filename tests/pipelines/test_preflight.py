@@ -3,8 +3,8 @@
 import pytest
 
 from pipelines.config import RunConfigError
-from pipelines.config.reading import make
 from pipelines.config.sections import paths
+from pipelines.config.settings import make
 from pipelines.preflight import check_model, check_output, with_whole_paths
 from pipelines.sinks import open_output, open_sink
 from pipelines.sinks.output import write_summary

@@ -11,12 +11,12 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdjax
 from pipelines import cli, grid, sheet
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.config.sections import value_of
 from pipelines.loading import make_engine
 from pipelines.sinks.manifest_rows import image_name
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
-from pipelines.verify import remake
+from pipelines.verify import regenerate
 from sdjax.images.encode import decode, read_metadata
 from sdjax.jobs.job import JobError
 from sdjax.storage import StorageError, read_jsonl, write_jsonl
@@ -59,7 +59,7 @@ def set_in_image(out: Path, **keys: object) -> None:
 
 
 def problems(out: Path, engine: sdjax.Engine) -> list[str]:
-    return [finding.problem for finding in remake(str(out), lambda _: engine, 1.0, trusted=False).findings]
+    return [finding.problem for finding in regenerate(str(out), lambda _: engine, 1.0, trusted=False).findings]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_what_a_summary_names_is_loaded_only_if_the_user_says_so(out, capsys, ke
 
 
 def test_pickled_files_are_never_read_because_an_output_says_so():
-    given = reading.make({"model.pickled": True})
+    given = settings.make({"model.pickled": True})
     assert not allowed(given, {}, trust=False, pickled=False).model.pickled
     assert allowed(given, {}, trust=False, pickled=True).model.pickled
     assert allowed(given, {}, trust=True, pickled=False).model.pickled

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import sdjax
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.sinks.manifest_rows import image_name
 from pipelines.trust import made_with
-from pipelines.verify import Report, Settings, remake, sampled
+from pipelines.verify import Report, Settings, regenerate, sampled
 from sdjax.engine.engine import Result
 from sdjax.engine.passes import Task
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
@@ -42,7 +42,7 @@ def check(tiny):
             assert (settings["batch_size"], settings["dtype"], settings["vae_tile"]) == (1, "float32", 0)
             return engine
 
-        return remake(str(out), engine_for, share)
+        return regenerate(str(out), engine_for, share)
 
     return check
 
@@ -133,7 +133,7 @@ def test_a_row_that_stands_twice_and_a_manifest_that_is_gone_are_found(out, chec
 
 
 def test_images_of_another_model_are_told_from_those(made, sd2):
-    report = remake(str(made), lambda *_: sdjax.Engine(sd2, batch_size=1), 1.0)
+    report = regenerate(str(made), lambda *_: sdjax.Engine(sd2, batch_size=1), 1.0)
     assert report == Report(images=3, remade=0, exact=0, other=3, findings=())
 
 
@@ -218,5 +218,5 @@ def test_a_summary_that_is_none_is_named(out, text):
 
 
 def test_the_model_is_what_the_last_run_was_told(made, tiny_folder):
-    assert made_with(str(made)) == reading.make({"model": str(tiny_folder), "engine.batch_size": 1})
+    assert made_with(str(made)) == settings.make({"model": str(tiny_folder), "engine.batch_size": 1})
     assert json.loads((made / "summary.json").read_text())["config"]["model"]["name"] == str(tiny_folder)

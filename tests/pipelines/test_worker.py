@@ -12,7 +12,7 @@ from PIL import Image
 
 import sdjax
 from pipelines import worker
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.run import Run
 from pipelines.transforms.identity import identity_here
 from sdjax.engine.fingerprint import EngineIdentity
@@ -30,11 +30,11 @@ SCRIPT = """
 import json, sys
 import jax, sdjax
 from pipelines import worker
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.run import Run
 from sdjax.engine.fingerprint import EngineIdentity
 keys, identity, progress, jobs = json.loads(sys.stdin.read())
-run = Run(reading.make(keys), progress, progress, "run", 1, EngineIdentity.from_json(identity))
+run = Run(settings.make(keys), progress, progress, "run", 1, EngineIdentity.from_json(identity))
 with worker.planner_of(run) as planner:
     tasks = [planner.plan(sdjax.Job(**job)) for job in jobs]
 print(json.dumps([[task.id, task.metadata] for task in tasks]))
@@ -54,7 +54,7 @@ def keys() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(keys, tmp_path_factory) -> Run:
     folder = str(tmp_path_factory.mktemp("run"))
-    run = Run(reading.make(keys), folder, folder, "run", 1)
+    run = Run(settings.make(keys), folder, folder, "run", 1)
     return run._replace(identity=identity_here(run))
 
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdjax.text.prompt_tokenizer import FIRST_VECTOR, PromptTokenizer
-from sdjax.text.tokenized_prompt import SYNTAXES, tokenize_prompt
+from sdjax.text.tokenize_prompt import SYNTAXES, tokenize_prompt
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import write_tokenizer
 from tests import toys
 from tests.golden import embeddings, prompts
-from tests.text import test_tokenized_prompt
+from tests.text import test_tokenize_prompt
 from tests.text.a1111_prompts import ANY
-from tests.text.test_tokenized_prompt import reading_of
+from tests.text.test_tokenize_prompt import reading_of
 
 VECTORS = embeddings.VECTORS
 A1111, COMFYUI = embeddings.read("a1111"), embeddings.read("comfyui")
@@ -159,7 +159,7 @@ def toy_encoders(tmp_path_factory):
     for name, toy in embeddings.TOYS.items():
         folder = tmp_path_factory.mktemp(name)
         write_tokenizer(folder, toys._WORDS, toys.LENGTH, toy.padding)
-        made[name] = Tokenizer(folder, toys.LENGTH), test_tokenized_prompt.Encoder(toy)
+        made[name] = Tokenizer(folder, toys.LENGTH), test_tokenize_prompt.Encoder(toy)
     return made
 
 
@@ -169,7 +169,7 @@ def encoded(tokenizer, encoder, prompt, syntax):
     found = of(tokenizer, prompt, syntax=syntax, known=known)
     width = encoder.toy.text_encoder.hidden_size
     learned = [row for name in found.embeddings for row in embeddings.vectors(name, width)]
-    return test_tokenized_prompt.encode(encoder, found, 0, learned) @ prompts.projection(width)
+    return test_tokenize_prompt.encode(encoder, found, 0, learned) @ prompts.projection(width)
 
 
 @pytest.mark.parametrize("toy", embeddings.TOYS)

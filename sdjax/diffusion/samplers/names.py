@@ -7,7 +7,7 @@ from sdjax import extensions
 from sdjax.diffusion.samplers.registry import SAMPLERS
 from sdjax.diffusion.scheduler_classes import same_class
 from sdjax.diffusion.scheduler_config import SchedulerConfig
-from sdjax.diffusion.sigmas import SCHEDULES
+from sdjax.diffusion.schedules import SCHEDULES
 
 # A1111's labels. Where it has none the label is made here, for the text that goes into images.
 A1111_SAMPLERS = {

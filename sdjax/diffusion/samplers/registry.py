@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sdjax import extensions
-from sdjax.diffusion.samplers import exponential, karras, variance_preserving
+from sdjax.diffusion.samplers import ddim, dpm_solver, euler
 from sdjax.diffusion.samplers.sampler_run import Options, SamplerRun
 from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
 from sdjax.diffusion.tableau import Table, Vector, still
@@ -52,41 +52,39 @@ _SOLVER = StepRules(
 )
 _NO_LU = _SOLVER._replace(schedules=("uniform", "karras", "exponential", "beta"))
 _SINGLE = _NO_LU._replace(spacings=("linspace",))
-_DISTILLED = _UNIT._replace(
-    spacing="trailing", spacings=("trailing",), timesteps=variance_preserving.distilled_timesteps
-)
+_DISTILLED = _UNIT._replace(spacing="trailing", spacings=("trailing",), timesteps=ddim.distilled_timesteps)
 _FREE = StepRules("k_diffusion", whole=False, schedules=(), spacings=())
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": Sampler(variance_preserving.ddpm, _UNIT),
-    "ddim": Sampler(variance_preserving.ddim, _UNIT, eta=0.0),
-    "pndm": Sampler(variance_preserving.pndm, _UNIT),
-    "plms": Sampler(variance_preserving.plms, _UNIT),
-    "lcm": Sampler(variance_preserving.lcm, _DISTILLED),
-    "tcd": Sampler(variance_preserving.tcd, _DISTILLED, eta=0.3),
-    "euler": Sampler(karras.euler, _EULER, churns=True),
-    "euler_ancestral": Sampler(karras.euler_ancestral, _ANCESTRAL, eta=1.0),
-    "heun": Sampler(karras.heun, _KARRAS, churns=True),
-    "dpm_2": Sampler(karras.dpm_2, _DPM_2, churns=True),
-    "dpm_2_ancestral": Sampler(karras.dpm_2_ancestral, _DPM_2, eta=1.0),
-    "lms": Sampler(karras.lms, _KARRAS, orders=(4, 1, 2, 3)),
-    "restart": Sampler(karras.restart, _FREE),
-    "dpm_fast": Sampler(exponential.dpm_fast, _FREE, eta=0.0),
-    "dpm_solver_2m": Sampler(exponential.dpm_multistep, _SOLVER._replace(final="lowest"), orders=(2, 1, 3)),
-    "dpm_solver_2m_sde": Sampler(exponential.dpm_2m_sde, _SOLVER._replace(final="lowest"), orders=(2, 1)),
-    "dpm_solver_2s": Sampler(exponential.dpm_singlestep, _SINGLE._replace(final="lowest"), orders=(2, 1, 3)),
-    "dpmpp_2s": Sampler(exponential.dpmpp_singlestep, _SINGLE, orders=(2, 1, 3)),
-    "dpmpp_2s_ancestral": Sampler(exponential.dpmpp_2s_ancestral, _FREE, eta=1.0),
-    "dpmpp_sde": Sampler(exponential.dpmpp_sde, _KARRAS, eta=1.0),
-    "dpmpp_2m": Sampler(exponential.dpmpp_multistep, _SOLVER, orders=(2, 1, 3)),
-    "dpmpp_2m_sde": Sampler(exponential.dpmpp_2m_sde, _SOLVER, eta=1.0, orders=(2, 1)),
+    "ddpm": Sampler(ddim.ddpm, _UNIT),
+    "ddim": Sampler(ddim.ddim, _UNIT, eta=0.0),
+    "pndm": Sampler(ddim.pndm, _UNIT),
+    "plms": Sampler(ddim.plms, _UNIT),
+    "lcm": Sampler(ddim.lcm, _DISTILLED),
+    "tcd": Sampler(ddim.tcd, _DISTILLED, eta=0.3),
+    "euler": Sampler(euler.euler, _EULER, churns=True),
+    "euler_ancestral": Sampler(euler.euler_ancestral, _ANCESTRAL, eta=1.0),
+    "heun": Sampler(euler.heun, _KARRAS, churns=True),
+    "dpm_2": Sampler(euler.dpm_2, _DPM_2, churns=True),
+    "dpm_2_ancestral": Sampler(euler.dpm_2_ancestral, _DPM_2, eta=1.0),
+    "lms": Sampler(euler.lms, _KARRAS, orders=(4, 1, 2, 3)),
+    "restart": Sampler(euler.restart, _FREE),
+    "dpm_fast": Sampler(dpm_solver.dpm_fast, _FREE, eta=0.0),
+    "dpm_solver_2m": Sampler(dpm_solver.dpm_multistep, _SOLVER._replace(final="lowest"), orders=(2, 1, 3)),
+    "dpm_solver_2m_sde": Sampler(dpm_solver.dpm_2m_sde, _SOLVER._replace(final="lowest"), orders=(2, 1)),
+    "dpm_solver_2s": Sampler(dpm_solver.dpm_singlestep, _SINGLE._replace(final="lowest"), orders=(2, 1, 3)),
+    "dpmpp_2s": Sampler(dpm_solver.dpmpp_singlestep, _SINGLE, orders=(2, 1, 3)),
+    "dpmpp_2s_ancestral": Sampler(dpm_solver.dpmpp_2s_ancestral, _FREE, eta=1.0),
+    "dpmpp_sde": Sampler(dpm_solver.dpmpp_sde, _KARRAS, eta=1.0),
+    "dpmpp_2m": Sampler(dpm_solver.dpmpp_multistep, _SOLVER, orders=(2, 1, 3)),
+    "dpmpp_2m_sde": Sampler(dpm_solver.dpmpp_2m_sde, _SOLVER, eta=1.0, orders=(2, 1)),
     "dpmpp_2m_sde_heun": Sampler(
-        exponential.dpmpp_2m_sde, _SOLVER, eta=1.0, orders=(2, 1), config=(("solver_type", "heun"),)
+        dpm_solver.dpmpp_2m_sde, _SOLVER, eta=1.0, orders=(2, 1), config=(("solver_type", "heun"),)
     ),
-    "dpmpp_3m_sde": Sampler(exponential.dpmpp_3m_sde, _FREE, eta=1.0),
-    "deis": Sampler(exponential.deis, _NO_LU._replace(final="again"), orders=(2, 1, 3)),
-    "uni_pc": Sampler(exponential.uni_pc, _NO_LU, orders=(2, 1, 3)),
-    "uni_pc_bh2": Sampler(exponential.uni_pc_bh2, _NO_LU, orders=(2, 1, 3)),
+    "dpmpp_3m_sde": Sampler(dpm_solver.dpmpp_3m_sde, _FREE, eta=1.0),
+    "deis": Sampler(dpm_solver.deis, _NO_LU._replace(final="again"), orders=(2, 1, 3)),
+    "uni_pc": Sampler(dpm_solver.uni_pc, _NO_LU, orders=(2, 1, 3)),
+    "uni_pc_bh2": Sampler(dpm_solver.uni_pc_bh2, _NO_LU, orders=(2, 1, 3)),
 }
 
 

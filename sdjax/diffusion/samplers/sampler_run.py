@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from sdjax.diffusion import elementary
 from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
-from sdjax.diffusion.sigmas import sigma_of, timestep_of
+from sdjax.diffusion.schedules import sigma_of, timestep_of
 from sdjax.diffusion.tableau import Recorder, Table, Vector
 from sdjax.diffusion.timestep_spacing import Steps
 

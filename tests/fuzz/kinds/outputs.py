@@ -13,10 +13,10 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdjax
 from pipelines import generate, grid, sheet
-from pipelines.config import RunConfigError, reading
+from pipelines.config import RunConfigError
 from pipelines.sinks import open_sink
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
-from pipelines.verify import remake, unusable
+from pipelines.verify import regenerate, unusable
 from sdjax.adapters.files import AdapterError
 from sdjax.images.decode import ImageError
 from sdjax.images.encode import decode, read_metadata
@@ -42,7 +42,7 @@ def sound(root: Path) -> Path:
     (root / "p.txt").write_text("a red apple\nthe cat\n")
     settings = {"model": str(model), "engine.batch_size": 1, "steps": 2, "sampler": "euler"}
     (root / "progress").mkdir()
-    generate.run_pipeline([str(root / "p.txt")], str(root / "out"), reading.make(settings), [], str(root / "progress"))
+    generate.run_pipeline([str(root / "p.txt")], str(root / "out"), settings.make(settings), [], str(root / "progress"))
     return root / "out"
 
 
@@ -183,7 +183,7 @@ def summary_of(out: Path) -> bool:
 
 def manifest_of(out: Path) -> bool:
     """What verify finds without drawing, and what it would draw again."""
-    found = [*open_sink(str(out)).check(), *remake(str(out), lambda _: engine(), 0.0).findings]
+    found = [*open_sink(str(out)).check(), *regenerate(str(out), lambda _: engine(), 0.0).findings]
     for path in sorted(out.glob("images/*/*.png")):
         try:
             metadata = read_metadata(path, str(path))

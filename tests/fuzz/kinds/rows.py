@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.config.sections import RunConfig, RunSection
 from pipelines.sources.prompts import JobRequest, Reject, parse, read_rows
 from pipelines.sources.rows import MARK, MAX_LINE_BYTES, PromptFileError
-from sdjax.jobs.ids import canonical_json
+from sdjax.jobs.image_id import canonical_json
 from sdjax.jobs.job import FIELDS
 from sdjax.text.templates import NO_WILDCARDS
 

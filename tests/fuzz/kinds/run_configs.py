@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfigError
-from pipelines.config.reading import FORMER, make, read_file, read_settings
 from pipelines.config.sections import KEYS, SECTIONS, value_of
+from pipelines.config.settings import FORMER, make, read_file, read_settings
 from sdjax.jobs.job import FIELDS
 
 _STRANGE = ("stesp", "cfg_scale", "clip skip", "<<", "1", "[a]", "? a", "no", "")

@@ -8,7 +8,7 @@ from sdjax.jobs.job import MAX_PROMPT
 from sdjax.text import readings
 from sdjax.text.prompt_tokenizer import FIRST_VECTOR
 from sdjax.text.readings import PromptError
-from sdjax.text.tokenized_prompt import SYNTAXES, TokenizedPrompt, tokenize_prompt
+from sdjax.text.tokenize_prompt import SYNTAXES, TokenizedPrompt, tokenize_prompt
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import END, clip_vocabulary, cut_down, write_tokenizer
 from tests.fuzz.kinds.templates import check_message

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pipelines.config import RunConfig, RunConfigError
-from pipelines.config.reading import make
 from pipelines.config.recorded import for_engine, from_record, to_record, with_names
+from pipelines.config.settings import make
 
 VALUES = {
     "model.name": "here", "model.vae": "there", "model.dtype": "bfloat16", "library.loras": "loras",

@@ -126,7 +126,7 @@ def test_an_image_is_written_after_its_previews_and_before_its_row(result, tmp_p
     sizes = [(tmp_path / name).stat().st_size for name in names]
     assert (written.id, written.problem, written.row["file_name"]) == (image_id, None, names[-1])
     assert [written.row[column] for column in ("steps_size", "animation_size", "file_size")] == sizes
-    assert sink.whole_row(list(sink.images()), steps=False) is not None
+    assert sink.complete_row(list(sink.images()), steps=False) is not None
 
 
 STEPS_AND_IMAGE = (("steps", "png"), ("steps", "webp"), ("images", "png"))
@@ -182,7 +182,7 @@ def test_an_output_of_an_earlier_version_is_whole_and_done(earlier):
     stored = list(sink.stored_items())
     assert {each.kind for each in stored} == {"image", "steps", "row"} and {each.id for each in stored} == {row["id"]}
     [line] = (earlier / "metadata.jsonl").read_text().splitlines()
-    assert sink.whole_row(stored, steps=True) == json.loads(line)
+    assert sink.complete_row(stored, steps=True) == json.loads(line)
     assert sink.read(row["file_name"]) == (earlier / row["file_name"]).read_bytes()
 
 
@@ -192,7 +192,7 @@ def test_rows_are_written_byte_for_byte_as_by_an_earlier_version_also_when_they_
     for _ in ("with the manifest", "without it"):
         stored = list(sink.stored_items())
         (earlier / "metadata.jsonl").unlink()
-        sink.write_rows("run", "a", [sink.whole_row(stored, steps=True)])
+        sink.write_rows("run", "a", [sink.complete_row(stored, steps=True)])
         sink.finish("run", ["a"])
         assert (earlier / "metadata.jsonl").read_bytes() == before
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.sources.prompts import Reject, parse, read_rows
 from pipelines.sources.rows import PromptFileError
 from sdjax.jobs.job import Job
@@ -34,7 +34,7 @@ def parquet(columns, **options):
 
 def jobs_of(row, **keys):
     found = parse(
-        row, reading.make({reading.BY_NAME[name]: value for name, value in keys.items()}), "run", NO_WILDCARDS
+        row, settings.make({settings.BY_NAME[name]: value for name, value in keys.items()}), "run", NO_WILDCARDS
     )
     return found if isinstance(found, Reject) else [asked.job for asked in found]
 

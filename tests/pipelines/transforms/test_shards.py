@@ -9,7 +9,7 @@ from apache_beam.testing.util import assert_that
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import reading
+from pipelines.config import settings
 from pipelines.elements import PlannedJob, PrefixCount, PrefixRank, decode, encode
 from pipelines.run import Run
 from pipelines.transforms import steps
@@ -95,7 +95,7 @@ def test_ranks_of_prefixes_follow_each_other():
 @pytest.mark.parametrize("workers, shards", [(1, 1), (2, 12), (16, 12)])
 def test_the_transform_gives_full_batches_on_any_number_of_workers(workers, shards, tmp_path):
     planned = jobs(96)
-    run = Run(reading.make({"run.host_batch": 8}), str(tmp_path), str(tmp_path), "run", workers)
+    run = Run(settings.make({"run.host_batch": 8}), str(tmp_path), str(tmp_path), "run", workers)
 
     def check(found: list[tuple[str, list[bytes]]]) -> None:
         grouped = [list(map(decode, data)) for _, data in found]

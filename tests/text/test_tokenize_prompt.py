@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sdjax.text.prompt_tokenizer import FIRST_VECTOR
 from sdjax.text.readings import PromptError
-from sdjax.text.tokenized_prompt import SYNTAXES, tokenize_prompt
+from sdjax.text.tokenize_prompt import SYNTAXES, tokenize_prompt
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.text.vocabulary import write_tokenizer
 from tests import toys

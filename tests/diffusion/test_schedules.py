@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sdjax.diffusion.scheduler_config import SchedulerConfig, training_sigmas
-from sdjax.diffusion.sigmas import SCHEDULES, beta_quantiles, default_schedule, timestep_of
+from sdjax.diffusion.schedules import SCHEDULES, beta_quantiles, default_schedule, timestep_of
 from tests.diffusion.scheduler_configs import STABLE_DIFFUSION, scheduler_settings
 from tests.golden import samplers as golden
 

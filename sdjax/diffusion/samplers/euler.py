@@ -1,4 +1,4 @@
-"""Samplers said in sigmas, as in Karras et al. 2022 (arXiv:2206.00364) and k-diffusion.
+"""Samplers formulated in sigma, as in Karras et al. 2022 (arXiv:2206.00364) and k-diffusion.
 
 `slope` is (latents - denoised) / sigma, the noise that the network found.
 """
@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from sdjax.diffusion.samplers.sampler_run import SamplerRun, ancestral, lagrange_integrals
-from sdjax.diffusion.sigmas import karras_sigmas
+from sdjax.diffusion.schedules import karras_sigmas
 from sdjax.diffusion.tableau import Vector
 
 
@@ -49,7 +49,7 @@ def heun(run: SamplerRun) -> Vector:
 def _corrected(
     run: SamplerRun, x: Vector, slope: Vector, now: float, after: float, timestep_after: float | None = None
 ) -> Vector:
-    """Heun's step; Euler's where it ends without noise."""
+    """A step of Heun's method; a plain Euler step if it ends at sigma 0."""
     ahead = x + slope * (after - now)
     if after == 0:
         return ahead
@@ -68,7 +68,7 @@ def dpm_2(run: SamplerRun) -> Vector:
 
 
 def dpm_2_ancestral(run: SamplerRun) -> Vector:
-    """The same down to a lower level, and noise on top."""
+    """k-diffusion, `sample_dpm_2_ancestral`: a step to sigma_down, then noise of deviation sigma_up."""
     x = run.start
     for step in run:
         slope = (x - run.denoise(x, step.now, step.timestep)) / step.now
@@ -88,7 +88,7 @@ def _by_midpoint(run: SamplerRun, x: Vector, slope: Vector, now: float, after: f
 
 
 def lms(run: SamplerRun) -> Vector:
-    """Linear multistep (Adams and Bashforth) in sigma, of order 4 and of as many steps as there were before."""
+    """Linear multistep (Adams and Bashforth) in sigma, of order `run.order`, lower while the history is short."""
     x = run.start
     slopes: list[Vector] = []
     sigmas = np.array([step.now for step in run.counted_steps()])

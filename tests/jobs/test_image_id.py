@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdjax.jobs.ids import canonical_json, image_id
+from sdjax.jobs.image_id import canonical_json, image_id
 from sdjax.jobs.job import FIELDS, Job
 from sdjax.jobs.seeds import derived_seed
 from tests.jobs.values import FINGERPRINT, OTHER, TOGETHER

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import RunConfig, RunConfigError
-from pipelines.config.reading import FORMER, make, read_file, read_settings
 from pipelines.config.sections import KEYS, EngineSection, LibrarySection, ModelSection, RunSection
+from pipelines.config.settings import FORMER, make, read_file, read_settings
 
 
 def test_keys_are_of_sections_and_a_field_of_all_jobs_is_short():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sdjax.images.preprocess import PREPROCESSORS, canny, colour_grid, invert, lines, none, tile
+from sdjax.images.preprocessors import PREPROCESSORS, canny, colour_grid, invert, lines, none, tile
 from tests.golden import preprocess_reference as golden
 
 RECORDED = dict(np.load(golden.FILE))

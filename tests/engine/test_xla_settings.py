@@ -14,7 +14,7 @@ import pytest
 
 import sdjax
 from sdjax.diffusion.noise import start_noise, to_seed_words
-from sdjax.engine import settings
+from sdjax.engine import xla_settings
 from sdjax.engine.engine import Engine
 from tests import flips
 from tests.flips import Flip, Made
@@ -40,7 +40,7 @@ def new_id(model: sdjax.Model) -> str:
 
 
 def test_nothing_is_written_of_a_plain_run():
-    assert settings.in_force({}) == {}
+    assert xla_settings.in_force({}) == {}
 
 
 @pytest.mark.parametrize("flag", DECIDING_FLAGS)
@@ -59,7 +59,7 @@ def test_flags_of_xla_change_ids(tiny, monkeypatch, flag):
     ],
 )
 def test_flags_that_decide_no_bits_are_left_out(flags):
-    assert settings.in_force({"XLA_FLAGS": flags}) == {}
+    assert xla_settings.in_force({"XLA_FLAGS": flags}) == {}
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_flags_that_decide_no_bits_are_left_out(flags):
     ],
 )
 def test_flags_are_read_as_xla_reads_them(text, expected):
-    assert settings.in_force({"XLA_FLAGS": text}) == expected
+    assert xla_settings.in_force({"XLA_FLAGS": text}) == expected
 
 
 def test_flags_in_a_file_count_as_if_they_were_said(tmp_path):
     (tmp_path / "flags").write_text("--xla_a=1\n--xla_dump_to=x\n--xla_b=2\n")
-    assert settings.in_force({"XLA_FLAGS": str(tmp_path / "flags")}) == {"xla_a": "1", "xla_b": "2"}
+    assert xla_settings.in_force({"XLA_FLAGS": str(tmp_path / "flags")}) == {"xla_a": "1", "xla_b": "2"}
 
 
 def test_variables_of_the_libraries_below_count_too():
@@ -89,13 +89,13 @@ def test_variables_of_the_libraries_below_count_too():
         "CUDNN_LOGINFO_DBG": "1",
         "TF_X": "1",
     }
-    assert settings.in_force({**deciding, **others, "CUBLAS_WORKSPACE_CONFIG": ""}) == deciding
+    assert xla_settings.in_force({**deciding, **others, "CUBLAS_WORKSPACE_CONFIG": ""}) == deciding
 
 
 def test_every_setting_of_jax_stands_in_one_table():
-    listed = [name for names in settings.JAX_WITHOUT_SAY.values() for name in names]
-    assert len(listed) == len(set(listed)) and not set(listed) & settings.JAX_DEFAULTS.keys()
-    assert jax.config.values.keys() == {*listed, *settings.JAX_DEFAULTS}
+    listed = [name for names in xla_settings.JAX_WITHOUT_SAY.values() for name in names]
+    assert len(listed) == len(set(listed)) and not set(listed) & xla_settings.JAX_DEFAULTS.keys()
+    assert jax.config.values.keys() == {*listed, *xla_settings.JAX_DEFAULTS}
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def test_what_is_in_force_can_be_read_in_the_metadata(tiny, monkeypatch):
 
 def test_noise_is_the_same_whatever_generator_is_asked_for(tiny):
     words = jnp.asarray(to_seed_words(7))[None]
-    with settings.pinned():
+    with xla_settings.pinned():
         expected = np.asarray(start_noise(words, (5, 7, 3)))
     plain = new_id(tiny)
     with jax.threefry_partitionable(False), jax.enable_x64(True), jax.default_prng_impl("rbg"):
         assert new_id(tiny) == plain
-        with settings.pinned():
+        with xla_settings.pinned():
             assert np.array_equal(np.asarray(start_noise(words, (5, 7, 3))), expected)
 
 
