@@ -42,8 +42,8 @@ IDENTITY = EngineIdentity("0" * 64, "1" * 64, "2" * 64, "12.0", (("jax", "0.9"),
 @pytest.fixture(params=[1, 8, 1000])
 def graph(request, tmp_path) -> Any:
     """The graph as runners get it, for so many workers."""
-    settings = {"model": "emoji", "run.seed": 3, "negative_prompt": "blurred", "steps": 20}
-    run = Run(settings.make(settings), str(tmp_path), str(tmp_path), "run", request.param, IDENTITY)
+    keys = {"model": "emoji", "run.seed": 3, "negative_prompt": "blurred", "steps": 20}
+    run = Run(settings.make(keys), str(tmp_path), str(tmp_path), "run", request.param, IDENTITY)
     root = runners.pipeline([])
     generate.build(root, ["prompts.txt", "more.csv"], run)
     return root.to_runner_api()

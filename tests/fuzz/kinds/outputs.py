@@ -40,9 +40,9 @@ def sound(root: Path) -> Path:
     """An output of two images, as a run left it."""
     model = toys.write_toy(root / "model", toys.TINY)
     (root / "p.txt").write_text("a red apple\nthe cat\n")
-    settings = {"model": str(model), "engine.batch_size": 1, "steps": 2, "sampler": "euler"}
+    keys = {"model": str(model), "engine.batch_size": 1, "steps": 2, "sampler": "euler"}
     (root / "progress").mkdir()
-    generate.run_pipeline([str(root / "p.txt")], str(root / "out"), settings.make(settings), [], str(root / "progress"))
+    generate.run_pipeline([str(root / "p.txt")], str(root / "out"), settings.make(keys), [], str(root / "progress"))
     return root / "out"
 
 
