@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import sdjax
 from pipelines import generate, grid, sheet
-from pipelines.config import RunConfigError
+from pipelines.config import RunConfigError, settings
 from pipelines.sinks import open_sink
 from pipelines.trust import TrustError, allowed, made_with, reader, too_large
 from pipelines.verify import regenerate, unusable
