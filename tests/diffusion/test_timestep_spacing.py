@@ -113,7 +113,7 @@ def test_dpm_2_leaves_out_the_last_but_one_sigma_as_in_a1111():
 
 
 @EVERY_SAMPLER
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(
     schedule=st.sampled_from(list(SCHEDULES)),
     spacing=st.sampled_from(SPACINGS),
@@ -125,6 +125,8 @@ def test_any_number_of_steps_goes_down_by_finite_weights_or_is_refused(
     sampler, schedule, spacing, options, offset, count
 ):
     config = config_for(SchedulerConfig(**options, steps_offset=offset), sampler, own=False)
+    if schedule == "beta":  # of whose quantiles a hundred take a second
+        count = min(count, 60)
     try:
         steps = lay_steps(config, SAMPLERS[sampler].rules, schedule, spacing, count)
         # Of many steps it takes long.

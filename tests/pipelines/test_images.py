@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from pipelines import depth, verify
 from pipelines.cli import main
 from pipelines.config.recorded import with_names
-from pipelines.loading import make_engine
+from pipelines.loading import library_of, make_engine
 from pipelines.sources import input_images
 from pipelines.trust import made_with
 from sdjax.images.encode import read_parameters
@@ -122,20 +122,24 @@ def test_an_image_that_is_gone_or_another_when_it_is_needed_costs_its_own_image_
     assert "there is no such file" in reasons[2] and "has changed since" in reasons[3]
 
 
-def test_all_is_made_again_and_what_changed_since_is_named(made, monkeypatch):
+def test_all_is_made_again_and_what_changed_since_is_named(made):
+    given = made_with(str(made / "out"))
+    [batch_size] = {row["batch_size"] for row in read_jsonl(str(made / "out" / "metadata.jsonl"))}
+    engine = make_engine(with_names(given, {"batch_size": batch_size}))
+
     def regenerate() -> verify.Report:
-        given = made_with(str(made / "out"))
-        return verify.regenerate(str(made / "out"), lambda settings: make_engine(with_names(given, settings)), 1.0)
+        return verify.regenerate(str(made / "out"), lambda settings: engine, 1.0)
 
     report = regenerate()
     assert (report.remade, report.exact, report.findings) == (7, 7, ())
-    with monkeypatch.context() as patch:
-        patch.setattr("PIL.__version__", "0.0")
-        report = regenerate()
-        assert (report.exact, report.findings) == (7, ())
+    planner, engine.planner = engine.planner, engine.planner._replace(pillow="0.0")
+    report = regenerate()
+    assert (report.exact, report.findings) == (7, ())
+    engine.planner = planner
     (made / "in" / "edges.png").write_bytes(conditioned.FILES["pose.png"])
     weights = made / "controls" / "tiny" / "diffusion_pytorch_model.safetensors"
     save_file({name: -tensor for name, tensor in load_file(weights).items()}, weights)
+    engine.list_files(library_of(given), input_images.read)
     [finding] = regenerate().findings
     assert "control_image" in finding.problem and "controlnets (tiny:0.5) is another file now" in finding.problem
 
