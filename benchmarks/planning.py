@@ -2,7 +2,7 @@
 
     python benchmarks/planning.py [--rows 4000] [--rounds 5]
 
-Processor time counts, and of several rounds the best: what else the machine does has less of a say so.
+Measured is processor time, and the best of several rounds, so that other work on the machine counts less.
 """
 
 import argparse

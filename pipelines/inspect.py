@@ -118,7 +118,7 @@ def _by(path: Path, listing: Listing) -> str:
         return f"by {found[0]} beside it"
     if "modelspec.prediction_type" in listing.metadata:
         return "by its metadata"
-    return "by its marker v_pred" if "v_pred" in listing.tensors else "as all of its structure do"
+    return "by its marker v_pred" if "v_pred" in listing.tensors else "as in all models of its structure"
 
 
 def _metadata(path: Path, listing: Listing) -> Iterator[tuple[str, str]]:

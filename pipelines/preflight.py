@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.config import RunConfig, RunConfigError
 from pipelines.config.sections import paths, replaced
 from pipelines.loading import library_of, load_model
-from pipelines.sinks import recorded_kind
+from pipelines.sinks import FILES, open_sink, recorded_kind
 from pipelines.sinks.sink import Sink, format_of
 from sdjax import storage
 from sdjax.diffusion.resize_latents import LATENT_UPSCALERS
@@ -92,6 +92,8 @@ def check_output(sink: Sink, config: RunConfig) -> None:
         raise RunConfigError(
             f"{sink.url} was written by the sink {written_by}: set output.sink to it, or choose another output"
         )
+    if written_by is None and config.output.sink != FILES and next(open_sink(sink.url).images(), None):
+        raise RunConfigError(f"{sink.url} holds images of the sink {FILES}: set output.sink to it, or choose another")
     image = next(sink.images(), None)
     if image and format_of(image.name) != format_name:
         raise RunConfigError(

@@ -10,6 +10,7 @@ from pipelines import trust
 from pipelines.sinks import open_output
 from pipelines.sinks.sink import Finding, Sink, format_of
 from sdjax.engine.engine import Engine, Result
+from sdjax.engine.fingerprint import PACKAGES
 from sdjax.engine.passes import Task
 from sdjax.engine.planner import LORA_MODES
 from sdjax.images.encode import FORMATS, decode, encode, read_metadata
@@ -155,7 +156,7 @@ def unusable(metadata: Mapping[str, Any]) -> str | None:
         if key in metadata and (not isinstance(value, kinds) or isinstance(value, bool)):
             return f"its metadata: {key} = {quoted(value)}: expected {' or '.join(kind.__name__ for kind in kinds)}"
         if isinstance(value, int) and key != "seed" and value < (key == "batch_size"):
-            return f"its metadata: {key} = {value}: expected a number of them"
+            return f"its metadata: {key} = {value}: expected {1 if key == 'batch_size' else 0} or more"
         if value is not None and key in _CHOICES and value not in _CHOICES[key]:
             return f"its metadata: {key} = {quoted(value)}: expected one of {', '.join(_CHOICES[key])}"
     return None
@@ -235,12 +236,7 @@ def _judge(pixels: np.ndarray, ours: Any, image: Image, sink: Sink) -> tuple[str
 
 def _others(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """The files that are others now than the image was made with."""
-    return [
-        *_other_adapters(ours, theirs),
-        *_other_images(ours, theirs),
-        *_other_networks(ours, theirs),
-        *_other_extensions(ours, theirs),
-    ]
+    return [*_other_adapters(ours, theirs), *_other_images(ours, theirs), *_other_networks(ours, theirs)]
 
 
 def _other_images(ours: Any, theirs: dict[str, Any]) -> list[str]:
@@ -264,26 +260,16 @@ def _other_networks(ours: Any, theirs: dict[str, Any]) -> list[str]:
 
 
 def _other_extensions(ours: Any, theirs: dict[str, Any]) -> list[str]:
-    """What other packages add, with the version that the image was made with, where that is another now."""
+    """The extensions of the image, where they are of another version now."""
     now, then = (str(each.get("extensions") or "").split("; ") for each in (ours, theirs))
     return [each for each in then if each and each not in now]
 
 
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """What of the fingerprint differs from that of the image."""
-    names = (
-        "device_kind",
-        "settings",
-        "jax",
-        "jaxlib",
-        "sdjax",
-        "flax",
-        "numpy",
-        "tokenizers",
-        "transformers",
-        "pillow",
-    )
-    return [name for name in names if ours.get(name) != theirs.get(name)]
+    names = ("device_kind", "settings", "jax", "jaxlib", "sdjax", *PACKAGES, "pillow")
+    differing = [name for name in names if ours.get(name) != theirs.get(name)]
+    return differing + _other_extensions(ours, theirs)
 
 
 def _other_adapters(ours: Any, theirs: dict[str, Any]) -> list[str]:

@@ -145,8 +145,8 @@ class Model:
         if ratio is None and config.thresholding:
             if sampler in _KEEP_NOISE:
                 raise JobError(
-                    f"the checkpoint's scheduler asks for thresholding, which diffusers' {sampler} does to the clean "
-                    "latents and not to the noise; that is not supported: name another sampler, or set "
+                    f"the checkpoint's scheduler asks for thresholding, which diffusers' {sampler} does to the "
+                    "denoised latents and not to the noise; that is not supported: name another sampler, or set "
                     "dynamic_thresholding_ratio to have both"
                 )
             ratio = config.dynamic_thresholding_ratio

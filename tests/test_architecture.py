@@ -1,6 +1,8 @@
 """The description of the rooms names those that there are."""
 
+import ast
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,14 @@ def test_no_more_than_five_modules_lie_at_the_top_of_the_library() -> None:
 def test_no_module_is_longer_than_500_lines() -> None:
     modules = [path for package in ("sdjax", "pipelines") for path in (ROOT / package).rglob("*.py")]
     assert [str(path) for path in modules if len(path.read_text("utf-8").splitlines()) > 500] == []
+
+
+def test_functions_are_short() -> None:
+    lengths = [
+        node.end_lineno - node.lineno + 1
+        for package in ("sdjax", "pipelines")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+    ]
+    assert statistics.median(lengths) <= 8

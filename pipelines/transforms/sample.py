@@ -53,8 +53,8 @@ def check_identity(own: EngineIdentity, run: Run) -> None:
     if differences := own.differences(run.identity):
         both = ", ".join(f"{name} = {here!r} (planned: {there!r})" for name, (here, there) in differences.items())
         raise RunConfigError(
-            f"this worker is another than the run's images were planned for: {both}; all workers of a run need devices "
-            "of one kind, the same versions and the same model"
+            f"this worker differs from the one for which the run was planned: {both}; all workers of a run need "
+            "devices of one kind, the same versions and the same model"
         )
 
 
@@ -70,12 +70,9 @@ def _tasks(engine: Engine, jobs: Mapping[str, PlannedJob], failed: list[WriteRes
             yield task
         elif task.metadata["pictures"] != planned.input_images:
             failed.append(WriteResult(image_id, None, "an image has changed since this was planned"))
-        else:
-            raise RunConfigError(
-                f"{planned.source}, line {planned.line}: this worker works out another id, {task.id}, than the one "
-                f"which planned it, {image_id}: a file that the job or the run names is another one here, or has "
-                "changed since; all workers of a run need the same files"
-            )
+        else:  # of the same model, fingerprint and input images
+            reason = "an adapter, ControlNet, upscaler or other file that it names has changed since this was planned"
+            failed.append(WriteResult(image_id, None, reason))
 
 
 def _images(results: Iterable[Result], reporter: Reporter, failed: list[WriteResult]) -> Iterator[Result]:

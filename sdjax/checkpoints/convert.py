@@ -57,6 +57,8 @@ class ClipTokenizer(NamedTuple):
 
 
 # --- A folder as a file ---
+# Of original files.
+_ONE_TEXT_ENCODER = "the original code has one text encoder"
 
 
 def folder_to_file(
@@ -85,6 +87,8 @@ def folder_to_file(
     """
     _check_name(file)
     folder = of_folder(root, variant, pickled)
+    if len(folder.family.text_networks) != 1:
+        raise CheckpointError(f"{root}: {folder.family.name} has no form as a single file: {_ONE_TEXT_ENCODER}")
     recorded = root / _WRITTEN
     if recorded.is_file() and not prune:
         targets, header = _as_recorded(root, recorded, folder.parameters)

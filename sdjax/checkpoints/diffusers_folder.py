@@ -101,7 +101,7 @@ def _families_of(file: Path, class_name: object, upscaler: bool) -> tuple[Family
     families = by_pipeline(class_name)
     found = tuple(family for family in families if family.is_upscaler == upscaler)
     if not found:
-        other = "is that of an upscaler, which jobs name" if families else "is not supported"
+        other = "is an upscaler's, which jobs name as `upscaler`" if families else "is not supported"
         problem, known = "is no upscaler" if upscaler else other, ", ".join(pipelines(upscalers=upscaler))
         raise CheckpointError(f"{file}: {quoted(class_name)} {problem}; expected one of {known}")
     return found

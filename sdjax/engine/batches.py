@@ -34,7 +34,7 @@ _WHITE_IN_DIFFUSERS = ("dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpm_solver_2m_sde")
 
 
 class Computed(NamedTuple):
-    """What of the program's inputs is computed on the devices, or drawn, before.
+    """The inputs of the program that are computed on the devices before it runs.
 
     latents: the first ones.
     extra_channels: that the UNet sees beside latents; None if none.

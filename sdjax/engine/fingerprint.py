@@ -16,7 +16,7 @@ from sdjax.model import DTYPES, Model
 from sdjax.version import __version__
 
 # Packages besides JAX that decide bits: the networks' layers, noise and tables on the host, token ids.
-_PACKAGES = ("flax", "numpy", "tokenizers", "transformers")
+PACKAGES = ("flax", "numpy", "tokenizers", "transformers")
 
 
 class EngineIdentity(NamedTuple):
@@ -78,7 +78,7 @@ def fingerprint_of(model: Model, batch_size: int, device: jax.Device) -> dict[st
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "sdjax": __version__,
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
         **in_fingerprint(),
     }
     if model.vae_dtype != jnp.dtype(vae_dtype_of(model.vae.config, DTYPES[model.dtype], None)).name:

@@ -179,7 +179,7 @@ def _rows(prompt: TokenizedPrompt) -> dict[str, range]:
 
 
 def encode(family: Family, networks: Networks, prompts: PromptTokens, end: int) -> Conditioning:
-    """TokenizedPrompt through the text encoders, weighted, and mixed to texts: `b t` in front.
+    """The encodings of a batch of prompts, weighted and mixed to texts; `b t` are images and their texts.
 
     Args:
       family: of the model.

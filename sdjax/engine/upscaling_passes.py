@@ -108,8 +108,7 @@ def diffusion_sample(upscaler: Model, job: Job, size: Size, start: Start) -> Sam
     """The sampling of a diffusion model that upscales to `size`.
 
     Raises:
-      JobError: for a number of steps or a noise level that it has not, or a prompt that can't be read as it was meant,
-        does not fit.
+      JobError: for steps or a noise level beyond the upscaler's, or a prompt that has problems or does not fit.
     """
     own = _upscalers_job(upscaler, job, size)
     table = upscaler.table(own)

@@ -6,14 +6,14 @@ A package names what it adds in its pyproject.toml, by group and name:
     ralston = "sdjax_ralston:SAMPLER"
 
 Nothing of it is imported before a run names it. What decides the bits of an image is in its id and in its metadata,
-with the distribution, its version and the sha256 of its source: another version makes other images.
+with the distribution, its version and the sha256 of its files: another version makes other images.
 """
 
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -36,7 +36,7 @@ class Extension(NamedTuple):
 
     name: by which runs name it.
     distribution, version: of the package, as installed.
-    digest: sha256 of the source of its top-level module or package (all .py files in it).
+    digest: sha256 of its files.
     """
 
     group: str
@@ -82,21 +82,39 @@ def find(group: str, name: str) -> Extension | None:
 
 
 def _source_digest(entry: EntryPoint) -> str:
-    """sha256 over the names and contents of the source files of an entry point's package."""
-    top = entry.module.partition(".")[0]
-    spec = importlib.util.find_spec(top)
-    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
-        raise ExtensionError(f"{entry.group} {entry.name}: there is no module {top} with a file; reinstall its package")
-    if spec.submodule_search_locations:
-        files = {file.relative_to(root): file for root in spec.submodule_search_locations for file in _sources(root)}
-    else:
-        files = {Path(top): Path(str(spec.origin))}
-    lines = (f"{name.as_posix()} {hashlib.sha256(files[name].read_bytes()).hexdigest()}\n" for name in sorted(files))
+    """sha256 over the names and contents of a package's files.
+
+    Of an installed package these are all that its distribution lists. One that is installed for editing lists none;
+    there it is all below the folder of the module.
+    """
+    module = _module_file(entry)
+    files = {str(file): Path(str(file.locate())) for file in (entry.dist.files or () if entry.dist else ())}
+    files = {name: file for name, file in files.items() if _counts(name) and file.is_file()}
+    if module.resolve() not in {file.resolve() for file in files.values()}:
+        below = module.parent.rglob("*") if module.name == "__init__.py" else (module,)
+        found = ((file.relative_to(module.parent).as_posix(), file) for file in below if file.is_file())
+        files = {name: file for name, file in found if _counts(name)}
+    lines = (f"{name} {hashlib.sha256(files[name].read_bytes()).hexdigest()}\n" for name in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _sources(root: str) -> Iterator[Path]:
-    return Path(root).rglob("*.py")
+def _counts(name: str) -> bool:
+    """Whether a file is part of a package, and not of how it was installed."""
+    return "__pycache__" not in name and ".dist-info" not in name
+
+
+def _module_file(entry: EntryPoint) -> Path:
+    """The file of an entry point's package: its `__init__.py`, or that of a single module. Nothing is imported."""
+    names = entry.module.split(".")
+    for count in range(1, len(names) + 1):  # packages that several distributions share have no file
+        name = ".".join(names[:count])
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            break
+        if spec and spec.origin:
+            return Path(spec.origin)
+    raise ExtensionError(f"{entry.group} {entry.name}: there is no module {name} with a file; reinstall its package")
 
 
 def row_named(name: str, own: Mapping[str, Row], group: str, kind: type[Row]) -> Row:
@@ -133,7 +151,8 @@ def load(group: str, name: str, kind: type[Row]) -> Row | None:
         return None
     row = _loaded(extension)
     if not isinstance(row, kind):
-        raise ExtensionError(f"{extension}: it is of type {type(row).__name__}; expected {kind.__name__}")
+        expected = "a class" if kind is type else kind.__name__
+        raise ExtensionError(f"{extension}: it is of type {type(row).__name__}; expected {expected}")
     return row
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 
 from sdjax import extensions
-from sdjax.extensions import Extension
+from sdjax.extensions import Extension, ExtensionError
 from sdjax.families.family import Configs, Family
 from sdjax.families.latent_upscaler import LATENT_UPSCALER
 from sdjax.families.stable_diffusion import SD1, SD2
 from sdjax.families.x4_upscaler import X4_UPSCALER
+from sdjax.models import ConfigError
 
 FAMILIES = (SD1, SD2, X4_UPSCALER, LATENT_UPSCALER)
 
@@ -23,6 +24,9 @@ def by_pipeline(class_name: object) -> tuple[Family, ...]:
     """
     own = tuple(family for family in FAMILIES if family.folder.pipeline(class_name))
     added = None if own else extensions.load(extensions.FAMILIES, str(class_name), Family)
+    if added and not added.folder.pipeline(class_name):
+        extension = extensions.find(extensions.FAMILIES, str(class_name))
+        raise ExtensionError(f"{extension}: its family has no pipeline of the name {class_name}")
     return (added,) if added else own
 
 
@@ -35,8 +39,16 @@ def extension_of(family: Family) -> Extension | None:
 
 
 def by_configs(families: Iterable[Family], configs: Configs) -> Family:
-    """The family, of those that share a pipeline, to which networks of these configs belong."""
-    return next(family for family in families if family.is_of(configs))
+    """The family, of those that share a pipeline, to which networks of these configs belong.
+
+    Raises:
+      ConfigError: if it is none.
+    """
+    candidates = tuple(families)
+    found = next((family for family in candidates if family.is_of(configs)), None)
+    if found is None:
+        raise ConfigError(f"the networks' configs are those of none of {', '.join(each.name for each in candidates)}")
+    return found
 
 
 def pipelines(*, upscalers: bool) -> tuple[str, ...]:

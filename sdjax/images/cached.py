@@ -37,7 +37,13 @@ class CachedImage(NamedTuple):
     def map(self, function: Callable[..., np.ndarray], *arguments: Hashable) -> "CachedImage":
         """A pure function of the values and some arguments, computed if its result is not kept; it may raise."""
         key = (*self.key, function, *arguments)
-        return CachedImage(_store.get(key, lambda: _read_only(function(self.values, *arguments))), key)
+
+        def compute() -> np.ndarray:
+            values = function(self.values, *arguments)
+            # A view would keep all that it is a part of.
+            return _read_only(values.copy() if values.base is not None and values is not self.values else values)
+
+        return CachedImage(_store.get(key, compute), key)
 
 
 def decoded(decode: Callable[[bytes, str], tuple[Any, tuple[str, ...]]], data: bytes, name: str) -> CachedImage:

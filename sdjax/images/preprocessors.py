@@ -121,9 +121,6 @@ def read_preprocessor(text: str) -> tuple[str, tuple[float, ...]]:
     return name, numbers
 
 
-# --- Canny's parts ---
-
-
 def _cubic(values: Float32[np.ndarray, "h w c"], wanted: int, axis: int) -> Float32[np.ndarray, "y x c"]:
     """Interpolation by Keys' cubic (a = -0.75) at the middles of `wanted` parts, as OpenCV's INTER_CUBIC."""
     size = values.shape[axis]

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import sdjax
+from pipelines.convert import CLIP
+from sdjax import extensions
+from sdjax.checkpoints import convert
 from sdjax.checkpoints.diffusers_folder import write_folder
 from sdjax.checkpoints.tensors import CheckpointError
 from sdjax.families import registry
@@ -17,6 +20,7 @@ from sdjax.families.latent_upscaler import LATENT_UPSCALER
 from sdjax.families.networks import CLIP_TEXT_MODEL
 from sdjax.families.stable_diffusion import NETWORKS, SD1, SD2, predict
 from sdjax.families.x4_upscaler import X4_UPSCALER
+from sdjax.models import ConfigError
 from sdjax.text.vocabulary import END, clip_vocabulary, cut_down, write_tokenizer
 from tests import toys
 from tests.golden import sd_upscalers
@@ -110,5 +114,21 @@ def test_a_pipeline_is_of_its_family() -> None:
 
 def test_an_upscaler_is_no_model_to_load(tmp_path: Path) -> None:
     sd_upscalers.write(tmp_path, sd_upscalers.X2_TOY)
-    with pytest.raises(CheckpointError, match="is that of an upscaler, which jobs name; expected one of StableDiffusi"):
+    with pytest.raises(CheckpointError, match="is an upscaler's, which jobs name as `upscaler`; expected one of"):
         sdjax.load(tmp_path)
+
+
+def test_a_family_of_a_package_without_the_pipeline_that_names_it_is_an_error(monkeypatch):
+    monkeypatch.setattr(extensions, "load", lambda group, name, kind: SD1)
+    monkeypatch.setattr(extensions, "find", lambda group, name: "sdjax.families Other: a-package 1.0")
+    with pytest.raises(
+        extensions.ExtensionError, match=r"a-package 1\.0: its family has no pipeline of the name Other"
+    ):
+        registry.by_pipeline("Other")
+    with pytest.raises(ConfigError, match="are those of none of Stable Diffusion 1"):
+        registry.by_configs([SD1._replace(is_of=lambda configs: False)], {})
+
+
+def test_a_family_of_two_text_encoders_has_no_single_file(folder):
+    with pytest.raises(CheckpointError, match="Two texts has no form as a single file: the original code has one"):
+        convert.folder_to_file(folder, folder / "model.safetensors", CLIP)

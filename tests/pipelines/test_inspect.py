@@ -39,7 +39,7 @@ def test_a_checkpoint_is_told_with_its_hashes_and_metadata(toy):
     sha256 = hashlib.sha256(toy.read_bytes()).hexdigest()
     assert lines["kind"] == "checkpoint" and lines["file"] == f"{toy}, {toy.stat().st_size:,} bytes"
     assert lines["model"] == "Stable Diffusion 1 of another size, predicts epsilon"
-    assert lines["predicts"] == "epsilon, as all of its structure do"
+    assert lines["predicts"] == "epsilon, as in all models of its structure"
     assert lines["precision"].startswith("F16 (") and "parameters in" in lines["averages (EMA)"]
     assert lines["sha256"] == sha256 and lines["model hash"].startswith(f"{sha256[:10]} (A1111")
     assert "modelspec.title: Toy\nss_network_dim: 8\nss_tag_frequency: x x" in lines["metadata"]

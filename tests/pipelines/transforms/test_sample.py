@@ -71,10 +71,13 @@ def test_a_worker_with_another_identity_than_planned_refuses_and_shows_both(run,
         list(sampled("", [job], run._replace(identity=other)))
 
 
-def test_a_worker_on_which_ids_are_others_refuses(run):
+def test_an_image_whose_files_have_changed_since_it_was_planned_fails_alone(run):
     job = planned(run, seed=1)
     other = dataclasses.replace(job.to_job(), steps=3)
     with worker.planner_of(run) as planner:
         assert planner.plan(other, {}).id != job.id
-    with pytest.raises(RunConfigError, match=rf"p.jsonl, line 1: .* another id, \w+, than .* {job.id}: a file"):
-        list(sampled("", [job._replace(job={**job.job, "steps": 3})], run))
+    changed, same = job._replace(job={**job.job, "steps": 3}), planned(run, seed=2)
+    found = list(sampled("", [changed, same], run))
+    [reject] = [each for each in found if isinstance(each, Reject)]
+    assert reject.line == 1 and "has changed since this was planned" in reject.reason
+    assert [each.id for each in found if isinstance(each, ManifestRow)] == [same.id]
