@@ -35,7 +35,8 @@ class _Files(NamedTuple):
     library: OpenLibrary
 
 
-# A process that does several runs one after the other holds the files and the model of one.
+# A process that does several runs one after the other holds the files and the model of one. Each run has a `progress`
+# of its own, so that its files are listed for it.
 @functools.lru_cache(maxsize=1)
 def _files(config: RunConfig, progress: str) -> _Files:
     model = load_model(config, weights=False)

@@ -57,8 +57,6 @@ class ClipTokenizer(NamedTuple):
 
 
 # --- A folder as a file ---
-# Of original files.
-_ONE_TEXT_ENCODER = "the original code has one text encoder"
 
 
 def folder_to_file(
@@ -88,7 +86,7 @@ def folder_to_file(
     _check_name(file)
     folder = of_folder(root, variant, pickled)
     if len(folder.family.text_networks) != 1:
-        raise CheckpointError(f"{root}: {folder.family.name} has no form as a single file: {_ONE_TEXT_ENCODER}")
+        raise CheckpointError(f"{root}: {folder.family.name} has no single file: the original code has one encoder")
     recorded = root / _WRITTEN
     if recorded.is_file() and not prune:
         targets, header = _as_recorded(root, recorded, folder.parameters)

@@ -113,7 +113,7 @@ def test_dpm_2_leaves_out_the_last_but_one_sigma_as_in_a1111():
 
 
 @EVERY_SAMPLER
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=30)
 @given(
     schedule=st.sampled_from(list(SCHEDULES)),
     spacing=st.sampled_from(SPACINGS),

@@ -94,7 +94,6 @@ def test_a_mask_of_nothing_or_everything_stays_one(height, width, rows, columns)
 
 
 @given(st.data())
-@settings(max_examples=100)
 def test_the_region_holds_the_mask_and_its_padding_and_lies_in_the_image(data):
     height, width = data.draw(SIDE), data.draw(SIDE)
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))

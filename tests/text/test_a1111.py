@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sdjax.text.a1111 import Part, Prompt, parse, to_text
@@ -40,14 +40,12 @@ def test_there_are_enough_cases():
 # --- Properties ---
 
 
-@settings(deadline=None, max_examples=100)
 @given(text=ANY, negative=st.booleans())
 def test_reading_print_and_reading_again_is_the_identity(text, negative):
     prompt = parse(text, negative=negative).prompt
     assert parse(to_text(prompt), negative=negative).prompt == prompt
 
 
-@settings(deadline=None, max_examples=100)
 @given(text=ANY, negative=st.booleans(), steps=st.integers(1, 30))
 def test_anything_is_read_and_problems_are_at_a_letter_of_it(text, negative, steps):
     parsed = parse(text, negative=negative)

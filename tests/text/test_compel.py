@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sdjax.text.compel import parse
@@ -23,7 +23,6 @@ def fragments(text):
     return list(found)
 
 
-@settings(deadline=None, max_examples=100)
 @given(text=ANY)
 def test_anything_is_read_and_problems_are_at_a_letter_of_it(text):
     parsed = parse(text)
@@ -32,7 +31,6 @@ def test_anything_is_read_and_problems_are_at_a_letter_of_it(text):
         assert 1 <= letter <= max(1, len(text)) and message
 
 
-@settings(deadline=None, max_examples=100)
 @given(words=st.lists(st.sampled_from(["a", "red", "cat", "castle"]), min_size=1, max_size=6))
 def test_a_weight_of_1_changes_nothing(words):
     text = " ".join(words)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sdjax.jobs.job import MAX_PROMPT
@@ -185,7 +185,6 @@ NOTATION = st.lists(st.sampled_from([*r"{}|[]$_\/*-~!: 12ab", "$$", "__", "::", 
 @example("}" * 100_000)
 @example("{a|" * 50_000 + "}" * 50_000)
 @example("[" * 50_000 + "{a|b}" + "]" * 50_000)
-@settings(deadline=None, max_examples=100)
 def test_any_text_is_a_template_or_an_error_of_templates(text):
     try:
         template = parse_template(text)
@@ -296,7 +295,6 @@ LINES = st.lists(st.one_of(LETTERS, TEMPLATES), min_size=1, max_size=3).filter(l
 
 
 @given(TEMPLATES, LINES, LINES, st.integers(0, 2**64), st.sampled_from(["{}", "{} __a__", "{{2$$__b/c__|{}x}}"]))
-@settings(deadline=None, max_examples=100)
 def test_all_are_as_many_as_counted_and_one_chosen_is_among_them(text, lines, others, seed, around):
     wildcards = files(a=[*lines, "__b/c__"], b__c=others)
     template = parse_template(around.format(text))

@@ -96,7 +96,6 @@ def test_other_seeds_give_other_scenes():
 # --- Captions ---
 
 
-@settings(deadline=None, max_examples=100)
 @given(seeds)
 def test_a_caption_says_what_is_in_the_scene_and_nothing_else(seed):
     rng = np.random.default_rng(seed)
@@ -117,7 +116,6 @@ def test_a_caption_says_what_is_in_the_scene_and_nothing_else(seed):
     assert set(rest.split()) <= {"a", "an", "and", "on"}
 
 
-@settings(deadline=None, max_examples=100)
 @given(seeds)
 def test_articles_fit_the_word_that_follows(seed):
     rng = np.random.default_rng(seed)
@@ -134,7 +132,6 @@ def test_colour_is_said_half_of_the_time():
 # --- Images ---
 
 
-@settings(deadline=None, max_examples=100)
 @given(seeds)
 def test_no_emoji_leaves_the_image_or_covers_another(seed):
     rng = np.random.default_rng(seed)
