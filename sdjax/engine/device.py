@@ -35,7 +35,12 @@ def program_for(platform: str, function: Callable[..., Any], *settings: Any) -> 
       function: pure, of `settings` and then of arrays.
       settings: its first arguments, hashable.
     """
-    return jax.jit(functools.partial(function, *settings), compiler_options=compiler_options(platform))
+
+    # By a name of its own: of a partial function JAX writes down all arguments, every array of a model among them.
+    def program(*arrays: Any) -> Any:
+        return function(*settings, *arrays)
+
+    return jax.jit(program, compiler_options=compiler_options(platform))
 
 
 def platform_of(params: Any) -> str:

@@ -75,9 +75,14 @@ class Devices:
         place = program.key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
         if place not in self._programs:
             program.on_compile()
+
+            # By a name of its own: of a partial function JAX writes down all arguments, every array of a model among them.
+            def share(params: Any, inputs: Any) -> Any:
+                return program.function(params, inputs)
+
             # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
             mapped = jax.shard_map(
-                program.function,
+                share,
                 mesh=self.mesh,
                 in_specs=(REPLICATED, program.inputs),
                 out_specs=program.outputs,
