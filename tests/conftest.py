@@ -1,6 +1,7 @@
 """Strict modes for all tests, four devices on one CPU, compiled programs and the small models that tests share."""
 
 import os
+import pkgutil
 
 # Before JAX starts. What a run gives must not depend on how many devices it uses. And as tests run side by side, to
 # compile a program in parts, in parallel, costs them more.
@@ -16,10 +17,15 @@ import tests.typechecker  # noqa: F401  (named in the next line)
 
 # All but `sdjax.jobs`, which checks what users give it itself, and says so in words of its own.
 _CHECKED = (
-    "adapters", "api", "checkpoints", "diffusion", "engine", "families", "images", "jobs.input_images", "library",
+    "adapters", "api", "checkpoints", "engine", "families", "images", "jobs.input_images", "library",
     "model", "models", "storage", "text", "training", "upscaling",
 )  # fmt: skip
-install_import_hook([f"sdjax.{part}" for part in _CHECKED], "tests.typechecker.checked")
+# Functions of single floats, called by the million, of which a check takes ten times as long as the function.
+_UNCHECKED = {"sdjax.diffusion.elementary"}
+_DIFFUSION = {f"sdjax.diffusion.{module.name}" for module in pkgutil.iter_modules(["sdjax/diffusion"])}
+install_import_hook(
+    [*(f"sdjax.{part}" for part in _CHECKED), *sorted(_DIFFUSION - _UNCHECKED)], "tests.typechecker.checked"
+)
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
