@@ -36,7 +36,7 @@ def program_for(platform: str, function: Callable[..., Any], *settings: Any) -> 
       settings: its first arguments, hashable.
     """
 
-    # By a name of its own: of a partial function JAX writes down all arguments, every array of a model among them.
+    # A function of its own: of a partial one JAX takes the repr, with every array of a model in it.
     def program(*arrays: Any) -> Any:
         return function(*settings, *arrays)
 

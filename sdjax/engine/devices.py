@@ -76,7 +76,7 @@ class Devices:
         if place not in self._programs:
             program.on_compile()
 
-            # By a name of its own: of a partial function JAX writes down all arguments, every array of a model among them.
+            # A function of its own: of a partial one JAX takes the repr, with every array of a model in it.
             def share(params: Any, inputs: Any) -> Any:
                 return program.function(params, inputs)
 

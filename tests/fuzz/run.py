@@ -2,10 +2,10 @@
 
     python -m tests.fuzz.run FIRST LAST KIND...
 
-A KIND is a module of `tests.fuzz.kinds` with two functions: `warm(folder)` does everything once, so that what is imported
-and compiled is no case's; `case(rng, folder)` makes hostile input from the random numbers alone and has it read, gives
-whether it was refused with a clear error, and raises on everything else: a traceback, nonsense read as if it were
-sound, a message that does not name what is wrong. A failing case is told by its number and runs alone as
+A KIND is a module of `tests.fuzz.kinds` with two functions: `warm(folder)` does everything once, so that what is
+imported and compiled is no case's; `case(rng, folder)` makes hostile input from the random numbers alone and has it
+read, gives whether it was refused with a clear error, and raises on everything else: a traceback, nonsense read as if
+it were sound, a message that does not name what is wrong. A failing case is told by its number and runs alone as
 `NUMBER NUMBER+1 KIND`. The last line printed is JSON: how many cases of each kind were read, and how many refused.
 """
 
