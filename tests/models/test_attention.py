@@ -38,7 +38,7 @@ def test_sums_over_many_keys_do_not_overflow(tokens: int) -> None:
 def test_no_platform_makes_the_whole_matrix_of_many_scores(platform: str) -> None:
     tokens = jax.ShapeDtypeStruct((1, 8200, 1, 4), jnp.float32)
     lowered = jax.jit(dot_product_attention).trace(tokens, tokens, tokens).lower(lowering_platforms=(platform,))
-    assert "512x8200" in lowered.as_text()
+    assert ("8200x128" if platform == "cpu" else "512x8200") in lowered.as_text()
     assert "8200x8200" not in lowered.as_text()
 
 
