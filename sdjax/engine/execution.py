@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,14 +19,17 @@ from sdjax.engine.devices import Devices, Program, shapes_of
 from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, REPLICATED, SHARDING, EncoderInputs
 from sdjax.engine.latents import latent_shape
 from sdjax.engine.passes import Bucket, Decode, Pass, Paste, ResizeLatents, Sample, Task, UpscaleImages
-from sdjax.engine.program import sample_latents
+from sdjax.engine.program import WINOGRAD, sample_latents
 from sdjax.engine.upscaling_passes import fits
+from sdjax.families.family import UNET
 from sdjax.images import masks
 from sdjax.jobs.input_images import paste
 from sdjax.library.classifier import Classifier
 from sdjax.library.opened import OpenLibrary
 from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
+from sdjax.models import winograd
+from sdjax.models.unet import UNet
 from sdjax.models.vae_tiles import tile_of
 from sdjax.upscaling.tiles import enlarged_in_tiles, enlarged_tiles
 
@@ -97,8 +100,17 @@ class Execution:
         self._batch_size, self._vae_tile, self._on_compile = batch_size, vae_tile, on_compile
         params = {**model.params, "classifier": classifier.params if classifier else {}}
         self.params: Params = devices.put(params, REPLICATED)
+        if devices.all[0].platform == "cpu" and model.dtype == "float32" and isinstance(model.unet, UNet):
+            kernels = winograd.kernels_of(model.unet.config, self.params[UNET])
+            self.params[WINOGRAD] = self._transformed(kernels)
         # The last parameters into which LoRAs were merged, and which.
         self._merged: tuple[Any, Params] = ((), self.params)
+
+    def _transformed(self, kernels: Mapping[winograd.Path, Any]) -> Params:
+        """Kernels of the UNet as the CPU multiplies them."""
+        program = Program(("winograd", tuple(kernels)), _transformed, REPLICATED, REPLICATED)
+        made: Params = self.devices.run(program, {}, dict(kernels))
+        return made
 
     @property
     def merged_loras(self) -> Any:
@@ -257,7 +269,12 @@ class Execution:
             )
             key = "merge", jax.tree.structure(given), shapes_of(given)
             merge = Program(key, lambda params, given: changed(params, *given), REPLICATED, REPLICATED)
-            self._merged = (loras, replaced(self.params, self.devices.run(merge, self.params, given)))
+            leaves = self.devices.run(merge, self.params, given)
+            params = replaced(self.params, leaves)
+            merged = {path[1:-1]: leaf for path, leaf in leaves.items() if path[0] == UNET and path[-1] == "kernel"}
+            if again := {path: leaf for path, leaf in merged.items() if path in params.get(WINOGRAD, {})}:
+                params[WINOGRAD] = {**params[WINOGRAD], **self._transformed(again)}
+            self._merged = (loras, params)
         return self._merged[1]
 
     # --- Upscaling ---
@@ -389,6 +406,10 @@ class Execution:
             decoded = self._decoded(self.model, latents_of_step, self.params)
             images.append(self._mended(self.model, latents_of_step, decoded, self.params)[0])
         return images
+
+
+def _transformed(params: Params, kernels: Params) -> Params:
+    return {path: winograd.transformed(kernel) for path, kernel in kernels.items()}
 
 
 def _goes_on(scale: int, size: tuple[int, int], height: int, width: int) -> bool:

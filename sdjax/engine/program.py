@@ -29,12 +29,15 @@ from sdjax.engine import prompt_arrays
 from sdjax.engine.inputs import Inputs, PerImage
 from sdjax.engine.latents import precision
 from sdjax.engine.passes import Bucket
-from sdjax.families.family import Conditioning, Networks, UNetInputs
+from sdjax.families.family import UNET, Conditioning, Networks, UNetInputs
 from sdjax.model import DTYPES, Model
+from sdjax.models import winograd
 from sdjax.models.controlnet import ControlNet, ControlNetConfig, added, residual_scales
 from sdjax.models.t2i_adapter import T2IAdapter, T2IAdapterConfig, adapted
 from sdjax.models.unet import Residuals
 
+# Under what name the parameters have transformed kernels of the UNet, if there are any.
+WINOGRAD = "winograd"
 # Shares of red, green and blue in grey (ITU-R BT.601), as in Pillow.
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -62,7 +65,7 @@ def sample_latents(
     """
     per_image, per_evaluation = inputs.per_image, inputs.per_evaluation
     with precision(model):
-        networks = Networks(model.networks, params, functools.partial(_adapted, model, bucket, inputs))
+        networks = Networks(model.networks, params, functools.partial(_adapted, model, bucket, params, inputs))
         texts = prompt_arrays.encode(model.family, networks, per_image.prompts, model.tokenizer.end)
         predict = _predict(model, bucket, inputs, networks, texts)
         guided_prediction = functools.partial(_guided, bucket, inputs, predict)
@@ -115,10 +118,12 @@ def _predict(model: Model, bucket: Bucket, inputs: Inputs, networks: Networks, t
 
 
 @contextmanager
-def _adapted(model: Model, bucket: Bucket, inputs: Inputs, network: str) -> Iterator[None]:
+def _adapted(model: Model, bucket: Bucket, params: Any, inputs: Inputs, network: str) -> Iterator[None]:
     """The context in which a network has the adapters of the batch that are not merged into its weights."""
     reads_text = network in model.family.text_networks
     with ExitStack() as adapters:
+        if network == UNET and WINOGRAD in params:
+            adapters.enter_context(winograd.convolving(params[WINOGRAD]))
         if bucket.hypernetworks and not reads_text:
             adapters.enter_context(_attending(bucket, inputs))
         if bucket.low_rank:

@@ -1,0 +1,41 @@
+"""Convolutions by Winograd's filtering against plain ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.winograd import convolve, convolving, kernels_of, transformed
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (7, 9), (1, 2), (16, 5)])
+def test_a_convolution_is_the_plain_one(height: int, width: int) -> None:
+    rng = np.random.default_rng(height)
+    x = jnp.asarray(rng.standard_normal((2, height, width, 24)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 24, 40)) / np.sqrt(9 * 24), jnp.float32)
+    expected = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(convolve(x, transformed(kernel)), expected, rtol=0, atol=5e-6)
+
+
+def test_a_unet_with_transformed_kernels_gives_the_same_and_uses_each() -> None:
+    config = UNetConfig(
+        block_out_channels=(16, 16, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+        attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    network = UNet(config)
+    inputs = jax.random.normal(jax.random.key(0), (2, 8, 8, 4)), jnp.array([3.0, 500.0]), jnp.ones((2, 5, 8))
+    params = network.init(jax.random.key(1), *inputs)["params"]
+    kernels = kernels_of(config, params)
+    assert ("up_blocks_1", "upsamplers_0", "conv") in kernels and ("down_blocks_0", "resnets_0", "conv1") in kernels
+    assert not any(path[0] in ("mid_block", "up_blocks_0", "down_blocks_2") for path in kernels)
+    assert not any("downsamplers_0" in path or "conv_shortcut" in path for path in kernels)
+    expected = network.apply({"params": params}, *inputs)
+    with convolving({path: transformed(kernel) for path, kernel in kernels.items()}):
+        np.testing.assert_allclose(network.apply({"params": params}, *inputs), expected, rtol=0, atol=1e-5)
+    for left_out in kernels:
+        others = {path: transformed(kernel) for path, kernel in kernels.items() if path != left_out}
+        with convolving({left_out: jnp.full((16, *kernels[left_out].shape[2:]), jnp.nan), **others}):
+            assert np.isnan(network.apply({"params": params}, *inputs)).any(), left_out
