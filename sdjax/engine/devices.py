@@ -20,7 +20,7 @@ _MAX_KEPT = 4 << 30
 class Program(NamedTuple):
     """A function of parameters and inputs, as it is mapped over devices.
 
-    key: with the structure of the parameters, all that it depends on.
+    key: with the structure of the parameters and the shapes of the inputs, all that it depends on.
     function: (parameters, inputs) -> outputs, for one device's share; pure.
     inputs: how they lie over the devices: a partition spec, or a tree of such that begins as they do.
     outputs: likewise.
@@ -72,7 +72,8 @@ class Devices:
 
     def compiled(self, program: Program, params: Any, inputs: Any) -> Callable[[Any, Any], Any]:
         """A program mapped over the devices, compiled once for its key, for parameters and inputs that lie on them."""
-        place = program.key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
+        # An adapter may bring a bias to layers that have none; batches of several sizes share these programs.
+        place = program.key, jax.tree.structure(params), shapes_of(inputs)
         if place not in self._programs:
             program.on_compile()
             # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.

@@ -394,7 +394,7 @@ def test_upscalers_of_all_kinds_use_all_devices_and_give_the_same_bits(tiny, lib
             made[devices] = make(engine, jobs)
             kind, images_of = IMAGES_AT_ONCE[name]
             # A batch of four goes over four devices at once, one image on each.
-            assert [images_of(key) for key, _ in engine._execution.devices._programs if key[0] == kind] == [devices]
+            assert [images_of(key) for key, *_ in engine._execution.devices._programs if key[0] == kind] == [devices]
         assert same(made[1], made[4])
 
 
