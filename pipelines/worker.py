@@ -10,9 +10,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, RunConfigError
+from pipelines.config.keys import AUTO
 from pipelines.config.recorded import for_engine
+from pipelines.config.sections import finds_batch_size, replaced
 from pipelines.loading import library_of, load_model, make_engine, make_planner
+from pipelines.preflight import job_for_all
 from pipelines.progress import Reporter
 from pipelines.run import Run
 from sdjax import storage
@@ -45,6 +48,13 @@ def _files(config: RunConfig, progress: str) -> _Files:
 
 @functools.lru_cache(maxsize=1)
 def _engine(config: RunConfig, progress: str) -> Engine:
+    """An engine of any batch size is made of the one that has loaded the model."""
+    engine = _loaded(replaced(config, {"engine.batch_size": AUTO}), progress)
+    return engine if finds_batch_size(config) else engine.with_batch_size(int(config.engine.batch_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(config: RunConfig, progress: str) -> Engine:
     reporter = reporter_of(progress)
 
     def on_compile(bucket: Bucket) -> None:
@@ -69,6 +79,26 @@ def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
     with _engine_lock, reporting_failure(run):
         yield _engine(for_engine(run.config), run.progress)
+
+
+def fitting_batch_size(run: Run) -> int:
+    """The largest batch size for which this process' devices have memory, for jobs of the size that is configured.
+
+    Raises:
+      RunConfigError: if there is none.
+    """
+    with engine_of(run) as engine, reporting_failure(run):
+        reporter = reporter_of(run.progress)
+        reporter.doing("finding the batch size")
+        job = job_for_all(run.config, engine.model)
+        size = engine.fitting_batch_size(engine.prepare(job))
+        reporter.doing("")
+        if not size:
+            raise RunConfigError(
+                "engine.batch_size = auto: there is not enough free memory for a single image; stop what else uses "
+                "it, or set a smaller width and height, or model.dtype = bfloat16"
+            )
+        return size
 
 
 @contextlib.contextmanager

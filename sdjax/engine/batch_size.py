@@ -20,7 +20,14 @@ _MEASURED = (2, 4)
 _SHARE = 0.8
 
 
-def fitting(execution: Execution, task: Task, library: OpenLibrary, below: int | None = None) -> int:
+def fitting(
+    execution: Execution,
+    task: Task,
+    library: OpenLibrary,
+    *,
+    below: int | None = None,
+    free: int | None = None,
+) -> int:
     """Images per device of the largest batch for which there is memory; 0 if not even one image fits.
 
     Nothing is computed for it: programs of two sizes are compiled, and a line is drawn through what they take; then
@@ -31,9 +38,10 @@ def fitting(execution: Execution, task: Task, library: OpenLibrary, below: int |
       task: whose passes count, up to the first that begins on the host.
       library: of the task.
       below: only smaller sizes; None is all.
+      free: bytes of memory of each device; None is what the first one has left.
     """
     device = execution.devices.all[0]
-    free = free_bytes(device)
+    free = free_bytes(device) if free is None else free
     sizes = [size for size in SIZES if below is None or size < below]
     if free is None or not sizes:  # nothing says what fits
         return sizes[0] if sizes else 0

@@ -159,7 +159,7 @@ class Engine:
         other._execution = self._execution.on(self._execution.devices, batch_size)
         return other
 
-    def fitting_batch_size(self, task: Task, below: int | None = None) -> int:
+    def fitting_batch_size(self, task: Task, *, below: int | None = None, free: int | None = None) -> int:
         """The largest batch size at which the programs of a task fit into the free memory of a device; 0 if none does.
 
         Two or three programs are compiled for it, and nothing is computed. At most 32: larger batches make no device
@@ -168,9 +168,10 @@ class Engine:
         Args:
           task: from `prepare`.
           below: only smaller batch sizes; None is all.
+          free: bytes of memory of each device besides the model's parameters; None is what the first one has left.
         """
         with pinned(), jax.default_device(self.devices[0]):
-            return fitting(self._execution, task, self.planner.library, below)
+            return fitting(self._execution, task, self.planner.library, below=below, free=free)
 
     def list_files(self, library: Library | OpenLibrary | None, read_image: Read = read_file) -> None:
         """Lists the files that jobs planned from now on can name; programs, the model and the classifier stay.
