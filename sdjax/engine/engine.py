@@ -4,10 +4,12 @@ Every batch has the same compiled size on every device, whatever the number of j
 So the bits of an image depend on neither its neighbours nor the number of devices.
 """
 
+import contextlib
 import copy
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +22,7 @@ from sdjax.engine.execution import BatchState, Execution
 from sdjax.engine.fingerprint import identity_of
 from sdjax.engine.passes import Bucket, Sample, Task
 from sdjax.engine.planner import LORA_MODES, open_library, planner_for
+from sdjax.engine.uncomputed import Uncomputed
 from sdjax.engine.xla_settings import pinned
 from sdjax.images.previews import Preview
 from sdjax.jobs.input_images import Read, read_file, with_depth
@@ -33,6 +36,8 @@ from sdjax.models.vae_tiles import VAE_TILE
 # Batches that are on their way while the host takes the one before.
 _AHEAD = 2
 
+# Batches that are formed before the devices can take them, so that programs of other keys are compiled by then.
+_FORMED = 2
 # Batches of tasks with LoRAs that wait, so that those with the same are merged into the weights once for all of them.
 _MOST_WAITING = 16
 
@@ -139,6 +144,8 @@ class Engine:
         self.list_files(library, read_image)
         on_devices = Devices(self.devices)
         self._execution = Execution(model, self.classifier, on_devices, batch_size, vae_tile, on_compile)
+        # Batch keys of which there were tasks.
+        self._begun: set[Any] = set()
         # By batch key, of tasks for which there was not enough memory.
         self._fitting: dict[Any, int] = {}
 
@@ -153,7 +160,7 @@ class Engine:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: expected at least 1")
         other = copy.copy(self)
-        other.batch_size, other._fitting = batch_size, {}
+        other.batch_size, other._fitting, other._begun = batch_size, {}, set()
         other._identify()
         other.planner = self.planner._replace(fingerprint=other.fingerprint)
         other._execution = self._execution.on(self._execution.devices, batch_size)
@@ -203,14 +210,43 @@ class Engine:
         return self.planner.plan(job, notes)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Result]:
-        """Makes the images of any tasks; they come in batches of one key, not in the order given."""
+        """Makes the images of any tasks; they come in batches of one key, not in the order given.
+
+        Two batches are on the devices at a time, and two more are formed; programs for those of another key are
+        compiled in a thread meanwhile. No thread remains when the iterator ends or is closed.
+        """
         running: deque[_Running | list[Result]] = deque()
-        for batch in self._batches(tasks):
-            running.append(self._dispatched(batch))
-            if len(running) >= _AHEAD:
-                yield from self._collected(running.popleft())
-        while running:
-            yield from self._collected(running.popleft())
+        formed: deque[list[Task]] = deque()
+
+        def dispatch() -> None:
+            while formed and len(running) < _AHEAD:
+                running.append(self._dispatched(formed.popleft()))
+
+        def collected() -> list[Result]:
+            results = self._collected(running.popleft())
+            dispatch()  # first: the devices go on while the results are taken
+            return results
+
+        with ThreadPoolExecutor(1, "compile") as compiler:
+            for batch in self._batches(tasks):
+                formed.append(batch)
+                if running and batch[0].batch_key not in self._begun:
+                    compiler.submit(self._compile_ahead, batch[0])
+                self._begun.add(batch[0].batch_key)
+                if len(formed) > _FORMED:
+                    yield from collected()
+                dispatch()
+            while running:
+                yield from collected()
+
+    def _compile_ahead(self, task: Task) -> None:
+        """Compiles the programs of a task's passes, as far as their inputs can be told without computing them."""
+        if task.first.model.takes_mask or task.first.controls:
+            return
+        # What fails here fails again, and is dealt with, where the task is run.
+        with contextlib.suppress(Exception), pinned(), jax.default_device(self.devices[0]):
+            devices = Uncomputed(self._execution.devices)
+            self._execution.on(devices, self.batch_size).begin([task], self.planner.library)
 
     def _batches(self, tasks: Iterable[Task]) -> Iterator[list[Task]]:
         """Tasks of one batch key; those with LoRAs to be merged later, a group at a time."""
