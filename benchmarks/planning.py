@@ -57,8 +57,7 @@ def side_by_side(run: Run, rows: int, rounds: int, processes: int) -> list[list[
     context = multiprocessing.get_context("spawn")
     start, queue = context.Barrier(processes), context.Queue()
     started = [
-        context.Process(target=rounds_of, args=(run, rows, rounds, start, queue), daemon=True)
-        for _ in range(processes)
+        context.Process(target=rounds_of, args=(run, rows, rounds, start, queue), daemon=True) for _ in range(processes)
     ]
     for process in started:
         process.start()

@@ -313,7 +313,9 @@ def changed(job: Job, **values: Any) -> Job:
 
 def given_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some canonical values that are not at their fields' defaults."""
-    return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    defaults = _DEFAULTS
+    # Most are the defaults themselves.
+    return {name: value for name, value in values.items() if value is not defaults[name] and value != defaults[name]}
 
 
 def check(name: str, value: Any) -> Any:
