@@ -38,6 +38,11 @@ class _Files(NamedTuple):
     library: OpenLibrary
 
 
+def _of_any_batch_size(config: RunConfig) -> RunConfig:
+    """The configuration by which a process keeps what does not depend on the batch size."""
+    return replaced(config, {"engine.batch_size": AUTO})
+
+
 # A process that does several runs one after the other holds the files and the model of one. Each run has a `progress`
 # of its own, so that its files are listed for it.
 @functools.lru_cache(maxsize=1)
@@ -49,7 +54,7 @@ def _files(config: RunConfig, progress: str) -> _Files:
 @functools.lru_cache(maxsize=1)
 def _engine(config: RunConfig, progress: str) -> Engine:
     """An engine of any batch size is made of the one that has loaded the model."""
-    engine = _loaded(replaced(config, {"engine.batch_size": AUTO}), progress)
+    engine = _loaded(_of_any_batch_size(config), progress)
     return engine if finds_batch_size(config) else engine.with_batch_size(int(config.engine.batch_size))
 
 
@@ -71,7 +76,7 @@ def _loaded(config: RunConfig, progress: str) -> Engine:
 @functools.lru_cache(maxsize=1)
 def _planner(config: RunConfig, progress: str, identity: EngineIdentity) -> Planner:
     config = for_engine(config)
-    return make_planner(config, *_files(config, progress), identity)
+    return make_planner(config, *_files(_of_any_batch_size(config), progress), identity)
 
 
 @contextlib.contextmanager
