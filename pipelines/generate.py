@@ -12,9 +12,10 @@ import apache_beam as beam
 
 from pipelines import preflight, runners, terminal
 from pipelines.config import RunConfig
+from pipelines.config.sections import finds_batch_size
 from pipelines.elements import OutputPart, PlannedJob, PromptFile
 from pipelines.run import Run, sink_of
-from pipelines.sinks.output import check_writable, temporary_name
+from pipelines.sinks.output import check_writable, read_batch_size, temporary_name, write_batch_size
 from pipelines.sources.prompts import PromptFileError, read_rows
 from pipelines.transforms import manifest, steps
 from pipelines.transforms.identity import read_identity
@@ -24,6 +25,7 @@ from pipelines.transforms.resume import Resume
 from pipelines.transforms.sample import Sample
 from pipelines.transforms.shards import GroupIntoShards
 from sdjax import storage
+from sdjax.storage import Store
 
 # Elements with which the graph begins, besides files: Dask takes no more workers for a step than it has inputs.
 _MOST_PARTS = 64
@@ -39,6 +41,18 @@ def build(root: beam.Pipeline, paths: Iterable[str], run: Run) -> None:
     made = resumed | "Todo" >> steps.only(PlannedJob) | "Shards" >> GroupIntoShards(run) | "Sample" >> Sample(run)
     results = (plans, resumed, made) | "Results" >> beam.Flatten()
     _ = results | "Manifest" >> WriteManifest(run)
+
+
+def _with_engines(run: Run, flags: list[str], store: Store) -> Run:
+    """The run with the identity of its engines; a batch size that is found out is kept in the output."""
+    if not finds_batch_size(run.config):
+        return run.with_identity(read_identity(run, flags))
+    if kept := read_batch_size(store):
+        run = run.with_batch_size(kept)
+    run = run.with_identity(read_identity(run, flags))
+    write_batch_size(store, int(run.config.engine.batch_size))
+    terminal.note(f"engine.batch_size = {run.config.engine.batch_size}" + (", as before" if kept else ""))
+    return run
 
 
 def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[str], progress: str) -> Counts:
@@ -71,7 +85,7 @@ def run_pipeline(paths: Iterable[str], out: str, config: RunConfig, flags: list[
         preflight.check_output(sink, config)
         sink.remove_leftovers()
         check_writable(store, run.name)
-        run = run._replace(identity=read_identity(run, flags))
+        run = _with_engines(run, flags, store)
         build(pipeline, paths, run)
         runners.finish(pipeline)
         return manifest.counted(run)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from pipelines import compilation_cache
 from pipelines.config import RunConfig
+from pipelines.config.sections import finds_batch_size
 from pipelines.sources import input_images
 from sdjax.engine.engine import Engine
 from sdjax.engine.fingerprint import EngineIdentity
@@ -37,20 +38,24 @@ def make_engine(
     """An engine with all of it; errors are those of `sdjax.load` and `Engine`.
 
     Args:
-      config: of which the sections `model`, `library` and `engine` count.
+      config: of which the sections `model`, `library` and `engine` count; one whose batch size is to be found out makes
+        batches of one image.
       on_compile: called with each bucket whose program is about to be compiled.
       read: gives the bytes of an input image by its path; by itself as `sources.input_images` does.
       library: the library of the configuration if it is open already, for the same model.
     """
     compilation_cache.use_cache()
     classifier = config.library.classifier
+    settings = dataclasses.asdict(config.engine)
+    if finds_batch_size(config):
+        settings["batch_size"] = 1
     return Engine(
         load_model(config),
         classifier=None if classifier is None else load_classifier(classifier),
         library=library or library_of(config),
         read_image=read or input_images.read,
         on_compile=on_compile,
-        **dataclasses.asdict(config.engine),
+        **settings,
     )
 
 

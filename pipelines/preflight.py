@@ -46,23 +46,29 @@ def check_model(config: RunConfig) -> RunConfig:
     model = load_model(config, weights=False)
     fields = check_fields(dict(config.job))
     try:
-        model.resolve(_job_for_all(fields, model, "sampler" in dict(config.sweeps)))
+        model.resolve(job_for_all(config, model, steps=_FEW_STEPS))
     except JobError as error:
         raise RunConfigError(f"{config.model.name}: {error}") from error
     _check_library(config, fields, model)
     return replaced(config, {"model.revision": model.revision, "model.vae_revision": model.vae_revision})
 
 
-def _job_for_all(fields: Mapping[str, Any], model: Model, samplers_differ: bool) -> Job:
-    """A job of what the configuration asks of a model for every row, whatever its prompt and image are."""
+def job_for_all(config: RunConfig, model: Model, **values: Any) -> Job:
+    """A job of what the configuration asks of a model for every row, whatever its prompt and image are.
+
+    Args:
+      config: of the run.
+      model: of the run.
+      values: of further fields; steps go with their schedule, which rows may give.
+    """
+    fields = check_fields(dict(config.job))
     asked = {name: value for name, value in fields.items() if name in _OF_THE_MODEL}
     if not {"seed_resize_from_width", "seed_resize_from_height"} <= asked.keys():  # the rows give the other side
         asked = {name: value for name, value in asked.items() if not name.startswith("seed_resize_from")}
-    if "sampler" not in asked or samplers_differ:  # options go with their sampler
+    if "sampler" not in asked or "sampler" in dict(config.sweeps):  # options go with their sampler
         asked = {name: value for name, value in asked.items() if name not in Options._fields}
         asked["sampler"] = model.sampler or next(iter(SAMPLERS))
-    # Steps go with their schedule, which rows may give.
-    return Job(prompt="", seed=0, steps=_FEW_STEPS, **asked)
+    return Job(prompt="", seed=0, **asked, **values)
 
 
 def _check_library(config: RunConfig, fields: Mapping[str, Any], model: Model) -> None:

@@ -10,9 +10,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, RunConfigError
+from pipelines.config.keys import AUTO
 from pipelines.config.recorded import for_engine
+from pipelines.config.sections import finds_batch_size, replaced
 from pipelines.loading import library_of, load_model, make_engine, make_planner
+from pipelines.preflight import job_for_all
 from pipelines.progress import Reporter
 from pipelines.run import Run
 from sdjax import storage
@@ -35,6 +38,11 @@ class _Files(NamedTuple):
     library: OpenLibrary
 
 
+def _of_any_batch_size(config: RunConfig) -> RunConfig:
+    """The configuration by which a process keeps what does not depend on the batch size."""
+    return replaced(config, {"engine.batch_size": AUTO})
+
+
 # A process that does several runs one after the other holds the files and the model of one. Each run has a `progress`
 # of its own, so that its files are listed for it.
 @functools.lru_cache(maxsize=1)
@@ -45,6 +53,13 @@ def _files(config: RunConfig, progress: str) -> _Files:
 
 @functools.lru_cache(maxsize=1)
 def _engine(config: RunConfig, progress: str) -> Engine:
+    """An engine of any batch size is made of the one that has loaded the model."""
+    engine = _loaded(_of_any_batch_size(config), progress)
+    return engine if finds_batch_size(config) else engine.with_batch_size(int(config.engine.batch_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(config: RunConfig, progress: str) -> Engine:
     reporter = reporter_of(progress)
 
     def on_compile(bucket: Bucket) -> None:
@@ -61,7 +76,7 @@ def _engine(config: RunConfig, progress: str) -> Engine:
 @functools.lru_cache(maxsize=1)
 def _planner(config: RunConfig, progress: str, identity: EngineIdentity) -> Planner:
     config = for_engine(config)
-    return make_planner(config, *_files(config, progress), identity)
+    return make_planner(config, *_files(_of_any_batch_size(config), progress), identity)
 
 
 @contextlib.contextmanager
@@ -69,6 +84,26 @@ def engine_of(run: Run) -> Iterator[Engine]:
     """The process' engine, for one thread at a time."""
     with _engine_lock, reporting_failure(run):
         yield _engine(for_engine(run.config), run.progress)
+
+
+def fitting_batch_size(run: Run) -> int:
+    """The largest batch size for which this process' devices have memory, for jobs of the size that is configured.
+
+    Raises:
+      RunConfigError: if there is none.
+    """
+    with engine_of(run) as engine, reporting_failure(run):
+        reporter = reporter_of(run.progress)
+        reporter.doing("finding the batch size")
+        job = job_for_all(run.config, engine.model)
+        size = engine.fitting_batch_size(engine.prepare(job))
+        reporter.doing("")
+        if not size:
+            raise RunConfigError(
+                "engine.batch_size = auto: there is not enough free memory for a single image; stop what else uses "
+                "it, or set a smaller width and height, or model.dtype = bfloat16"
+            )
+        return size
 
 
 @contextlib.contextmanager

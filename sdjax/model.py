@@ -27,7 +27,7 @@ from sdjax.diffusion.timestep_spacing import ScheduleError, default_spacing
 from sdjax.families.family import VAE as VAE_NETWORK
 from sdjax.families.family import Family
 from sdjax.families.stable_diffusion import DEPTH, INPAINTING, extra_channels
-from sdjax.jobs.job import RANDOM_SEED, Job, JobError
+from sdjax.jobs.job import RANDOM_SEED, Job, JobError, changed
 from sdjax.library.finding import FindingError, find_path
 from sdjax.models import VAE, TextEncoderConfig
 from sdjax.text.tokenizer import Tokenizer
@@ -151,7 +151,7 @@ class Model:
                 )
             ratio = config.dynamic_thresholding_ratio
         most = job.sample_max_value if job.dynamic_thresholding_ratio is not None else config.sample_max_value
-        resolved = dataclasses.replace(
+        resolved = changed(
             job,
             height=height,
             width=width,
@@ -171,7 +171,7 @@ class Model:
         )
         if resolved.strength == 1 and not resolved.mask_image and not self._conditions_on_image(resolved):
             mode = resolved.resize_mode if resolved.control_image or resolved.depth_image else Job.resize_mode
-            resolved = dataclasses.replace(resolved, image=None, strength=None, resize_mode=mode)
+            resolved = changed(resolved, image=None, strength=None, resize_mode=mode)
         self.table(resolved)
         return resolved
 

@@ -37,6 +37,7 @@ def _is_text(value: Any) -> bool:
 TEXT = Kind("text", _is_text)
 PATH = Kind("a path", _is_text, is_path=True)
 PATH_OR_HUB = Kind("a path or org/name", _is_text, is_path=True)
+AUTO = "auto"
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool), is_text=False)
 
 
@@ -68,6 +69,11 @@ def whole(least: int, most: int) -> Kind:
         return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
     return Kind(f"a whole number from {least} to {most}", holds, is_text=False)
+
+
+def or_auto(kind: Kind) -> Kind:
+    """The values of a kind, or `AUTO`: the run finds one of them out."""
+    return kind._replace(expected=f"{kind.expected}, or {AUTO}", holds=lambda value: value == AUTO or kind.holds(value))
 
 
 class Key(NamedTuple):

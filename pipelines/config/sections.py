@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.config.keys import (
+    AUTO,
     PATH,
     PATH_OR_HUB,
     TEXT,
@@ -15,6 +16,7 @@ from pipelines.config.keys import (
     key,
     one_of,
     one_of_or_added,
+    or_auto,
     or_bundled,
     whole,
 )
@@ -76,7 +78,12 @@ class LibrarySection(Section, section="library"):
 class EngineSection(Section, section="engine"):
     """How images are computed. Every key here can affect their bits."""
 
-    batch_size: int = key(4, whole(1, 1 << 16), "images per device in a compiled program; part of the fingerprint")
+    batch_size: int | str = key(
+        4,
+        or_auto(whole(1, 1 << 16)),
+        "images per device in a compiled program; part of the fingerprint. `auto`: up to 32, as many as fit into the "
+        "memory that is free when an output is begun, and the same whenever that output is continued",
+    )
     lora_mode: str = key(
         "merged",
         one_of(LORA_MODES),
@@ -146,6 +153,11 @@ SECTIONS: Mapping[str, type[Section]] = {
 KEYS: Mapping[str, Key] = {
     f"{section}.{name}": of for section in SECTIONS for name, of in SECTIONS[section].keys().items()
 }
+
+
+def finds_batch_size(config: RunConfig) -> bool:
+    """Whether the size of batches is still to be found out."""
+    return config.engine.batch_size == AUTO
 
 
 def value_of(config: RunConfig, key: str) -> Any:

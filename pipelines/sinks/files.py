@@ -24,6 +24,7 @@ from pipelines.sinks.manifest_rows import (
 from pipelines.sinks.output import temporary_name
 from pipelines.sinks.previews import draw_previews
 from pipelines.sinks.sink import Finding, StoredItem, WriteResult
+from pipelines.sinks.threads import mapped
 from sdjax.engine.engine import Result
 from sdjax.images.decode import MAX_BYTES, ImageError
 from sdjax.images.encode import FORMATS, EncodeError, encode, read_metadata
@@ -113,9 +114,8 @@ class FilesSink:
         return all(size and kept.get(ending) == size for ending, size in stated.items())
 
     def write(self, results: Iterable[Result]) -> Iterator[WriteResult]:
-        """One after the other; each row comes as soon as its image is there."""
-        for result in results:
-            yield self._write_image(result)
+        """In threads, while the next are made; rows come in the order of the results, each once its image is there."""
+        return mapped(self._write_image, results)
 
     def _write_image(self, result: Result) -> WriteResult:
         image_id, extension = result.metadata["id"], FORMATS[self.image_format].extension

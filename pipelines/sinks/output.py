@@ -7,9 +7,10 @@ from typing import Any
 from sdjax.extensions import Extension
 from sdjax.storage import TEMPORARY, StorageError, Store
 
-REJECTS, SUMMARY = "rejects.jsonl", "summary.json"
+REJECTS, SUMMARY, BATCH_SIZE = "rejects.jsonl", "summary.json", "batch_size.json"
 # A summary is a few thousand bytes, and what a file of prompts adds to it is bounded by a command line.
 _MAX_SUMMARY_BYTES = 1 << 24
+_MAX_BATCH_SIZE = 1 << 16
 
 
 def temporary_name(run: str, part: str) -> str:
@@ -39,6 +40,31 @@ def write_summary(
     added = {"sink": str(sink)} if sink else {}
     text = json.dumps({"counts": dict(counts), "config": dict(config), **added}, indent=2, sort_keys=True)
     store.put(SUMMARY, text.encode() + b"\n")
+
+
+def write_batch_size(store: Store, batch_size: int) -> None:
+    """Writes `batch_size.json`: what was found out for an output counts for all runs that continue it."""
+    store.put(BATCH_SIZE, json.dumps({"batch_size": batch_size}).encode() + b"\n")
+
+
+def read_batch_size(store: Store) -> int | None:
+    """The batch size that was found out for an output; None if none was.
+
+    Raises:
+      StorageError: for a file that holds something else than `generate` writes.
+    """
+    if not store.exists(BATCH_SIZE):
+        return None
+    try:
+        batch_size = json.loads(store.get(BATCH_SIZE, _MAX_SUMMARY_BYTES))["batch_size"]
+        if type(batch_size) is not int or not 1 <= batch_size <= _MAX_BATCH_SIZE:
+            raise ValueError(f"batch_size = {batch_size!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StorageError(
+            f"{store.path(BATCH_SIZE)} is not what generate writes ({error!r}): delete it to have the batch size found "
+            "out again, or set engine.batch_size"
+        ) from error
+    return batch_size
 
 
 def read_config(store: Store) -> Mapping[str, Any]:

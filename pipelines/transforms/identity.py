@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import apache_beam as beam
 
 from pipelines import runners, worker
+from pipelines.config.sections import finds_batch_size
 from pipelines.elements import Element, OutputPart
 from pipelines.run import Run
 from pipelines.sinks.output import temporary_name
@@ -44,7 +45,9 @@ def build(root: beam.Pipeline, run: Run) -> None:
 
 
 def identity_here(run: Run) -> EngineIdentity:
-    """The identity of this process' engine."""
+    """The identity of this process' engine, with the batch size that fits where that is to be found out."""
+    if finds_batch_size(run.config):
+        run = run.with_batch_size(worker.fitting_batch_size(run))
     with worker.engine_of(run) as engine:
         return engine.identity
 

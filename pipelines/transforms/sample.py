@@ -1,5 +1,6 @@
 """Jobs of a shard -> images, written in the step that makes them, and their manifest rows, or rejects."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 
 import apache_beam as beam
@@ -25,9 +26,10 @@ def batches(jobs: Iterable[PlannedJob], size: int) -> Iterator[dict[str, Planned
         yield {image_id: by_id[image_id] for image_id in ids[start : start + size]}
 
 
-def sample(jobs: Mapping[str, PlannedJob], run: Run) -> Iterator[WriteResult]:
-    """Makes the images of a batch and hands each to the sink as soon as it is there.
+def sample(groups: Iterable[Mapping[str, PlannedJob]], run: Run) -> Iterator[WriteResult]:
+    """Makes the images of batches that can share compiled ones, and hands each to the sink as soon as it is there.
 
+    The devices go on from one batch to the next without a pause, and the sink is given one batch at a time.
     Gives their manifest rows, or what went wrong.
 
     Raises:
@@ -35,12 +37,20 @@ def sample(jobs: Mapping[str, PlannedJob], run: Run) -> Iterator[WriteResult]:
     """
     reporter = worker.reporter_of(run.progress)
     failed: list[WriteResult] = []
+    batch_of: dict[str, int] = {}
+
+    def planned() -> Iterator[PlannedJob]:
+        for number, jobs in enumerate(groups):
+            batch_of.update(dict.fromkeys(jobs, number))
+            yield from jobs.values()
+
     with worker.engine_of(run) as engine:
         check_identity(engine.identity, run)
-        results = _images(engine.run(_tasks(engine, jobs, failed)), reporter, failed)
-        for written in sink_of(run).write(results):
-            reporter.add("failed" if written.problem else "made")
-            yield written
+        results = _images(engine.run(_tasks(engine, planned(), failed)), reporter, failed)
+        for _, of_batch in itertools.groupby(results, lambda result: batch_of[result.metadata["id"]]):
+            for written in sink_of(run).write(of_batch):
+                reporter.add("failed" if written.problem else "made")
+                yield written
     reporter.doing("")
     for problem in failed:
         reporter.add("failed")
@@ -58,9 +68,10 @@ def check_identity(own: EngineIdentity, run: Run) -> None:
         )
 
 
-def _tasks(engine: Engine, jobs: Mapping[str, PlannedJob], failed: list[WriteResult]) -> Iterator[Task]:
+def _tasks(engine: Engine, jobs: Iterable[PlannedJob], failed: list[WriteResult]) -> Iterator[Task]:
     """The jobs as the engine takes them; adds those of `failed`, with the reason, that can't be done any more."""
-    for image_id, planned in jobs.items():
+    for planned in jobs:
+        image_id = planned.id
         try:
             task = engine.prepare(planned.to_job(), planned.notes)
         except Exception as error:  # what could be read when it was planned can be gone
@@ -99,15 +110,15 @@ def _problem_of(result: Result) -> str | None:
 
 def sampled(_: str, jobs: Iterable[PlannedJob], run: Run) -> Iterator[Element]:
     """The jobs of a shard -> manifest rows, a reject for each image that could not be made, and counts."""
-    for batch in batches(jobs, run.config.run.host_batch):
-        for image_id, row, problem in sample(batch, run):
-            if row is None:
-                job = batch[image_id]
-                yield Reject(job.source, job.line, shortened(job.job["prompt"]), problem or "")
-                yield from counts(failed=1)
-            else:
-                yield ManifestRow(image_id, row)
-                yield from counts(made=1)
+    by_id = {job.id: job for job in jobs}
+    for image_id, row, problem in sample(batches(by_id.values(), run.config.run.host_batch), run):
+        if row is None:
+            job = by_id[image_id]
+            yield Reject(job.source, job.line, shortened(job.job["prompt"]), problem or "")
+            yield from counts(failed=1)
+        else:
+            yield ManifestRow(image_id, row)
+            yield from counts(made=1)
 
 
 class Sample(beam.PTransform):

@@ -1,7 +1,9 @@
 """The devices of an engine, what lies on them, and the programs that are compiled for them."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +22,7 @@ _MAX_KEPT = 4 << 30
 class Program(NamedTuple):
     """A function of parameters and inputs, as it is mapped over devices.
 
-    key: with the structure of the parameters, all that it depends on.
+    key: with the structure of the parameters and the shapes of the inputs, all that it depends on.
     function: (parameters, inputs) -> outputs, for one device's share; pure.
     inputs: how they lie over the devices: a partition spec, or a tree of such that begins as they do.
     outputs: likewise.
@@ -53,7 +55,9 @@ class Devices:
         """Compiles and puts nothing yet."""
         self.all = tuple(devices)
         self.mesh = Mesh(np.array(self.all), ("data",))
-        self._programs: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
+        # Those that another thread compiles just now are there already.
+        self._programs: OrderedDict[Any, Future[Callable[..., Any]]] = OrderedDict()
+        self._lock = threading.Lock()
         self._kept: OrderedDict[str, Any] = OrderedDict()
 
     def put(self, tree: Any, sharding: Any) -> Any:
@@ -71,29 +75,45 @@ class Devices:
         return self._kept[digest]
 
     def compiled(self, program: Program, params: Any, inputs: Any) -> Callable[[Any, Any], Any]:
-        """A program mapped over the devices, compiled once for its key, for parameters and inputs that lie on them."""
-        place = program.key, jax.tree.structure(params)  # an adapter may bring a bias to layers that have none
-        if place not in self._programs:
-            program.on_compile()
+        """A program mapped over the devices, compiled once for its key, for parameters and inputs that lie on them.
 
-            # A function of its own: of a partial one JAX takes the repr, with every array of a model in it.
-            def share(params: Any, inputs: Any) -> Any:
-                return program.function(params, inputs)
-
-            # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
-            mapped = jax.shard_map(
-                share,
-                mesh=self.mesh,
-                in_specs=(REPLICATED, program.inputs),
-                out_specs=program.outputs,
-                check_vma=False,
-            )
-            options = compiler_options(self.all[0].platform)
-            self._programs[place] = jax.jit(mapped).lower(params, inputs).compile(options)
+        Whoever asks while another thread compiles it waits for that.
+        """
+        # An adapter may bring a bias to layers that have none; batches of several sizes share these programs.
+        place = program.key, jax.tree.structure(params), shapes_of(inputs)
+        with self._lock:
+            known = self._programs.get(place)
+            program_to_be = known or self._programs.setdefault(place, Future())
+            self._programs.move_to_end(place)
             while len(self._programs) > _MAX_PROGRAMS:
                 self._programs.popitem(last=False)
-        self._programs.move_to_end(place)
-        return self._programs[place]
+        if known is None:
+            try:
+                program_to_be.set_result(self._compile(program, params, inputs))
+            except BaseException as error:
+                program_to_be.set_exception(error)
+                with self._lock:
+                    self._programs.pop(place, None)
+        return program_to_be.result()
+
+    def _compile(self, program: Program, params: Any, inputs: Any) -> Callable[[Any, Any], Any]:
+        program.on_compile()
+
+        # A function of its own: of a partial one JAX takes the repr, with every array of a model in it.
+        def share(params: Any, inputs: Any) -> Any:
+            return program.function(params, inputs)
+
+        # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
+        mapped = jax.shard_map(
+            share,
+            mesh=self.mesh,
+            in_specs=(REPLICATED, program.inputs),
+            out_specs=program.outputs,
+            check_vma=False,
+        )
+        compiled: Callable[[Any, Any], Any]
+        compiled = jax.jit(mapped).lower(params, inputs).compile(compiler_options(self.all[0].platform))
+        return compiled
 
     def run(self, program: Program, params: Any, inputs: Any) -> Any:
         """Runs a program with parameters on the devices, and inputs there or on the host."""

@@ -1,8 +1,9 @@
 """Passes on devices: each takes the state of a batch and leaves it changed, all dispatched alike over the devices."""
 
+import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,6 +117,24 @@ class Execution:
     def merged_loras(self) -> Any:
         """What was merged last into the model's weights."""
         return self._merged[0]
+
+    def on(self, devices: Devices, batch_size: int) -> "Execution":
+        """The same with the programs of other devices, and batches of another size; it shares the parameters."""
+        other = copy.copy(self)
+        other.devices, other._batch_size = devices, batch_size
+        return other
+
+    def begin(self, tasks: list[Task], library: OpenLibrary) -> tuple[BatchState, int]:
+        """Dispatches the passes of tasks up to the first that waits for what the devices make; gives its place."""
+        state, passes = start_of(tasks), tasks[0].passes
+        count = next((place for place, each in enumerate(passes) if awaits_images(each)), len(passes))
+        self.run_all(state, range(count), library)
+        return state, count
+
+    def run_all(self, state: BatchState, places: Iterable[int], library: OpenLibrary) -> None:
+        """Runs those passes of a batch that are in some places."""
+        for place in places:
+            self.run([task.passes[place] for task in state.tasks], state, library)
 
     def run(self, each: Sequence[Pass], state: BatchState, library: OpenLibrary) -> None:
         """Runs one pass for all tasks of a batch; `each` are its passes, one for each task, of one key."""
@@ -382,6 +401,12 @@ class Execution:
             return images, finite, np.zeros_like(finite)
         wider, mended = (np.asarray(array) for array in self._decoded(model, given, params, "float32"))
         return np.where(finite[:, None, None, None], images, wider), finite | mended, ~finite
+
+    @staticmethod
+    def begin_fetching(state: BatchState) -> None:
+        """Lets what was decoded come to the host as soon as the devices have it, without waiting for it."""
+        for array in state.decoded or ():
+            array.copy_to_host_async()
 
     def images(self, state: BatchState) -> UInt8[np.ndarray, "b h w 3"]:
         """The images of a batch, on the host."""

@@ -293,9 +293,29 @@ Job.__doc__ = f"{Job.__doc__}\n{attributes(FIELDS.values())}"
 IMAGE_FIELDS = {name: field.paths for name, field in FIELDS.items() if field.paths}
 
 
+def changed(job: Job, **values: Any) -> Job:
+    """The job with other values of some fields, as `dataclasses.replace` makes it; of the others none is checked again.
+
+    Raises:
+      JobError: for a value that its field can't have, and where those of several fields don't go together.
+    """
+    if "sampler" in values and job.schedule is not None:
+        values = {"schedule": job.schedule, **values}  # a sampler's name may tell another one
+    made = object.__new__(Job)
+    fields = vars(made)
+    fields.update(vars(job))
+    fields.update(check_each(values))
+    given = given_of(fields).keys()
+    rules.check_rules(fields, given)
+    rules.check_needs(FIELDS, fields, given)
+    return made
+
+
 def given_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some canonical values that are not at their fields' defaults."""
-    return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
+    defaults = _DEFAULTS
+    # Most are the defaults themselves.
+    return {name: value for name, value in values.items() if value is not defaults[name] and value != defaults[name]}
 
 
 def check(name: str, value: Any) -> Any:

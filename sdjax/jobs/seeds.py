@@ -1,12 +1,11 @@
 """Seeds of rows that name none, and of their repeats."""
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from sdjax.jobs.image_id import canonical_json
-from sdjax.jobs.job import RANDOM_SEED, Job
+from sdjax.jobs.job import RANDOM_SEED, Job, changed
 
 # Of derived seeds: so many that no two of a large run fall together, within the whole numbers of any JSON reader. torch
 # sees the low 32 bits of a seed alone.
@@ -33,7 +32,7 @@ def repeated(job: Job, row: Mapping[str, Any], repeats: int, run_seed: int) -> t
       JobError: if the last seed would be too large.
     """
     if job.seed is None:
-        return tuple(dataclasses.replace(job, seed=derived_seed(run_seed, row, repeat)) for repeat in range(repeats))
+        return tuple(changed(job, seed=derived_seed(run_seed, row, repeat)) for repeat in range(repeats))
     if job.seed == RANDOM_SEED:
         return (job,) * repeats
-    return tuple(dataclasses.replace(job, seed=job.seed + repeat) for repeat in range(repeats))
+    return tuple(changed(job, seed=job.seed + repeat) for repeat in range(repeats))

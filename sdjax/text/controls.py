@@ -32,7 +32,7 @@ def read_controls(text: str) -> tuple[Control, ...]:
     Raises:
       ControlError: if it can't be read.
     """
-    return tuple(_read(each.strip()) for each in text.split(";") if each.strip())
+    return tuple(_read(each.strip()) for each in text.split(";") if each.strip()) if text else ()
 
 
 def to_text(controls: Sequence[Control]) -> str:

@@ -52,6 +52,11 @@ class PromptTokenizer:
         self.left_as_text: dict[str, str] = {}
         self._vectors = vectors
 
+    @property
+    def has_embeddings(self) -> bool:
+        """Whether there are any that a prompt can name."""
+        return bool(self._vectors)
+
     def embedding_ids(self, name: str) -> range:
         """The ids of an embedding's vectors."""
         if name not in self.embeddings:

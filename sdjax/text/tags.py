@@ -105,6 +105,8 @@ def read_list(kind: str, text: str) -> tuple[Tag, ...]:
     Raises:
       TagError: if it can't be read.
     """
+    if not text:
+        return ()
     found = cut(text)
     if found.problems:
         raise TagError(found.problems[0][1])

@@ -4,6 +4,7 @@ All syntaxes end in one form: readings (token ids, a weight for each, which toke
 readings) and a schedule (which text each step sees).
 """
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -36,6 +37,8 @@ from sdjax.text.tokenizer import Tokenizer
 
 # How many problems of a prompt are listed one by one.
 _MOST_PROBLEMS = 10
+# Prompts that are kept as they were read: negative prompts come again and again, and prompts with every seed.
+_MOST_READ = 256
 _NO_EMBEDDINGS: Mapping[str, int] = types.MappingProxyType({})
 
 
@@ -178,6 +181,18 @@ def tokenize_prompt(
 
 
 def _read(name: str, kind: Syntax, prompt_tokenizer: PromptTokenizer, prompt: str, span: Pass) -> ReadPrompt:
+    """A prompt as it is read; where no embedding can be in it, one that comes again is read once."""
+    if prompt_tokenizer.has_embeddings:
+        return _read_once(name, kind, prompt_tokenizer, prompt, span)
+    return _read_plain(name, kind, prompt_tokenizer.tokenizer, prompt, span)
+
+
+@functools.lru_cache(maxsize=_MOST_READ)
+def _read_plain(name: str, kind: Syntax, tokenizer: Tokenizer, prompt: str, span: Pass) -> ReadPrompt:
+    return _read_once(name, kind, PromptTokenizer(tokenizer, _NO_EMBEDDINGS), prompt, span)
+
+
+def _read_once(name: str, kind: Syntax, prompt_tokenizer: PromptTokenizer, prompt: str, span: Pass) -> ReadPrompt:
     try:
         prompt_tokenizer.left_as_text.clear()
         result = kind.read(prompt_tokenizer, prompt, name == "negative_prompt", span)

@@ -1,6 +1,7 @@
 import dataclasses
 import platform
 import re
+import threading
 from collections import Counter
 from typing import Any
 
@@ -311,3 +312,30 @@ def test_half_precision_draws_nearly_the_same(tiny_folder, images, dtype):
 def test_jobs_are_taken_only_as_far_as_they_can_be_worked_on(engine, images):
     many = (dataclasses.replace(DETERMINISTIC[0], seed=seed) for seed in range(1000))
     assert taken_for_the_first(engine, many) == 2 * engine.images_per_batch
+
+
+def test_the_program_of_another_size_is_compiled_while_batches_before_it_run(tiny):
+    other = threading.Event()
+    one = jax.local_devices()[:1]
+    engine = Engine(tiny, batch_size=1, devices=one, on_compile=lambda bucket: bucket.width == 32 and other.set())
+    jobs = [sdjax.Job(prompt="a cat", seed=seed, steps=2, sampler="euler", width=16, height=16) for seed in range(4)]
+    jobs.append(dataclasses.replace(jobs[0], width=32))
+    results = engine.run(map(engine.prepare, jobs))
+    first = next(results)
+    assert other.wait(120), "this thread asks for no program while it waits"
+    found = [first, *results]
+    assert [(result.metadata["seed"], result.metadata["width"]) for result in found] == [
+        *((seed, 16) for seed in range(4)),
+        (0, 32),
+    ]
+    [alone] = Engine(tiny, batch_size=1, devices=one).run([engine.prepare(jobs[-1])])
+    assert np.array_equal(alone.image, found[-1].image)
+
+
+def test_an_iterator_of_results_that_is_closed_leaves_no_thread(tiny):
+    engine = Engine(tiny, batch_size=1)
+    before = threading.active_count()
+    results = engine.run(engine.prepare(each) for each in JOBS)
+    next(results)
+    results.close()
+    assert threading.active_count() <= before

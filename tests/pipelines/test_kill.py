@@ -66,8 +66,9 @@ def command(tiny_folder, tmp_path_factory) -> list[str | Path]:
 
 def test_a_run_killed_again_and_again_goes_on_where_it_was(command, tmp_path):
     left = []
-    # Early in the run, in its middle, and when the metadata are about to be written.
-    for files in (3, ROWS // 2, ROWS + 2):
+    # Early in the run (up to nine of the files are a lock and what eight threads write just then), in its middle, and
+    # when the metadata are about to be written.
+    for files in (12, ROWS // 2, ROWS + 2):
         assert killed(command, tmp_path, files, 0.0)
         left.append(len(list(tmp_path.glob("images/*/[0-9a-f]*"))))
     assert 0 < left[0] < left[1] < left[2] == ROWS

@@ -3,17 +3,23 @@
 import dataclasses
 import random
 import re
+from collections.abc import Iterable, Iterator
 
 import pytest
 from PIL import Image
 
 from pipelines import worker
 from pipelines.config import RunConfigError
+from pipelines.config.sections import replaced
 from pipelines.elements import ManifestRow, PlannedJob, counts
+from pipelines.sinks.files import FilesSink
+from pipelines.sinks.sink import WriteResult
 from pipelines.sources.prompts import Reject
 from pipelines.sources.rows import Row
 from pipelines.transforms.plan import plan
 from pipelines.transforms.sample import batches, sampled
+from sdjax.engine.engine import Result
+from sdjax.storage import StorageError
 
 
 def planned(run, line: int = 1, **values) -> PlannedJob:
@@ -81,3 +87,29 @@ def test_an_image_whose_files_have_changed_since_it_was_planned_fails_alone(run)
     [reject] = [each for each in found if isinstance(each, Reject)]
     assert reject.line == 1 and "has changed since this was planned" in reject.reason
     assert [each.id for each in found if isinstance(each, ManifestRow)] == [same.id]
+
+
+def test_a_shard_is_one_stream_of_whole_batches_and_the_sink_gets_one_batch_at_a_time(run, monkeypatch):
+    """Also where the compiled batch and the batches of the sink do not divide each other."""
+    jobs = [planned(run, seed=seed) for seed in range(7)]
+    given: list[list[str]] = []
+    write = FilesSink.write
+
+    def noted(sink: FilesSink, results: Iterable[Result]) -> Iterator[WriteResult]:
+        taken: list[str] = []
+        given.append(taken)
+        return write(sink, (taken.append(result.metadata["id"]) or result for result in results))
+
+    monkeypatch.setattr(FilesSink, "write", noted)
+    config = replaced(run.config, {"run.host_batch": 3})
+    found = list(sampled("", jobs, run._replace(config=config)))
+    ids = sorted(job.id for job in jobs)
+    assert given == [ids[:3], ids[3:6], ids[6:]]
+    assert [each.id for each in found if isinstance(each, ManifestRow)] == ids
+
+
+def test_an_image_that_can_not_be_stored_ends_the_bundle_with_the_reason(run, tmp_path):
+    job = planned(run, seed=1)
+    (tmp_path / "images").write_text("no folder")
+    with pytest.raises(StorageError, match="images"):
+        list(sampled("", [job], run))
