@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from sdjax.models import flash_attention
 from sdjax.models.convolution import Conv
 
 # Above this many query-key pairs per head the CPU takes queries in chunks: the whole matrix of scores
 # no longer fits its caches (measured: 263 ms against 1261 ms at 4096 tokens, 8 heads of 40).
 _CHUNKED_FROM = 1024 * 1024
 _QUERY_CHUNK = 512
-# And other devices above this many, where the scores of one head take 256 MB.
-_CHUNKED_EVERYWHERE_FROM = 8192 * 8192
 
 
 def _scores_to_values(
@@ -64,12 +63,14 @@ def dot_product_attention(
 
     Scores and softmax are float32 whatever the inputs are, which is what `upcast_attention` asks for.
     """
-    pairs = query.shape[1] * key.shape[1]
-    if mask is None and pairs > _CHUNKED_FROM:
-        whole = functools.partial(_scores_to_values, mask=None)
-        elsewhere = _chunked if pairs > _CHUNKED_EVERYWHERE_FROM else whole
-        return lax.platform_dependent(query, key, value, cpu=_chunked, default=elsewhere)
-    return _scores_to_values(query, key, value, mask)
+    if mask is not None:
+        return _scores_to_values(query, key, value, mask)
+    whole = functools.partial(_scores_to_values, mask=None)
+    queries, keys, width = query.shape[1], key.shape[1], query.shape[3]
+    on_cpu = _chunked if queries * keys > _CHUNKED_FROM else whole
+    kernels = flash_attention.kernels(queries, keys, width, query.dtype)
+    elsewhere = functools.partial(flash_attention.in_chunks, whole)
+    return lax.platform_dependent(query, key, value, cpu=on_cpu, **kernels, default=elsewhere)
 
 
 class Attention(nn.Module):
