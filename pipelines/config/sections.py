@@ -56,7 +56,8 @@ class ModelSection(Section, section="model"):
     vae_dtype: str | None = key(
         None,
         one_of(DTYPES),
-        "precision of the VAE; by default `model.dtype`, or float32 if its config says that it overflows",
+        "precision of the VAE; by default `model.dtype`, or float32 if that is float16 and its config says that it "
+        "overflows",
     )
 
 

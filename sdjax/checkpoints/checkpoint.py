@@ -89,10 +89,13 @@ def check_fit(where: str, family: Family, configs: Configs) -> None:
 
 
 def vae_dtype_of(config: VAEConfig, dtype: DTypeLike, asked: DTypeLike | None) -> DTypeLike:
-    """The dtype of a VAE: as asked for, else float32 for one that overflows in half precision, else the model's."""
+    """The dtype of a VAE: as asked for, else float32 for one that overflows in float16, else the model's.
+
+    bfloat16 has the range of float32, and so no VAE overflows in it (diffusers upcasts from float16 alone, too).
+    """
     if asked is not None:
         return asked
-    return jnp.float32 if config.force_upcast else dtype
+    return jnp.float32 if config.force_upcast and jnp.dtype(dtype) == jnp.float16 else dtype
 
 
 def load_family(
@@ -107,7 +110,7 @@ def load_family(
     Args:
       chosen: the tensor of each parameter, by network.
       dtype: of the parameters in memory.
-      vae_dtype: of the VAE's; None is float32 if its config has `force_upcast`, else `dtype`.
+      vae_dtype: of the VAE's; None is as `vae_dtype_of` says.
 
     Returns and raises what `load_networks` does.
     """

@@ -168,7 +168,7 @@ def read_diffusers_folder(
         `params` and `digest` are empty.
       upscaler: whether it has to be an upscaler's, or that of a model which makes images of text alone.
       vae: takes the place of the folder's own, which need not be there then.
-      vae_dtype: of the VAE's parameters; None is float32 if its config has `force_upcast`, else `dtype`.
+      vae_dtype: of the VAE's parameters; None is as `vae_dtype_of` says.
       prediction_type: takes the place of the scheduler's.
       pickled: whether pickled weights are taken where there are no others.
       hashed: whether the names of tensors are checked and files are hashed though no tensor is read.

@@ -91,7 +91,7 @@ def read_file(
     Args:
       dtype: of the parameters in memory. None reads the file's header and no tensor: `params` and `digest` are empty.
       vae: takes the place of the file's own, which need not be there then.
-      vae_dtype: of the VAE's parameters; None is float32 if its config has `force_upcast`, else `dtype`.
+      vae_dtype: of the VAE's parameters; None is as `vae_dtype_of` says.
       config: a YAML file of the original code, or a folder of diffusers' configs (`unet/config.json`, ...,
         `scheduler/scheduler_config.json`, and maybe `tokenizer/`); None looks for a YAML file beside.
       prediction_type: "epsilon", "v_prediction" or "sample", whatever else says so.

@@ -40,7 +40,7 @@ def read_x4_file(
     Args:
       dtype: of the parameters in memory. None reads the file's header and no tensor: there are no parameters then; the
         file is hashed all the same.
-      vae_dtype: of the VAE's parameters; None is float32 if its config has `force_upcast`, else `dtype`.
+      vae_dtype: of the VAE's parameters; None is as `vae_dtype_of` says.
       pickled: whether the file may be a pickled one.
 
     Raises:

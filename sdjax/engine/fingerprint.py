@@ -1,7 +1,9 @@
 """What besides job and model decides the bits of an image, read where the devices are."""
 
+import functools
 import importlib.metadata
 import json
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,12 @@ from sdjax.version import __version__
 
 # Packages besides JAX that decide bits: the networks' layers, noise and tables on the host, token ids.
 PACKAGES = ("flax", "numpy", "tokenizers", "transformers")
+# And those that do on a kind of accelerator, by patterns of their names, if they are installed: its compiler, and the
+# libraries with its kernels. Elsewhere they are part of jaxlib.
+_DEVICE_PACKAGES = {
+    "tpu": "libtpu",
+    "gpu": r"jax-(cuda|rocm)\d+-plugin|nvidia-(cublas|cuda-nvcc|cudnn|nvjitlink|nvvm)(-cu\d+)?",
+}
 
 
 class EngineIdentity(NamedTuple):
@@ -81,6 +89,18 @@ def fingerprint_of(model: Model, batch_size: int, device: jax.Device) -> dict[st
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         **in_fingerprint(),
     }
+    if packages := device_packages(device.platform):
+        found["device_packages"] = packages
     if model.vae_dtype != jnp.dtype(vae_dtype_of(model.vae.config, DTYPES[model.dtype], None)).name:
         found["vae_dtype"] = model.vae_dtype
     return found
+
+
+@functools.cache
+def device_packages(platform: str) -> str:
+    """The packages that decide bits on a platform ("cpu", "gpu", "tpu"), as "name version; name version", sorted."""
+    if platform not in _DEVICE_PACKAGES:
+        return ""
+    pattern = re.compile(_DEVICE_PACKAGES[platform])
+    installed = {each.name.lower().replace("_", "-"): each.version for each in importlib.metadata.distributions()}
+    return "; ".join(f"{name} {version}" for name, version in sorted(installed.items()) if pattern.fullmatch(name))

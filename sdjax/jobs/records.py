@@ -67,6 +67,8 @@ _OTHERS = (
     _column("dtype", DECIDED, "The floating-point type of the networks' arithmetic."),
     _column("vae_dtype", DECIDED, "The same of the VAE's."),
     _column("vae_tile", DECIDED, "The side of the VAE's tiles in pixels.", json="integer", optional=True),
+    _column("device_packages", DECIDED, "Packages with an accelerator's compiler and kernels, and their versions.",
+            optional=True),
     _column("settings", DECIDED, "Settings of XLA and JAX that are not the defaults, as JSON.", optional=True),
     _column("lora_mode", DECIDED, "Whether LoRAs were merged into the weights or ran beside them.", optional=True),
     _column("extensions", DECIDED, "What other packages add that acted: group, name, distribution, version and sha256.",

@@ -1,11 +1,14 @@
 """Scaled dot-product attention and the transformer blocks of the UNet."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from sdjax.models import flash_attention
 from sdjax.models.convolution import Conv
 
 # Queries of a block on the CPU, and heads: a block's scores stay in the caches, and two cores have a head each
@@ -13,8 +16,6 @@ from sdjax.models.convolution import Conv
 _QUERY_CHUNK, _HEAD_CHUNK = 128, 2
 # Scores that the CPU computes in one block, 4 MB of them.
 _ONE_BLOCK = 1024 * 1024
-# Above this many query-key pairs other devices take queries in chunks: the scores of one head take 256 MB.
-_CHUNKED_EVERYWHERE_FROM = 8192 * 8192
 
 
 def _scores_to_values(
@@ -94,11 +95,15 @@ def dot_product_attention(
 
     Scores and softmax are float32 whatever the inputs are, which is what `upcast_attention` asks for.
     """
-    if mask is not None and mask.shape[1] > 1:
-        return _scores_to_values(query, key, value, mask)
-    pairs = query.shape[1] * key.shape[1]
-    elsewhere = _in_blocks if pairs > _CHUNKED_EVERYWHERE_FROM else _scores_to_values
-    return lax.platform_dependent(query, key, value, mask, cpu=_in_blocks, default=elsewhere)
+    if mask is not None:
+        if mask.shape[1] > 1:
+            return _scores_to_values(query, key, value, mask)
+        return lax.platform_dependent(query, key, value, mask, cpu=_in_blocks, default=_scores_to_values)
+    whole = functools.partial(_scores_to_values, mask=None)
+    kernels = flash_attention.kernels(query.shape[1], key.shape[1], query.shape[3], query.dtype)
+    elsewhere = functools.partial(flash_attention.in_chunks, whole)
+    on_cpu = functools.partial(_in_blocks, mask=None)
+    return lax.platform_dependent(query, key, value, cpu=on_cpu, **kernels, default=elsewhere)
 
 
 class Attention(nn.Module):

@@ -96,7 +96,9 @@ def test_half_precision_is_read_as_it_is(dtype: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(params["unet"]["conv_in"]["kernel"], kernel.transpose(2, 3, 1, 0))
     halves = read_file(file, dtype).params
     assert {leaf.dtype for leaf in jax.tree.leaves(halves["unet"])} == {jnp.dtype(dtype)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(halves["vae"])} == {jnp.dtype(np.float32)}
+    # The VAE overflows in float16 alone.
+    of_vae = np.float32 if dtype == np.float16 else dtype
+    assert {leaf.dtype for leaf in jax.tree.leaves(halves["vae"])} == {jnp.dtype(of_vae)}
 
 
 def test_fused_projections_are_taken_apart(files: Callable[[str], Path]) -> None:

@@ -142,8 +142,19 @@ def test_a_file_of_something_else_is_named(sd1_folder: Path, tmp_path: Path) -> 
         sdjax.load(sd1_folder, vae=tmp_path / "nowhere.safetensors")
 
 
-@pytest.mark.parametrize(("asked", "given"), [(None, "float32"), ("float16", "float16"), ("bfloat16", "bfloat16")])
-def test_the_vaes_dtype_can_be_said(asked: str | None, given: str, sd1_folder: Path, sd1: sdjax.Model) -> None:
-    model = sdjax.load(sd1_folder, dtype="bfloat16", vae_dtype=asked)
+@pytest.mark.parametrize(
+    ("dtype", "asked", "given"),
+    [
+        ("bfloat16", None, "bfloat16"),
+        ("float16", None, "float32"),  # it overflows, as its config says
+        ("float16", "float16", "float16"),
+        ("bfloat16", "float16", "float16"),
+        ("bfloat16", "float32", "float32"),
+    ],
+)
+def test_the_vaes_dtype_can_be_said(
+    dtype: str, asked: str | None, given: str, sd1_folder: Path, sd1: sdjax.Model
+) -> None:
+    model = sdjax.load(sd1_folder, dtype=dtype, vae_dtype=asked)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params["vae"])} == {model.vae_dtype} == {given}
     assert model.digest == sd1.digest

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import sdjax
+from sdjax.engine import latents
 from tests import toys
 from tests.results import make, same
 
@@ -38,6 +39,17 @@ def test_an_image_of_four_tiles_is_decoded_at_once(tiny):
     small = dataclasses.replace(JOBS[0], width=32)
     prepared = [engine_of(tiny, 1, vae_tile=tile).prepare(small) for tile in (16, 512, 0)]
     assert len({task.id for task in prepared}) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_batch_of_many_pixels_is_decoded_in_groups(tiny, monkeypatch, at_once):
+    jobs = [dataclasses.replace(job, guidance_scale=1.0, steps=1) for job in JOBS[:3]]
+    whole = make(sdjax.Engine(tiny, batch_size=3, devices=jax.local_devices()[:1]), jobs)
+    monkeypatch.setattr(latents, "_PIXELS_AT_ONCE", at_once * 64 * 32)
+    grouped = make(sdjax.Engine(tiny, batch_size=3, devices=jax.local_devices()[:1]), jobs)
+    for ours, theirs in zip(grouped, whole, strict=True):
+        assert ours.finite
+        assert np.abs(ours.image.astype(int) - theirs.image.astype(int)).max() <= 1
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import jax
 import PIL
 
 import sdjax
-from sdjax.engine.fingerprint import EngineIdentity, fingerprint_of, identity_of
+from sdjax.engine.fingerprint import EngineIdentity, device_packages, fingerprint_of, identity_of
 
 IDENTITY = EngineIdentity("a", None, None, "12.0", (("batch_size", 4), ("jax", "0.9")))
 
@@ -23,6 +23,19 @@ def test_an_engine_has_the_identity_of_its_model_its_devices_and_its_packages(ti
     assert engine.identity == identity_of(tiny, None, 2, jax.devices()[0])
     assert engine.identity[:4] == (tiny.digest, tiny.file_digest, None, PIL.__version__)
     assert dict(engine.identity.fingerprint) == engine.fingerprint == fingerprint_of(tiny, 2, jax.devices()[0])
+
+
+def test_on_an_accelerator_the_packages_with_its_compiler_and_kernels_count(tmp_path, monkeypatch):
+    for name in ("libtpu-0.0.42.1", "nvidia_cudnn_cu13-9.12.0", "nvidia_cufft-12.0.0", "jax_cuda13_plugin-0.10.2"):
+        folder = tmp_path / f"{name}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text("Name: {}\nVersion: {}\n".format(*name.split("-")))
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    device_packages.cache_clear()
+    assert device_packages("tpu") == "libtpu 0.0.42.1"
+    assert device_packages("gpu") == "jax-cuda13-plugin 0.10.2; nvidia-cudnn-cu13 9.12.0"
+    assert device_packages("cpu") == ""
+    device_packages.cache_clear()
 
 
 def test_what_differs_is_told_with_both_values():

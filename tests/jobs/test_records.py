@@ -36,7 +36,7 @@ from tests.results import make
 
 SMALL = {"width": 16, "height": 16, "steps": 1, "sampler": "euler", "seed": 2**64 - 1}
 # Settings of XLA and JAX that are not the defaults, and what other packages add: of which there is nothing here.
-NOT_HERE = {"settings", "extensions"}
+NOT_HERE = {"settings", "extensions", "device_packages"}
 TYPES: Mapping[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 

@@ -34,11 +34,11 @@ def test_sums_over_many_keys_do_not_overflow(tokens: int) -> None:
     np.testing.assert_array_equal(np.asarray(found, np.float32), 200)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_no_platform_makes_the_whole_matrix_of_many_scores(platform: str) -> None:
+@pytest.mark.parametrize(("platform", "chunk"), [("cpu", "8200x128"), ("cuda", "2734x8200"), ("tpu", "2734x8200")])
+def test_no_platform_makes_the_whole_matrix_of_many_scores(platform: str, chunk: str) -> None:
     tokens = jax.ShapeDtypeStruct((1, 8200, 1, 4), jnp.float32)
     lowered = jax.jit(dot_product_attention).trace(tokens, tokens, tokens).lower(lowering_platforms=(platform,))
-    assert ("8200x128" if platform == "cpu" else "512x8200") in lowered.as_text()
+    assert chunk in lowered.as_text()
     assert "8200x8200" not in lowered.as_text()
 
 
