@@ -23,13 +23,11 @@ UNETS = {
 @functools.cache
 def parts(name):
     network = networks.NETWORKS[UNETS[name]]
-    return (
-        UNet(network.config),
-        {"params": network.params()},
-        tuple(map(jnp.asarray, networks.inputs(network).values())),
-    )
+    inputs = tuple(map(jnp.asarray, networks.inputs(network).values()))
+    return UNet(network.config), {"params": network.params()}, inputs
 
 
+@functools.cache
 def predictions(name, branch, later):
     """Of a whole evaluation, and of one at `later` timesteps with its deep features; and those features."""
     unet, params, (sample, timesteps, *others) = parts(name)
@@ -45,21 +43,21 @@ def predictions(name, branch, later):
     return tuple(map(np.asarray, both(params, sample, timesteps, others)))
 
 
-@pytest.mark.parametrize("name", UNETS)
-def test_deep_features_of_the_same_evaluation_change_nothing_at_any_branch(name):
+# Of sd1 that of `conv_in`, of a layer, of a downsampler, and the last; of others some.
+@pytest.mark.parametrize("name, branch", [*(("sd1", branch) for branch in (0, 1, 2, 5)), ("sd2", 3), ("odd", 4)])
+def test_deep_features_of_the_same_evaluation_change_nothing(name, branch):
     unet, params, inputs = parts(name)
     plain = np.asarray(jax.jit(unet.apply)(params, *inputs))
-    for branch in range(unet.config.skip_connections):
-        whole, reused, _ = predictions(name, branch, 0.0)
-        np.testing.assert_allclose(whole, plain, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(reused, plain, rtol=1e-4, atol=1e-5)
+    whole, reused, _ = predictions(name, branch, 0.0)
+    np.testing.assert_allclose(whole, plain, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reused, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_of_another_evaluation_they_change_little_and_less_at_inner_branches():
     unet, params, (sample, timesteps, *others) = parts("sd1")
     later = np.asarray(jax.jit(unet.apply)(params, sample, timesteps + 40.0, *others))
-    errors = [networks.relative_error(predictions("sd1", branch, 40.0)[1], later) for branch in (0, 3, 5)]
-    assert errors[0] > errors[1] > errors[2] > 0
+    errors = [networks.relative_error(predictions("sd1", branch, 40.0)[1], later) for branch in (0, 5)]
+    assert errors[0] > errors[1] > 0
 
 
 def test_only_the_layers_above_the_branch_are_computed():

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sdjax.models.attention import SpatialTransformer
 from sdjax.models.token_merging import MAX_RATIO, PLACES, match, token_merging, windows
@@ -46,11 +44,10 @@ def by_hand(x, size, places, ratio):
     return result, len(x) - len(merged)
 
 
-@given(
-    seed=st.integers(0, 1000),
-    size=st.sampled_from([(2, 2), (4, 6), (5, 4), (3, 7)]),
-    ratio=st.sampled_from([0.0, 0.1, 0.5, MAX_RATIO]),
-)
+CASES = [(0, (4, 6), 0.0), (1, (4, 6), 0.3), (2, (4, 6), MAX_RATIO), (3, (5, 7), 0.5), (4, (2, 2), 0.5)]
+
+
+@pytest.mark.parametrize("seed, size, ratio", CASES)
 def test_tokens_are_averaged_with_those_they_are_most_like(seed, size, ratio):
     x, places = tokens_of(seed, size), places_of(seed, size)
     merge = match(jnp.asarray(x), size, jnp.asarray(places), ratio)
