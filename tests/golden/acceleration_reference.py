@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
 import tgate
 import tomesd
@@ -32,7 +33,7 @@ def _same_destinations(pipeline: Any, job: sdjax.Job) -> Iterator[None]:
     def randint(high: int, size: tuple[int, ...], **_: Any) -> torch.Tensor:
         nonlocal layer
         layer += 1
-        words = to_seed_words(job.seed or 0)[None]
+        words = jnp.asarray(to_seed_words(job.seed or 0)[None])
         found = merging_choices(words, evaluation, layer, size[:2], high)[0]
         return torch.from_numpy(np.array(found, np.int64))[..., None]
 
