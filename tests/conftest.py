@@ -52,7 +52,7 @@ _LONG = (
     "engine/test_engine", "pipelines/test_images", "models/test_images", "engine/test_images",
     "test_adapted_images", "test_bits", "test_conditioned_images", "test_classifier", "test_decoding",
     "test_guided_images", "upscaling/test_diffusion", "test_extending", "test_cli", "test_kill", "test_signals",
-    "test_fuzz", "test_timestep_spacing",
+    "test_fuzz", "test_timestep_spacing", "test_accelerations",
 )  # fmt: skip
 
 

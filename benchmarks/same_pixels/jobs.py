@@ -149,6 +149,12 @@ _GUIDANCE = [
     row("AND without guidance", prompt="a red cat AND a green dog :0.6", guidance_scale=1),
     row("AND, interval", prompt="a red cat AND a green dog", guidance_end=0.6),
 ]
+_ACCELERATIONS = [
+    row("DeepCache", deep_cache_interval=2, sampler="heun"),
+    row("DeepCache of an inner branch", deep_cache_interval=3, deep_cache_branch=1, steps=6, guidance_start=0.4),
+    row("token merging", token_merging_ratio=0.5, sampler="euler"),
+    row("T-GATE", gate_step=2, sampler="euler"),
+]
 _SIZES = [
     row(f"{width}x{height}", width=width, height=height)
     for width, height in ((24, 40), (40, 24), (64, 48), (32, 16), (16, 16))
@@ -366,6 +372,7 @@ _ON_DEVICES = [
     row("torch noise", sampler="euler_ancestral", noise_source="torch"),
     row("guidance interval", sampler="euler", guidance_start=0.3, guidance_end=0.8),
     row("AND", prompt="a red cat AND a green dog :0.6"),
+    row("accelerations", deep_cache_interval=2, token_merging_ratio=0.5, gate_step=3, steps=5),
     row("img2img", **_CAT, strength=0.5),
     row("inpainting", **_IN_MASK),
     row("a ControlNet", **_EDGES, guess_mode=True),
@@ -394,7 +401,7 @@ RUNS = (
     _run("samplers", {"model": _model("tiny")}, _SAMPLERS),
     _run("samplers of SD2", {"model": _model("sd2")}, _V_SAMPLERS),
     _run("noise", _TINY, _NOISE),
-    _run("guidance and sizes", _TINY, [*_GUIDANCE, *_SIZES]),
+    _run("guidance and sizes", _TINY, [*_GUIDANCE, *_ACCELERATIONS, *_SIZES]),
     _run("one device", _ON_ONE, _ON_DEVICES),
     _run("four devices", _ON_ONE, _ON_DEVICES, devices=4, same_as="one device"),
     _run("img2img and inpainting", {**_TINY, **_WITH_IMAGES}, [*_IMG2IMG, *_INPAINTING]),

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Key, UInt32
+from jaxtyping import Array, Float, Float32, Int, Key, UInt32
 
 from sdjax.diffusion import elementary
 from sdjax.diffusion.philox import PhiloxGenerator
@@ -27,7 +27,7 @@ SOURCES = ("threefry", "torch", "philox")
 MAX_SEED = 2**64 - 1
 
 # What a number drawn from a seed is for: folded into the key, so that no two uses share bits.
-_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN, _FOR_MASKED, _FOR_IMAGE, _FOR_FILLING = range(7)
+_FOR_START, _FOR_STEPS, _FOR_PATH, _FOR_MARGIN, _FOR_MASKED, _FOR_IMAGE, _FOR_FILLING, _FOR_MERGING = range(8)
 # Above this cosine, on the average, two noises are taken for the same (A1111).
 _SAME = 0.9995
 _LEAST_ANGLE = 1e-4
@@ -64,6 +64,14 @@ def image_latents_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]
 def filling_noise(seed_words: UInt32[Array, "b 2"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """The same for the latents with which a mask is filled before sampling (`inpaint.filled`)."""
     return _draw(seed_words, (_FOR_FILLING,), shape)
+
+
+def merging_choices(
+    seed_words: UInt32[Array, "b 2"], evaluation: Array | int, layer: int, shape: tuple[int, int], count: int
+) -> Int[Array, "b y x"]:
+    """Numbers from 0 to `count` - 1 for each image: the destinations of token merging in one layer of an evaluation."""
+    path = (_FOR_MERGING, evaluation, layer)
+    return jax.vmap(lambda pair: jax.random.randint(_key(pair, path), shape, 0, count))(seed_words)
 
 
 def varied_start_noise(

@@ -37,7 +37,10 @@ class Level(NamedTuple):
     evaluation: Int[Array, ""]
 
 
-Denoise = Callable[[Latents, Level], Latents]
+# What the network keeps from one evaluation to the next: a tree of arrays, empty for most.
+Memory = Any
+# (latents, level, memory) -> the denoised latents and the memory after.
+Denoise = Callable[[Latents, Level, Memory], tuple[Latents, Memory]]
 
 
 class NoiseRequest(NamedTuple):
@@ -108,9 +111,13 @@ def stack_tables(tables: Sequence[Table], length: int) -> TableArrays:
 
 
 class State(NamedTuple):
-    """What is carried from one evaluation to the next; the first register is the network's next input."""
+    """What is carried from one evaluation to the next; the first register is the network's next input.
+
+    memory: also of images that have finished, whose latents stay.
+    """
 
     registers: tuple[Latents, ...]
+    memory: Memory = ()
 
     @property
     def latents(self) -> Latents:
@@ -124,9 +131,9 @@ class Info(NamedTuple):
     denoised: Latents
 
 
-def init(latents: Latents) -> State:
+def init(latents: Latents, memory: Memory = ()) -> State:
     """The state before the first evaluation."""
-    return State((latents, *(jnp.zeros_like(latents) for _ in range(REGISTERS - 1))))
+    return State((latents, *(jnp.zeros_like(latents) for _ in range(REGISTERS - 1))), memory)
 
 
 def step(
@@ -142,7 +149,7 @@ def step(
       noise: standard normal, for images that draw any after it.
     """
     level = Level(evaluation.sigma, evaluation.alpha, evaluation.timestep, number)
-    denoised = denoise(state.latents, level)
+    denoised, memory = denoise(state.latents, level, state.memory)
     terms = (*state.registers, denoised, noise)
     weights = evaluation.weights[..., None, None, None]
 
@@ -153,7 +160,7 @@ def step(
             total = total + weights[:, index, column] * terms[column]
         return total
 
-    return State(tuple(register(index) for index in range(REGISTERS))), Info(denoised)
+    return State(tuple(register(index) for index in range(REGISTERS)), memory), Info(denoised)
 
 
 class Previews(NamedTuple):
@@ -171,6 +178,7 @@ def sample(
     preview_places: Int[Array, "n b"] | None = None,
     preview_count: int = 0,
     put_back: Callable[[Latents, Float[Array, " b"]], Latents] | None = None,
+    memory: Memory = (),
 ) -> tuple[Latents, Previews]:
     """Takes each image through its own table.
 
@@ -182,6 +190,7 @@ def sample(
       preview_places: for each evaluation its place among an image's previews; -1 where it is not kept.
       preview_count: how many previews there is room for.
       put_back: what becomes of the latents, of these sigmas, between two evaluations; None leaves them.
+      memory: what the network is given in the first evaluation.
 
     An image that has finished stays as it is while others go on, so its bits do not depend on them.
     """
@@ -202,17 +211,18 @@ def sample(
             following = sigmas[jnp.minimum(index + 1, len(sigmas) - 1)]
             between = (index + 1 < tables.counts)[:, None, None, None]
             latents_after = jnp.where(between, put_back(after.latents, following), after.latents)
-            after = State((latents_after, *after.registers[1:]))
+            after = after._replace(registers=(latents_after, *after.registers[1:]))
         going = (index < tables.counts)[:, None, None, None]
         if preview_places is not None:
             noisy = state.latents * row.alpha[:, None, None, None]
             places = jnp.arange(preview_count)[:, None]
             here = (places == preview_places[index][None])[:, :, None, None, None] & going[None]
-            kept = zip((noisy, info.denoised), previews, strict=True)
-            previews = Previews(*(jnp.where(here, new[None], old) for new, old in kept))
-        return index + 1, jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state), previews
+            pairs = zip((noisy, info.denoised), previews, strict=True)
+            previews = Previews(*(jnp.where(here, new[None], old) for new, old in pairs))
+        kept = (jnp.where(going, new, old) for new, old in zip(after.registers, state.registers, strict=True))
+        return index + 1, State(tuple(kept), after.memory), previews
 
     empty = jnp.zeros((preview_count, *latents.shape), latents.dtype)
-    start = (jnp.zeros((), jnp.int32), init(latents), Previews(empty, empty))
+    start = (jnp.zeros((), jnp.int32), init(latents, memory), Previews(empty, empty))
     _, state, previews = lax.while_loop(lambda carry: carry[0] < last, body, start)
     return state.latents, previews

@@ -13,6 +13,7 @@ from sdjax.diffusion.inpaint import FILLINGS
 from sdjax.diffusion.sample import stack_tables
 from sdjax.diffusion.scheduler_config import alphas_cumprod
 from sdjax.engine import prompt_arrays
+from sdjax.engine.accelerations import deep_evaluations
 from sdjax.engine.inputs import (
     Img2ImgInputs,
     Inputs,
@@ -109,8 +110,18 @@ def inputs(batch: Sequence[Sample], params: Any, computed: Computed) -> Inputs:
             guided=np.array(batch[0].key.guided or (0, bucket.evaluations), np.int32),
             hypernetworks=tuple(each.adapter.params for each in hypernetworks),
             controls=computed.controls,
+            deep=_deep_evaluations(batch[0]),
+            gate=None if batch[0].key.gate is None else np.array([batch[0].key.gate], np.int32),
         ),
     )
+
+
+def _deep_evaluations(sample: Sample) -> Bool[np.ndarray, " e"] | None:
+    """In which evaluations deep features are computed; None without DeepCache."""
+    bucket, key = sample.bucket, sample.key
+    if bucket.accelerations.deep_cache_branch is None:
+        return None
+    return deep_evaluations(bucket.evaluations, key.deep_cache_interval, key.guided, key.gate)
 
 
 def _low_rank(batch: Sequence[Sample], params: Any) -> Any:

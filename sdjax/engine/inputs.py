@@ -108,11 +108,15 @@ class Shared:
 
     guided: the first evaluation that is guided, and the one after the last.
     hypernetworks, controls: their parameters.
+    deep: in which evaluations DeepCache computes deep features.
+    gate: the first evaluation behind T-GATE's gate.
     """
 
     guided: Int32[_Array, " 2"]
     hypernetworks: tuple[Any, ...] = ()
     controls: tuple[Any, ...] = ()
+    deep: Bool[_Array, " e"] | None = None
+    gate: Int32[_Array, " 1"] | None = None
 
 
 class Inputs(NamedTuple):

@@ -8,6 +8,7 @@ from sdjax.adapters import per_image
 from sdjax.adapters.adapter_set import AdapterSet
 from sdjax.adapters.hypernetwork import Structure
 from sdjax.diffusion.tableau import Table
+from sdjax.engine.accelerations import Accelerations
 from sdjax.engine.prompt_arrays import PromptSelection, PromptShape
 from sdjax.jobs.input_images import InputImages
 from sdjax.jobs.job import MAX_STEPS, Job
@@ -36,6 +37,7 @@ class Bucket(NamedTuple):
     low_rank: ranks of what is added to layers for each image; None if nothing is.
     masked: whether an image stays as it is outside of a mask.
     controls: how the ControlNets and T2I adapters are built that act.
+    accelerations: that change images.
     """
 
     height: int
@@ -50,6 +52,7 @@ class Bucket(NamedTuple):
     low_rank: per_image.Shape | None
     masked: bool
     controls: tuple[ControlNetConfig | T2IAdapterConfig, ...]
+    accelerations: Accelerations = Accelerations()
 
 
 class SampleKey(NamedTuple):
@@ -63,6 +66,8 @@ class SampleKey(NamedTuple):
     hypernetworks: digests.
     masked: whether a part of an image is repainted.
     controls: digests of ControlNets.
+    deep_cache_interval: every so many evaluations the whole UNet is computed.
+    gate: the first evaluation behind T-GATE's gate; None without.
     """
 
     model: str
@@ -73,6 +78,8 @@ class SampleKey(NamedTuple):
     hypernetworks: tuple[str, ...]
     masked: bool
     controls: tuple[str, ...]
+    deep_cache_interval: int = 1
+    gate: int | None = None
 
 
 # With what sampling begins: noise; an input image, encoded; the image of the pass before, encoded; its latents. With

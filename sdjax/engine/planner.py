@@ -24,7 +24,7 @@ from sdjax.engine.passes import (
     Task,
     noise_resized_from,
 )
-from sdjax.engine.sample_plan import branches_of, host_noise_places, rounded_evaluations
+from sdjax.engine.sample_plan import accelerations_of, branches_of, gate_of, host_noise_places, rounded_evaluations
 from sdjax.extensions import Extension
 from sdjax.families.registry import extension_of
 from sdjax.images import masks
@@ -154,6 +154,7 @@ class Planner(NamedTuple):
         if job.classifier_scale != 0:
             _checked_classifier(self.classifier, job)
         masked = images.mask is not None
+        gate = gate_of(job, table, guided, prompts.shape.guided, job.image == _OWN_IMAGE)
         bucket = Bucket(
             height=job.height,
             width=job.width,
@@ -167,6 +168,7 @@ class Planner(NamedTuple):
             low_rank=per_image.shape_of(low_rank) if low_rank else None,
             masked=masked and not model.takes_mask,
             controls=tuple(control.config for control in controls),
+            accelerations=accelerations_of(job, model)._replace(gated=gate is not None),
         )
         if start is None:
             encodes = images.image is not None and (job.strength != 1 or bucket.masked)
@@ -183,6 +185,8 @@ class Planner(NamedTuple):
             hypernetworks=tuple(each.adapter.digest for each in adapters.hypernetworks),
             masked=masked,
             controls=tuple(control.digest for control in controls),
+            deep_cache_interval=job.deep_cache_interval,
+            gate=gate,
         )
         return Sample(model, job, start, bucket, key, prompts, table, adapters, low_rank or (), images, controls, read)
 

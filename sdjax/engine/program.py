@@ -24,8 +24,9 @@ from sdjax.diffusion.guidance import (
     thresholded,
     to_denoised,
 )
-from sdjax.diffusion.sample import Latents, Level, NoiseRequest, Previews, TableArrays, sample
+from sdjax.diffusion.sample import Latents, Level, Memory, NoiseRequest, Previews, TableArrays, sample
 from sdjax.engine import prompt_arrays
+from sdjax.engine.accelerations import accelerated, branch_shares, empty_cache, updated
 from sdjax.engine.inputs import Inputs, PerImage
 from sdjax.engine.latents import precision
 from sdjax.engine.passes import Bucket
@@ -41,8 +42,9 @@ WINOGRAD = "winograd"
 # Shares of red, green and blue in grey (ITU-R BT.601), as in Pillow.
 _LUMA = (0.299, 0.587, 0.114)
 
-# (latents, level, number of branches) -> the UNet's outputs for the first so many branches.
-_Predict = Callable[[Latents, Level, int], tuple[Latents, ...]]
+# (latents, level, number of branches, memory, gated=False) -> the UNet's outputs for the first so many branches, and
+# the memory after; if `gated` its cross-attention is that of the memory.
+_Predict = Callable[..., tuple[tuple[Latents, ...], Memory]]
 
 
 def sample_latents(
@@ -70,18 +72,18 @@ def sample_latents(
         predict = _predict(model, bucket, inputs, networks, texts)
         guided_prediction = functools.partial(_guided, bucket, inputs, predict)
 
-        def denoise(latents: Latents, level: Level) -> Latents:
-            prediction = guided_prediction(latents, level)
+        def denoise(latents: Latents, level: Level, memory: Memory) -> tuple[Latents, Memory]:
+            prediction, memory = guided_prediction(latents, level, memory)
             result = to_denoised(prediction, latents, level.sigma, level.alpha, model.prediction_type)
             if bucket.classifier:
                 result = _classified(log_probability, params["classifier"], per_image, result, latents, level)
-            return thresholded(result, per_image.threshold_ratio, per_image.threshold_max)
+            return thresholded(result, per_image.threshold_ratio, per_image.threshold_max), memory
 
         restore = functools.partial(_restored, per_image) if bucket.masked else None
         tables = TableArrays(per_evaluation.table, per_image.evaluations)
-        draw = _draw(bucket, shape, inputs)
+        draw, memory = _draw(bucket, shape, inputs), _first_memory(bucket, inputs, predict)
         latents, previews = sample(
-            denoise, per_image.latents, tables, draw, per_evaluation.previews, bucket.previews, restore
+            denoise, per_image.latents, tables, draw, per_evaluation.previews, bucket.previews, restore, memory
         )
         return (_restored(per_image, latents) if bucket.masked else latents), previews
 
@@ -96,7 +98,11 @@ def _predict(model: Model, bucket: Bucket, inputs: Inputs, networks: Networks, t
         )
     ]
 
-    def predict(latents: Latents, level: Level, branches: int) -> tuple[Latents, ...]:
+    accelerations = bucket.accelerations
+
+    def predict(
+        latents: Latents, level: Level, branches: int, memory: Memory, gated: bool = False
+    ) -> tuple[tuple[Latents, ...], Memory]:
         conditioning = prompt_arrays.by_branch(texts, inputs.per_evaluation.text_of[level.evaluation][:, :branches])
         scaled = network_input(latents, level.alpha)
         extra, labels = inputs.per_image.extra_channels, inputs.per_image.class_labels
@@ -110,11 +116,34 @@ def _predict(model: Model, bucket: Bucket, inputs: Inputs, networks: Networks, t
                 class_labels=None if labels is None else jnp.tile(labels, branches),
             )
 
-        residuals = _residuals(model, bucket, inputs, embeddings, unet_inputs(scaled), level, branches)
-        prediction = model.family.predict(networks, unet_inputs(unet_latents), residuals)
-        return tuple(jnp.split(prediction.astype(jnp.float32), branches))
+        def evaluate(deep: Any) -> tuple[tuple[Latents, ...], Memory]:
+            residuals = _residuals(model, bucket, inputs, embeddings, unet_inputs(scaled), level, branches)
+            reused = memory.cross_attention if gated else None
+            with accelerated(accelerations, inputs, level, deep, reused) as (features, outputs):
+                prediction = model.family.predict(networks, unet_inputs(unet_latents), residuals)
+            parts = tuple(jnp.split(prediction.astype(jnp.float32), branches))
+            if not accelerations.cached:
+                return parts, memory
+            shares = branch_shares(inputs.per_evaluation.part_weights, branches)
+            return parts, updated(memory, [] if deep is not None else features, {} if gated else outputs, shares)
+
+        computed = inputs.shared.deep
+        if computed is None or memory is None:
+            return evaluate(None)
+        deep = memory.deep[: branches * len(latents)]
+        return jax.lax.cond(computed[level.evaluation], lambda: evaluate(None), lambda: evaluate(deep))
 
     return predict
+
+
+def _first_memory(bucket: Bucket, inputs: Inputs, predict: _Predict) -> Memory:
+    """What `predict` is given in the first evaluation."""
+    if not bucket.accelerations.cached:
+        return ()
+    first = jax.tree.map(lambda column: column[0], inputs.per_evaluation.table)
+    level = Level(first.sigma, first.alpha, first.timestep, jnp.zeros((), jnp.int32))
+    shapes = jax.eval_shape(lambda: predict(inputs.per_image.latents, level, bucket.prompts.branches, None))
+    return empty_cache(shapes[1])
 
 
 @contextmanager
@@ -199,12 +228,14 @@ def _residuals(
     return total
 
 
-def _guided(bucket: Bucket, inputs: Inputs, predict: _Predict, latents: Latents, level: Level) -> Latents:
+def _guided(
+    bucket: Bucket, inputs: Inputs, predict: _Predict, latents: Latents, level: Level, memory: Memory
+) -> tuple[Latents, Memory]:
     """The UNet's prediction with guidance; in steps without it the negative prompt is not asked for."""
     branches, weights = bucket.prompts.branches, inputs.per_evaluation.part_weights
     if not bucket.prompts.guided:
-        [prediction] = predict(latents, level, branches)
-        return prediction
+        [prediction], after = predict(latents, level, branches, memory)
+        return prediction, after
     scale, rescale = inputs.per_image.guidance_scale, inputs.per_image.guidance_rescale
 
     def mean(parts: tuple[Latents, ...]) -> Latents:
@@ -213,17 +244,30 @@ def _guided(bucket: Bucket, inputs: Inputs, predict: _Predict, latents: Latents,
         shares = (weights / weights.sum(axis=0, keepdims=True))[..., None, None, None]
         return sum((share * part for share, part in zip(shares, parts, strict=True)), jnp.zeros_like(latents))
 
-    def guided() -> Latents:
-        *parts, unconditional = predict(latents, level, branches)
+    def guided() -> tuple[Latents, Memory]:
+        (*parts, unconditional), after = predict(latents, level, branches, memory)
         result = classifier_free(unconditional, jnp.stack(parts), weights, scale)
         conditional = classifier_free(unconditional, jnp.stack(parts), weights, jnp.ones_like(scale))
-        return rescaled(result, conditional, rescale)
+        return rescaled(result, conditional, rescale), after
 
-    if not bucket.interval:
-        return guided()
-    begin, end = inputs.shared.guided
-    within = (level.evaluation >= begin) & (level.evaluation < end)
-    return jax.lax.cond(within, guided, lambda: mean(predict(latents, level, branches - 1)))
+    def unguided() -> tuple[Latents, Memory]:
+        parts, after = predict(latents, level, branches - 1, memory)
+        return mean(parts), after
+
+    def before_gate() -> tuple[Latents, Memory]:
+        if not bucket.interval:
+            return guided()
+        begin, end = inputs.shared.guided
+        within = (level.evaluation >= begin) & (level.evaluation < end)
+        return jax.lax.cond(within, guided, unguided)
+
+    def behind_gate() -> tuple[Latents, Memory]:
+        [prediction], after = predict(latents, level, 1, memory, gated=True)
+        return prediction, after
+
+    if (gate := inputs.shared.gate) is None:
+        return before_gate()
+    return jax.lax.cond(level.evaluation < gate[0], before_gate, behind_gate)
 
 
 def _classified(

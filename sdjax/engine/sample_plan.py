@@ -1,4 +1,4 @@
-"""How a job is sampled: what the UNet is asked in which evaluations, and the lengths that are compiled."""
+"""How a job is sampled: what the UNet is asked in which evaluations, its accelerations, the compiled lengths."""
 
 import math
 
@@ -6,7 +6,11 @@ import numpy as np
 
 from sdjax.diffusion.tableau import Table
 from sdjax.engine import prompt_arrays
+from sdjax.engine.accelerations import Accelerations
 from sdjax.jobs.job import Job, JobError
+from sdjax.model import Model
+from sdjax.models import UNet, UNetConfig
+from sdjax.models.token_merging import LEAST_SIDE
 from sdjax.text.tokenize_prompt import TokenizedPrompt
 
 # Lengths of compiled tables: a job's evaluations are rounded up to the next.
@@ -56,3 +60,77 @@ def host_noise_places(job: Job, table: Table) -> int | None:
     if job.noise_source == "threefry":
         return None
     return rounded_evaluations(table) + 1 if table.draws.any() else 0
+
+
+# --- Accelerations ---
+
+
+def accelerations_of(job: Job, model: Model) -> Accelerations:
+    """What of a resolved job's accelerations is compiled, before it is known whether T-GATE's gate is reached.
+
+    Raises:
+      JobError: if they can't be had with this model.
+    """
+    found = Accelerations()
+    names = [name for name in ("deep_cache_interval", "token_merging_ratio", "gate_step") if name in job.given]
+    if not names:
+        return found
+    if not isinstance(model.unet, UNet):
+        raise JobError(f"{names[0]} = {getattr(job, names[0])}: the UNet of {model.family.name} can't do it")
+    if job.deep_cache_interval > 1:
+        found = found._replace(deep_cache_branch=_deep_cache_branch(job, model.unet.config))
+    if job.token_merging_ratio:
+        size = _merged_size(job, model)
+        found = found._replace(merged_size=size, merging_ratio=job.token_merging_ratio)
+    return found
+
+
+def _deep_cache_branch(job: Job, config: UNetConfig) -> int:
+    most = config.skip_connections - 1
+    if job.deep_cache_branch > most:
+        raise JobError(
+            f"deep_cache_branch = {job.deep_cache_branch}: this UNet has {most + 1} skip connections; expected a "
+            f"number from 0 to {most}"
+        )
+    return job.deep_cache_branch
+
+
+def _merged_size(job: Job, model: Model) -> tuple[int, int]:
+    """Rows and columns of the UNet's largest feature maps that have self-attention."""
+    assert job.height is not None and job.width is not None, "the job is not resolved"
+    factor = model.vae.config.factor * 2**model.unet.config.largest_attention_level
+    rows, columns = (math.ceil(side / factor) for side in (job.height, job.width))
+    if min(rows, columns) < LEAST_SIDE:
+        raise JobError(
+            f"token_merging_ratio = {job.token_merging_ratio}: at {job.width}x{job.height} pixels the UNet's attention "
+            f"has {columns}x{rows} tokens; expected {LEAST_SIDE} or more along each side"
+        )
+    return rows, columns
+
+
+def gate_of(job: Job, table: Table, guided: tuple[int, int] | None, has_guidance: bool, second: bool) -> int | None:
+    """The first evaluation behind T-GATE's gate; None if the job has none, or takes no step.
+
+    Args:
+      job: resolved.
+      table: of its sampler.
+      guided: the first evaluation that is guided, and the one after the last; None if all or none are.
+      has_guidance: whether any is.
+      second: whether it is the second pass of a job, which may end before the gate.
+
+    Raises:
+      JobError: if nothing is guided before the gate, or nothing comes behind it.
+    """
+    if job.gate_step is None or not table.steps:
+        return None
+    asked = f"gate_step = {job.gate_step}"
+    if not has_guidance:
+        raise JobError(f"{asked}: expected guidance, which it ends; guidance_scale = {job.guidance_scale:g} has none")
+    behind = np.flatnonzero(table.step >= job.gate_step)
+    if not len(behind):
+        if second:
+            return None
+        raise JobError(f"{asked}: of {int(table.step[-1]) + 1} steps none comes behind it; expected less")
+    if guided is not None and guided[0] >= behind[0]:
+        raise JobError(f"{asked}: with guidance_start = {job.guidance_start} no step before it is guided")
+    return int(behind[0])

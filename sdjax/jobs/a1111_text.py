@@ -20,6 +20,9 @@ _HASH_DIGITS, _CONTROL_DIGITS = 10, 8
 # Sampler options that A1111 writes where they are not at these values.
 _CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
 
+# Written likewise; of these A1111 has the third.
+_ACCELERATIONS = ("deep_cache_interval", "deep_cache_branch", "token_merging_ratio", "gate_step")
+
 Metadata = Mapping[str, Any]
 
 
@@ -94,6 +97,7 @@ def _unusual(metadata: Metadata) -> dict[str, Any]:
         **_upscaler(metadata),
         **_variation(metadata),
         **_sampler_options(metadata),
+        **_accelerations(metadata),
         **_emphasis(metadata),
         **_adapters(metadata),
         **_templates(metadata),
@@ -175,6 +179,11 @@ def _sampler_options(metadata: Metadata) -> dict[str, Any]:
         if metadata[name] != FIELDS[name].default:
             settings |= _numbers(metadata, name)
     return settings
+
+
+def _accelerations(metadata: Metadata) -> dict[str, Any]:
+    names = [name for name in _ACCELERATIONS if metadata[name] != FIELDS[name].default]
+    return _numbers(metadata, *names)
 
 
 def _emphasis(metadata: Metadata) -> dict[str, Any]:

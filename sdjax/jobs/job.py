@@ -15,6 +15,7 @@ from sdjax.images.fit import RESIZE_MODES
 from sdjax.jobs import canonical, rules
 from sdjax.jobs.canonical import PIXEL_UPSCALERS, split
 from sdjax.jobs.fields import Field, JobError, attributes, check_value, fields_of, row
+from sdjax.models.token_merging import MAX_RATIO
 from sdjax.text import controls, tags
 from sdjax.text.tokenize_prompt import SYNTAXES
 
@@ -28,6 +29,8 @@ EMPHASES = ("original", "no_norm", "ignore")
 # A seed that stands for one drawn at random.
 RANDOM_SEED = -1
 
+# More skip connections than any published UNet has; what a model's has is known once it is loaded.
+_MOST_BRANCHES = 63
 _SEEDS = (RANDOM_SEED, MAX_SEED)
 _INDEX = (0, 2**31 - 1)
 # A1111's names of ways to enlarge; "bicubic" is no upscaler there.
@@ -148,6 +151,21 @@ class Job:
         doc="The quantile of the denoised latents' absolute values at which they are clipped."))
     sample_max_value: float = row(Field(1.0, group="guidance", within=SAMPLE_MAX_VALUES,
         doc="The upper limit of the bound at which `dynamic_thresholding_ratio` clips."))
+
+    deep_cache_interval: int = row(Field(1, group="accelerations", within=(1, MAX_STEPS), aliases=("cache_interval",),
+        label="DeepCache interval",
+        doc="DeepCache: the whole UNet is computed every so many evaluations; those between reuse its deep features. 1 "
+        "is without."))
+    deep_cache_branch: int = row(Field(0, group="accelerations", within=(0, _MOST_BRANCHES),
+        needs=("deep_cache_interval",), idle=True, aliases=("cache_branch_id",), label="DeepCache branch",
+        doc="The skip connection from which on DeepCache computes the UNet in all evaluations: 0 is the outermost and "
+        "fastest; larger ones compute more."))
+    token_merging_ratio: float = row(Field(0.0, group="accelerations", within=(0.0, MAX_RATIO),
+        label="Token merging ratio",
+        doc="Token merging: the fraction of tokens that are averaged with others before the UNet's self-attention at "
+        "its largest feature maps."))
+    gate_step: int | None = row(Field(None, group="accelerations", within=(1, MAX_STEPS), label="T-GATE step",
+        doc="T-GATE: the number of steps after which guidance ends and the outputs of cross-attention are reused."))
 
     loras: str = row(Field("", group="adapters", values="`name:0.8; other:0.5:1`", read=canonical.adapters("lora"),
         aliases=("lora",),

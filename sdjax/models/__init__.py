@@ -2,7 +2,8 @@
 
 from sdjax.models.clip import TextEncoder, TextEncoderConfig, TextEncoding
 from sdjax.models.config import ConfigError
-from sdjax.models.unet import UNet, UNetConfig
+from sdjax.models.unet import UNet
+from sdjax.models.unet_config import UNetConfig
 from sdjax.models.vae import VAE, Gaussian, VAEConfig
 
 __all__ = [

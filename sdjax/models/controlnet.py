@@ -23,7 +23,8 @@ from sdjax.models.config import (
     require_positive,
 )
 from sdjax.models.convolution import Conv
-from sdjax.models.unet import Context, Residuals, UNetConfig, descend, embedded_time
+from sdjax.models.unet import Context, Residuals, descend, embedded_time
+from sdjax.models.unet_config import UNetConfig
 
 # The least of guess mode's factors as a power of ten: of the first residual.
 _LEAST_GUESS = -1.0

@@ -21,7 +21,8 @@ from sdjax.models.config import (
 )
 from sdjax.models.convolution import Conv
 from sdjax.models.interpolation import pixel_unshuffle
-from sdjax.models.unet import Residuals, UNetConfig
+from sdjax.models.unet import Residuals
+from sdjax.models.unet_config import UNetConfig
 
 FULL, LIGHT = "full_adapter", "light_adapter"
 # Of a light adapter, the part of a level's channels that its layers have.

@@ -3,10 +3,8 @@
 Ronneberger et al. 2015, arXiv:1505.04597; Rombach et al. 2022, arXiv:2112.10752.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,171 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sdjax.models.attention import SpatialTransformer
-from sdjax.models.config import (
-    MOST_CHANNELS,
-    MOST_TOKENS,
-    read_config,
-    require,
-    require_layers,
-    require_levels,
-    require_positive,
-    require_sample_size,
-)
 from sdjax.models.convolution import Conv
 from sdjax.models.resnet import Downsample, ResnetBlock, Upsample
-
-_DOWN_ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-_UP_ATTENTION = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
-_CLASS_EMBEDDINGS = (None, "timestep", "identity", "projection")
-
-# Switches of diffusers' class which no Stable Diffusion 1 or 2 checkpoint sets otherwise.
-_FIXED = {
-    "act_fn": frozenset({"silu", "swish"}),
-    "addition_embed_type": None,
-    "addition_embed_type_num_heads": 64,
-    "addition_time_embed_dim": None,
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "mid_block_only_cross_attention": frozenset({None, False}),
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "num_attention_heads": None,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """`unet/config.json`.
-
-    `attention_head_dim` is, against its name, the number of heads (per level if a tuple): diffusers
-    reads it so, and all published checkpoints are written so.
-    """
-
-    sample_size: int | tuple[int, ...] | None = None
-    in_channels: int = 4
-    out_channels: int = 4
-    flip_sin_to_cos: bool = True
-    freq_shift: float = 0
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    only_cross_attention: bool | tuple[bool, ...] = False
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int | tuple[int, ...] = 2
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int | tuple[int, ...] = 1280
-    transformer_layers_per_block: int | tuple[int, ...] = 1
-    attention_head_dim: int | tuple[int, ...] = 8
-    use_linear_projection: bool = False
-    class_embed_type: str | None = None
-    num_class_embeds: int | None = None
-    projection_class_embeddings_input_dim: int | None = None
-    upcast_attention: bool = False
-
-    def __post_init__(self) -> None:
-        levels = len(self.block_out_channels)
-        require_levels(
-            self, "block_out_channels", "down_block_types", "up_block_types", "only_cross_attention",
-            "layers_per_block", "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim",
-        )  # fmt: skip
-        require_positive(
-            self, "in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups",
-            "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim", most=MOST_CHANNELS,
-        )  # fmt: skip
-        require_positive(self, "norm_eps", most=1.0)
-        require_sample_size(self.sample_size)
-        for name, most in (("num_class_embeds", MOST_TOKENS), ("projection_class_embeddings_input_dim", MOST_CHANNELS)):
-            if getattr(self, name) is not None:
-                require_positive(self, name, most=most)
-        require(
-            0 <= self.freq_shift <= 1,
-            f"freq_shift = {self.freq_shift}: expected a number from 0 to 1",
-        )
-        for kind in self.down_block_types:
-            require(kind in _DOWN_ATTENTION, f"down block {kind!r} is not one of {', '.join(_DOWN_ATTENTION)}")
-        for kind in self.up_block_types:
-            require(kind in _UP_ATTENTION, f"up block {kind!r} is not one of {', '.join(_UP_ATTENTION)}")
-        for name in (
-            "down_block_types", "up_block_types", "only_cross_attention", "layers_per_block",
-            "cross_attention_dim", "transformer_layers_per_block", "attention_head_dim",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(
-                not isinstance(value, tuple) or len(value) == levels,
-                f"{name} = {value} has not one entry for each of the {levels} levels",
-            )
-        require(
-            len(set(self.per_level("cross_attention_dim"))) == 1,
-            f"cross_attention_dim = {self.cross_attention_dim}: one text encoder has one width",
-        )
-        require(
-            self.class_embed_type in _CLASS_EMBEDDINGS,
-            f"class_embed_type = {self.class_embed_type!r} is not one of {_CLASS_EMBEDDINGS}",
-        )
-        require(
-            self.class_embed_type != "projection" or self.projection_class_embeddings_input_dim is not None,
-            "class_embed_type 'projection' needs projection_class_embeddings_input_dim",
-        )
-        require(
-            all(channels % self.norm_num_groups == 0 for channels in self.block_out_channels),
-            f"block_out_channels {self.block_out_channels} are not multiples of norm_num_groups {self.norm_num_groups}",
-        )
-        heads = self.per_level("attention_head_dim")
-        require(
-            all(self.block_out_channels[level] % heads[level] == 0 for level in self._levels_with_attention),
-            f"block_out_channels {self.block_out_channels} are not multiples of the head counts "
-            f"{self.attention_head_dim} where there is attention",
-        )
-        require_layers(self.layers, "block_out_channels", "layers_per_block", "transformer_layers_per_block")
-
-    @property
-    def layers(self) -> int:
-        """Residual blocks, down and up, and the layers of the transformers after them."""
-        transformers, attends = self.per_level("transformer_layers_per_block"), self._levels_with_attention
-        return sum(
-            (2 * count + 1) * (1 + transformers[level] * (level in attends))
-            for level, count in enumerate(self.per_level("layers_per_block"))
-        )
-
-    @property
-    def _levels_with_attention(self) -> set[int]:
-        """Those of the way down and up, and the last, whose middle block has it."""
-        down = {level for level, kind in enumerate(self.down_block_types) if _DOWN_ATTENTION[kind]}
-        up = {level for level, kind in enumerate(reversed(self.up_block_types)) if _UP_ATTENTION[kind]}
-        return down | up | {len(self.block_out_channels) - 1}
-
-    def per_level(self, name: str) -> tuple[Any, ...]:
-        """The field `name`, repeated for each level if it is a single value."""
-        value = getattr(self, name)
-        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
-
-    @property
-    def has_class_embedding(self) -> bool:
-        """Whether the network takes class labels (numbers, or vectors for 'identity' and 'projection')."""
-        return self.class_embed_type is not None or self.num_class_embeds is not None
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str = "unet/config.json") -> "UNetConfig":
-        """Reads diffusers' config; raises `ConfigError` for what is not implemented."""
-        return read_config(cls, data, fixed=_FIXED, where=where, classes=("UNet2DConditionModel",))
+from sdjax.models.unet_config import DOWN_ATTENTION, UP_ATTENTION, UNetConfig
 
 
 def sinusoidal_embedding(
@@ -259,7 +95,7 @@ class Residuals(NamedTuple):
 
 
 class DownBlock(_Level):
-    """Gives the features and all that the way up will see of this level."""
+    """Gives the features and all that the way up will see of this level, at most `limit` of it; None is no limit."""
 
     @nn.compact
     def __call__(
@@ -268,8 +104,9 @@ class DownBlock(_Level):
         time: Float[Array, "b t"],
         context: Context,
         intrablock: Float[Array, "..."] | None = None,
+        limit: int | None = None,
     ) -> tuple[Float[Array, "b i j d"], list[Array]]:
-        skips = []
+        skips: list[Array] = []
         layers = self.config.per_level("layers_per_block")[self.level]
         for index in range(layers):
             x = self.residual(index)(x, time)
@@ -278,6 +115,8 @@ class DownBlock(_Level):
             if intrablock is not None and index == layers - 1:
                 x = _plus(x, intrablock, f"intrablock residual {self.level}")
             skips.append(x)
+            if len(skips) == limit:
+                return x, skips
         if self.level < len(self.config.block_out_channels) - 1:
             x = Downsample("both", name="downsamplers_0")(x)
             skips.append(x)
@@ -301,7 +140,10 @@ class MidBlock(_Level):
 
 
 class UpBlock(_Level):
-    """One layer more than on the way down, each with one of the features kept there."""
+    """One layer more than on the way down, each with one of the features kept there.
+
+    With fewer features the first layers are left out. Gives its result, and what went into each layer.
+    """
 
     @nn.compact
     def __call__(
@@ -311,12 +153,17 @@ class UpBlock(_Level):
         time: Float[Array, "b t"],
         context: Context,
         upsample_to: tuple[int, int] | None,
-    ) -> Float[Array, "b i j d"]:
-        for index, skip in enumerate(skips):
+    ) -> tuple[Float[Array, "b i j d"], list[Array]]:
+        layers = self.config.per_level("layers_per_block")[self.level] + 1
+        entering = []
+        for index, skip in enumerate(skips, layers - len(skips)):
+            entering.append(x)
             x = self.residual(index)(jnp.concatenate([x, skip], axis=-1), time)
             if self.attention:
                 x = self.transformer(index)(x, *context)
-        return x if upsample_to is None else Upsample(name="upsamplers_0")(x, *upsample_to)
+        if upsample_to is not None:
+            x = Upsample(name="upsamplers_0")(x, *upsample_to)
+        return x, entering
 
 
 def embedded_time(config: UNetConfig, timesteps: Float[Array, " b"], class_labels: Array | None) -> Float[Array, "b t"]:
@@ -361,13 +208,51 @@ def descend(
     Returns:
       what the middle block gives, and the features kept for the way up, `x` first.
     """
-    levels = len(config.block_out_channels)
+    x, skips = _way_down(config, x, time, context, intrablock, config.skip_connections)
+    last = len(config.block_out_channels) - 1
+    return MidBlock(config, last, True, name="mid_block")(x, time, context), skips
+
+
+def _way_down(
+    config: UNetConfig,
+    x: Float[Array, "b h w c"],
+    time: Float[Array, "b t"],
+    context: Context,
+    intrablock: tuple[Array, ...],
+    count: int,
+) -> tuple[Float[Array, "b i j d"], list[Array]]:
+    """The first `count` of the features kept for the way up, `x` first, and the last of them."""
     skips = [x]
     for level, kind in enumerate(config.down_block_types):
-        block = DownBlock(config, level, _DOWN_ATTENTION[kind], name=f"down_blocks_{level}")
-        x, kept = block(x, time, context, intrablock[level] if intrablock else None)
+        if len(skips) == count:
+            break
+        block = DownBlock(config, level, DOWN_ATTENTION[kind], name=f"down_blocks_{level}")
+        x, kept = block(x, time, context, intrablock[level] if intrablock else None, count - len(skips))
         skips.extend(kept)
-    return MidBlock(config, levels - 1, True, name="mid_block")(x, time, context), skips
+    return x, skips
+
+
+def _way_up(
+    config: UNetConfig, x: Float[Array, "b h w c"], skips: list[Array], time: Float[Array, "b t"], context: Context
+) -> tuple[Float[Array, "b i j d"], list[Array]]:
+    """The layers that take `skips`, the first of those kept on the way down, last one first.
+
+    Args:
+      x: what goes into the first of these layers.
+
+    Returns:
+      what the last layer gives, and what went into each, in the order of `skips`.
+    """
+    levels, start, entering = len(config.block_out_channels), config.skip_connections, list[Array]()
+    for index, kind in enumerate(config.up_block_types):
+        level = levels - 1 - index
+        end, start = start, start - config.per_level("layers_per_block")[level] - 1
+        if start < len(skips):
+            block = UpBlock(config, level, UP_ATTENTION[kind], name=f"up_blocks_{index}")
+            upsample_to = skips[start - 1].shape[1:3] if start else None
+            x, entered = block(x, skips[start:end][::-1], time, context, upsample_to)
+            entering.extend(entered)
+    return x, entering[::-1]
 
 
 def _plus(x: Float[Array, "b h w c"], residual: Float[Array, "..."], what: str) -> Float[Array, "b h w c"]:
@@ -394,42 +279,52 @@ class UNet(nn.Module):
         class_labels: Int[Array, " b"] | Float[Array, "b ..."] | None = None,
         context_mask: Bool[Array, "b m"] | None = None,
         residuals: Residuals | None = None,
-    ) -> Float[Array, "b h w o"]:
-        """`context` are the text encoder's hidden states, attended to where `context_mask` is True.
+        branch: int | None = None,
+        deep: Float[Array, "b i j d"] | None = None,
+    ) -> Float[Array, "b h w o"] | tuple[Float[Array, "b h w o"], Float[Array, "b i j d"]]:
+        """The prediction; with a `branch` also the deep features there.
 
-        Class labels are given only where the config asks.
+        Args:
+          sample: latents as the network expects them, extra channels appended.
+          timesteps: of each.
+          context: the text encoder's hidden states, attended to where `context_mask` is True.
+          class_labels: only where the config asks for them.
+          context_mask: None is all.
+          residuals: of ControlNets and T2I adapters.
+          branch: a skip connection, from 0 (that of `conv_in`) to `config.skip_connections` - 1. Deep features are what
+            the layer that takes it is given from below (Ma et al. 2023, arXiv:2312.00858, section 3.2).
+          deep: deep features of another evaluation: only what is above them is computed.
 
         Raises:
           ValueError: if class labels are missing, or given to a network that takes none; if residuals are of a
             network for another UNet.
         """
         cfg = self.config
-        levels = len(cfg.block_out_channels)
+        levels, count = len(cfg.block_out_channels), cfg.skip_connections
         time = embedded_time(cfg, timesteps, class_labels).astype(sample.dtype)
 
         attended = Context(context, context_mask)
         down, mid, intrablock = residuals or Residuals()
         if intrablock and len(intrablock) not in (levels, levels + 1):
             raise ValueError(f"{len(intrablock)} intrablock residuals for a UNet of {levels} levels")
+        if down and len(down) != count:
+            raise ValueError(f"{len(down)} down residuals for a UNet that keeps {count} features")
 
         x = Conv(cfg.block_out_channels[0], (3, 3), name="conv_in")(sample)
-        x, skips = descend(cfg, x, time, attended, intrablock)
-        if len(intrablock) > levels and intrablock[-1].shape == x.shape:
-            x = x + intrablock[-1]
+        if deep is None:
+            x, skips = descend(cfg, x, time, attended, intrablock)
+            if len(intrablock) > levels and intrablock[-1].shape == x.shape:
+                x = x + intrablock[-1]
+            if mid is not None:
+                x = _plus(x, mid, "the middle residual")
+        else:
+            assert branch is not None, "deep features are those of a branch"
+            _, skips = _way_down(cfg, x, time, attended, intrablock, branch + 1)
+            x = deep
         if down:
-            if len(down) != len(skips):
-                raise ValueError(f"{len(down)} down residuals for a UNet that keeps {len(skips)} features")
-            skips = [
-                _plus(skip, each, f"down residual {i}") for i, (skip, each) in enumerate(zip(skips, down, strict=True))
-            ]
-        if mid is not None:
-            x = _plus(x, mid, "the middle residual")
-        for index, kind in enumerate(cfg.up_block_types):
-            level = levels - 1 - index
-            count = cfg.per_level("layers_per_block")[level] + 1
-            skips, used = skips[:-count], skips[-count:][::-1]
-            upsample_to = skips[-1].shape[1:3] if skips else None
-            block = UpBlock(cfg, level, _UP_ATTENTION[kind], name=f"up_blocks_{index}")
-            x = block(x, used, time, attended, upsample_to)
+            pairs = enumerate(zip(skips, down, strict=False))
+            skips = [_plus(skip, each, f"down residual {index}") for index, (skip, each) in pairs]
+        x, entering = _way_up(cfg, x, skips, time, attended)
         norm = nn.GroupNorm(cfg.norm_num_groups, epsilon=cfg.norm_eps, use_fast_variance=False, name="conv_norm_out")
-        return Conv(cfg.out_channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))
+        prediction = Conv(cfg.out_channels, (3, 3), name="conv_out")(jax.nn.silu(norm(x)))
+        return prediction if branch is None else (prediction, entering[branch])

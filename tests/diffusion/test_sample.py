@@ -30,11 +30,11 @@ def laid(sampler: str, count: int, schedule: str = "uniform", **options: float) 
     return table_of(config, sampler, schedule, "k_diffusion", count, fill_in(config, sampler, Options(**options)))
 
 
-def denoise(latents, level):
+def denoise(latents, level, memory):
     """As little linear as a network, and told the level."""
     wide = level.timestep[:, None, None, None], level.sigma[:, None, None, None]
     mixed = jnp.tanh(latents) * jnp.cos(0.01 * wide[0])
-    return mixed + 0.1 * jnp.roll(latents, 1, axis=1) / (1 + wide[1])
+    return mixed + 0.1 * jnp.roll(latents, 1, axis=1) / (1 + wide[1]), memory
 
 
 @jax.jit
@@ -120,9 +120,9 @@ def test_the_latents_of_chosen_evaluations_are_kept_for_previews():
     starts = jnp.asarray(np.random.default_rng(0).standard_normal((2, *SHAPE)), jnp.float32) * 14.6
     inputs = []
 
-    def tanh(latents, level):
+    def tanh(latents, level, memory):
         inputs.append(np.asarray(latents))
-        return jnp.tanh(latents)
+        return jnp.tanh(latents), memory
 
     with jax.disable_jit():
         _, previews = sample(tanh, starts, tables, None, jnp.asarray(places), 4)
@@ -134,3 +134,16 @@ def test_the_latents_of_chosen_evaluations_are_kept_for_previews():
         )
         np.testing.assert_allclose(previews.denoised[place, image], np.tanh(noisy), rtol=1e-5, atol=1e-6)
     assert not np.asarray(previews.noisy)[3].any() and not np.asarray(previews.noisy)[2, 1].any()
+
+
+def test_the_network_is_given_what_it_kept_of_the_evaluation_before():
+    tables = stack_tables([laid("euler", 5), laid("euler", 3)], 8)
+
+    def counting(latents, level, memory):
+        return jnp.full_like(latents, memory), memory + 1
+
+    places = np.arange(8, dtype=np.int32)[:, None].repeat(2, axis=1)
+    latents = jnp.zeros((2, *SHAPE), jnp.float32)
+    tables = jax.tree.map(jnp.asarray, tables)
+    _, previews = sample(counting, latents, tables, None, jnp.asarray(places), 5, memory=jnp.zeros(()))
+    np.testing.assert_array_equal(previews.denoised[:, 0, 0, 0, 0], np.arange(5))

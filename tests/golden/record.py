@@ -21,6 +21,7 @@ import sdjax
 from sdjax.model import path_of
 from tests import toys
 from tests.golden import (
+    acceleration_reference,
     adapter_reference,
     checkpoint_reference,
     conditioned_reference,
@@ -93,6 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, toy in (("sd1", toys.SD1), ("sd2", toys.SD2)):
             record_images(name, toys.write_toy(Path(folder) / name, toy), {})
+    acceleration_reference.record()
     checkpoint_reference.record()
     adapter_reference.record()
     hypernetwork_reference.main()

@@ -49,6 +49,10 @@ def test_what_is_not_as_usual_is_in_the_a1111_text():
         "noise_source": "philox",
         "emphasis": "no_norm",
         "prompt_template": "a {red|green} apple",
+        "deep_cache_interval": 3,
+        "deep_cache_branch": 2,
+        "token_merging_ratio": 0.5,
+        "gate_step": 8,
     }
     read = a1111_reads(a1111_text(unusual))
     expected = {
@@ -61,6 +65,10 @@ def test_what_is_not_as_usual_is_in_the_a1111_text():
         "RNG": "NV",
         "Emphasis": "No norm",
         "Template": "a {red|green} apple",
+        "DeepCache interval": "3",
+        "DeepCache branch": "2",
+        "Token merging ratio": "0.5",
+        "T-GATE step": "8",
     }
     assert {key: read[key] for key in expected} == expected
     assert not expected.keys() - {"RNG"} & a1111_reads(a1111_text(METADATA)).keys()

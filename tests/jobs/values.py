@@ -34,6 +34,10 @@ OTHER = {
     "guidance_end": 0.9,
     "dynamic_thresholding_ratio": 0.99,
     "sample_max_value": 2.0,
+    "deep_cache_interval": 3,
+    "deep_cache_branch": 2,
+    "token_merging_ratio": 0.5,
+    "gate_step": 8,
     "loras": "ink:0.8",
     "hypernetworks": "oil:1",
     "image": "a.png",
@@ -69,6 +73,7 @@ OTHER = {
 # What a field needs beside it.
 TOGETHER = {
     "variation_strength": {"variation_seed": 3},
+    "deep_cache_branch": {"deep_cache_interval": 2},
     "seed_resize_from_width": {"seed_resize_from_height": 64},
     "seed_resize_from_height": {"seed_resize_from_width": 64},
     "classifier_scale": {"classifier_label": 5},
