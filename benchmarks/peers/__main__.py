@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         print(f"{case.title} ({name})", flush=True)
         model = EMBEDDED if small or case.embedded else options.build / "sd15"
-        if model != EMBEDDED:
+        if model != EMBEDDED and case.works[0].kind in ("unet", "image"):  # parts need none
             write_full_size(model, None)
         peers = _able(case, options.peers)
         report[name] = measured(case, model, options.build / model.name, peers, small, options.rounds or case.rounds)
