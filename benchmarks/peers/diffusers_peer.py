@@ -19,7 +19,7 @@ def prepare(work: Work, model: Path, build: Path, channels_last: bool = False, c
     if work.kind == "unet":
         unet = diffusers.UNet2DConditionModel.from_pretrained(model, subfolder="unet")
         return _forward(work, unet.config, _fast(unet, channels_last, compiled))
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
     pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.unet = _fast(pipeline.unet, channels_last, compiled)

@@ -120,7 +120,7 @@ def convert(model: Path, build: Path) -> None:
     vae = diffusers.AutoencoderKL.from_pretrained(model, subfolder="vae")
     _write(_Result(vae, vae.decode), (latents,), build / "decoder.xml")
     del vae
-    text_encoder = transformers.CLIPTextModel.from_pretrained(model / "text_encoder")
+    text_encoder = transformers.CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
     tokens = torch.zeros(2, text_encoder.config.max_position_embeddings, dtype=torch.int64)
     _write(_Result(text_encoder, text_encoder.forward), (tokens,), build / "text_encoder.xml")
     (build / "converted").touch()
