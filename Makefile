@@ -2,15 +2,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
+<<<<<<< HEAD
 ACCELERATOR_VENV ?= .venv-accelerator
+=======
+PEERS_VENV ?= .venv-peers
+>>>>>>> peers
 # Devices on which training is spread: the CPU runs two halves of a batch faster than one whole.
 TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
+<<<<<<< HEAD
 .PHONY: help install demo test test-slow fuzz parity cluster accelerator wheel golden docs check same-pixels lock emoji \
 	benchmark clean
+=======
+.PHONY: help install demo test test-slow fuzz parity cluster wheel golden docs check same-pixels lock emoji benchmark peers peers-lock clean
+>>>>>>> peers
 
 help: ## shows this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -102,6 +110,20 @@ emoji: install ## trains the embedded model from scratch (hours) and evaluates i
 
 benchmark: $(PARITY_VENV)/.installed ## measures memory and time of Stable Diffusion 1.5 at full size with random weights (minutes, 4 GB of disk)
 	$(PARITY_VENV)/bin/python benchmarks/full_size.py build/sd15
+
+$(PEERS_VENV)/.installed: pyproject.toml requirements.lock benchmarks/peers/requirements.lock
+	test -x $(PEERS_VENV)/bin/python || $(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PEERS_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(PEERS_VENV)/bin/python -m pip install --quiet --constraint requirements.lock --constraint benchmarks/peers/requirements.lock --editable . --group peers
+	touch $@
+
+peers: $(PEERS_VENV)/.installed ## measures sdjax beside diffusers, OpenVINO and stable-diffusion.cpp, and writes docs/performance.md (an hour, 16 GB of disk)
+	$(PEERS_VENV)/bin/python -m benchmarks.peers $(if $(ONLY),--only $(ONLY))
+	$(PEERS_VENV)/bin/python -m benchmarks.peers.page build/peers/peers.json
+
+peers-lock: $(PEERS_VENV)/.installed ## pins the versions installed now for make peers, but for those that make lock pins
+	$(PEERS_VENV)/bin/python -m pip freeze --exclude-editable --exclude torch | grep -vxFf requirements.lock | grep -vE '^(nvidia|cuda|triton)' > benchmarks/peers/requirements.lock
 
 clean: ## removes what the other targets made
 	rm -rf demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
