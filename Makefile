@@ -2,23 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 PARITY_VENV ?= .venv-parity
-<<<<<<< HEAD
 ACCELERATOR_VENV ?= .venv-accelerator
-=======
 PEERS_VENV ?= .venv-peers
->>>>>>> peers
 # Devices on which training is spread: the CPU runs two halves of a batch faster than one whole.
 TRAIN = XLA_FLAGS=--xla_force_host_platform_device_count=2 $(VENV)/bin/python -m
 
 # Where tests keep compiled programs, which `make test` and `make parity` share.
 export SDJAX_TEST_CACHE ?= $(CURDIR)/build/compiled-for-tests
 
-<<<<<<< HEAD
 .PHONY: help install demo test test-slow fuzz parity cluster accelerator wheel golden docs check same-pixels lock emoji \
-	benchmark clean
-=======
-.PHONY: help install demo test test-slow fuzz parity cluster wheel golden docs check same-pixels lock emoji benchmark peers peers-lock clean
->>>>>>> peers
+	benchmark peers peers-lock clean
 
 help: ## shows this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
