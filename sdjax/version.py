@@ -1,3 +1,3 @@
 """The version, which is part of every image's fingerprint."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -16,6 +16,7 @@ from benchmarks.peers.work import Work
 from sdjax.engine.device import program_for
 from sdjax.models.attention import dot_product_attention
 from sdjax.models.convolution import Conv
+from sdjax.models.winograd import convolve, convolving, kernels_of, transformed
 
 
 def prepare(work: Work, model: Path, build: Path) -> Run:
@@ -29,13 +30,21 @@ def _unet(work: Work, folder: Path) -> Run:
     model = sdjax.load(str(folder), dtype="float32")
     config = model.unet.config
     arrays = works.unet_inputs(work, config.in_channels, config.cross_attention_dim)
+    params = model.params["unet"]
+    kernels = jax.jit(_transformed)(kernels_of(config, params)) if jax.default_backend() == "cpu" else {}
     program = program_for(jax.default_backend(), _forward, model.unet)
-    inputs = jax.device_put((model.params["unet"], *arrays))
+    inputs = jax.device_put((params, kernels, *arrays))
     return lambda work: np.asarray(program(*inputs))
 
 
-def _forward(unet: Any, params: Any, latents: Array, timesteps: Array, context: Array) -> Array:
-    predicted: Array = unet.apply({"params": params}, latents, timesteps, context)
+def _transformed(kernels: Any) -> Any:
+    """As the engine keeps them on a CPU."""
+    return {path: transformed(kernel) for path, kernel in kernels.items()}
+
+
+def _forward(unet: Any, params: Any, kernels: Any, latents: Array, timesteps: Array, context: Array) -> Array:
+    with convolving(kernels):
+        predicted: Array = unet.apply({"params": params}, latents, timesteps, context)
     return predicted
 
 
@@ -70,10 +79,15 @@ def _job(work: Work, seed: int, prompt: str) -> sdjax.Job:
 
 # --- Parts ---
 
+# The side of the lowest resolution, whose kernels the engine does not transform.
+_LOWEST = 8
+
 
 def _part(work: Work) -> Run:
-    program = program_for(jax.default_backend(), _OPERATIONS[work.kind])
-    arrays = jax.device_put(works.part_inputs(work))
+    operation, arrays = _OPERATIONS[work.kind], jax.device_put(works.part_inputs(work))
+    if work.kind == "convolution" and jax.default_backend() == "cpu" and arrays[0].shape[1] > _LOWEST:
+        operation, arrays = convolve, (arrays[0], jax.jit(transformed)(arrays[1]))
+    program = program_for(jax.default_backend(), operation)
     return lambda work: np.asarray(program(*arrays))
 
 

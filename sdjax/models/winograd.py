@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from sdjax.models.unet import UNetConfig
+from sdjax.models.unet_config import UNetConfig
 
 # Of a kernel: the rows (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2 and (0, 0, 1), along both sides.
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
@@ -103,7 +103,8 @@ def convolving(kernels: Kernels) -> AbstractContextManager[None]:
         if context.method_name != "__call__" or module.path not in kernels:
             return call(*args, **kwargs)
         [x] = args
-        bias = module.variables["params"]["bias"]
-        return convolve(x, kernels[module.path]) + bias[None, None, None]
+        y = convolve(x, kernels[module.path])
+        params = module.variables["params"]
+        return y + params["bias"][None, None, None] if "bias" in params else y
 
     return nn.intercept_methods(intercept)
