@@ -30,7 +30,7 @@ from sdjax.library.opened import OpenLibrary
 from sdjax.library.upscalers import UpscalerFile
 from sdjax.model import Model
 from sdjax.models import winograd
-from sdjax.models.unet import UNet
+from sdjax.models.unet_config import UNetConfig
 from sdjax.models.vae_tiles import tile_of
 from sdjax.upscaling.tiles import enlarged_in_tiles, enlarged_tiles
 
@@ -100,17 +100,22 @@ class Execution:
         self.model, self.devices, self._classifier = model, devices, classifier
         self._batch_size, self._vae_tile, self._on_compile = batch_size, vae_tile, on_compile
         params = {**model.params, "classifier": classifier.params if classifier else {}}
-        self.params: Params = devices.put(params, REPLICATED)
-        if devices.all[0].platform == "cpu" and model.dtype == "float32" and isinstance(model.unet, UNet):
-            kernels = winograd.kernels_of(model.unet.config, self.params[UNET])
-            self.params[WINOGRAD] = self._transformed(kernels)
+        self.params: Params = self.with_kernels(devices.put(params, REPLICATED))
         # The last parameters into which LoRAs were merged, and which.
         self._merged: tuple[Any, Params] = ((), self.params)
 
-    def _transformed(self, kernels: Mapping[winograd.Path, Any]) -> Params:
-        """Kernels of the UNet as the CPU multiplies them."""
+    def with_kernels(self, params: Params) -> Params:
+        """Parameters with kernels of the UNet as well as a CPU multiplies by them in float32; elsewhere as they are."""
+        if self.devices.all[0].platform != "cpu" or self.model.dtype != "float32":
+            return params
+        config = self.model.unet.config
+        if not isinstance(config, UNetConfig):
+            return params
+        return {**params, WINOGRAD: self._transformed(winograd.kernels_of(config, params[UNET]))}
+
+    def _transformed(self, kernels: Mapping[winograd.Path, Any]) -> Mapping[winograd.Path, Any]:
         program = Program(("winograd", tuple(kernels)), _transformed, REPLICATED, REPLICATED)
-        made: Params = self.devices.run(program, {}, dict(kernels))
+        made: Mapping[winograd.Path, Any] = self.devices.run(program, {}, dict(kernels))
         return made
 
     @property
@@ -433,7 +438,7 @@ class Execution:
         return images
 
 
-def _transformed(params: Params, kernels: Params) -> Params:
+def _transformed(params: Params, kernels: Mapping[winograd.Path, Any]) -> Mapping[winograd.Path, Any]:
     return {path: winograd.transformed(kernel) for path, kernel in kernels.items()}
 
 

@@ -151,7 +151,7 @@ def test_once_merged_adapters_are_there_no_more_jobs_are_held_than_can_be_worked
     engine = engine_of(tiny, library, devices=1)
     make(engine, JOBS[1:2])
     many = (dataclasses.replace(JOBS[1], seed=seed) for seed in range(100))
-    assert taken_for_the_first(engine, many) == 2 * engine.images_per_batch
+    assert taken_for_the_first(engine, many) == 5 * engine.images_per_batch  # as without adapters
 
 
 def test_each_adapter_changes_its_image(engine, images):
@@ -177,7 +177,8 @@ def test_a_merged_image_is_that_of_a_model_with_the_changed_weights(tiny, librar
     chalk = read_lora(file, {name: tiny.configs[name] for name in tiny.family.adapted_networks})
     changed = dataclasses.replace(tiny, params=jax.tree.map(np.asarray, apply(tiny.params, chalk, 1.0, 0.5)))
     whole = engine._execution.params
-    engine._execution.params = jax.device_put({**whole, **changed.params}, jax.tree.leaves(whole)[0].sharding)
+    params = jax.device_put({**whole, **changed.params}, jax.tree.leaves(whole)[0].sharding)
+    engine._execution.params = engine._execution.with_kernels(params)
     try:
         [expected] = make(engine, [dataclasses.replace(JOBS[5], loras="")])
     finally:

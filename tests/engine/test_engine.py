@@ -311,7 +311,8 @@ def test_half_precision_draws_nearly_the_same(tiny_folder, images, dtype):
 
 def test_jobs_are_taken_only_as_far_as_they_can_be_worked_on(engine, images):
     many = (dataclasses.replace(DETERMINISTIC[0], seed=seed) for seed in range(1000))
-    assert taken_for_the_first(engine, many) == 2 * engine.images_per_batch
+    # Two batches are on the devices, two are formed, and one is, for which there is room as the first is taken.
+    assert taken_for_the_first(engine, many) == 5 * engine.images_per_batch
 
 
 def test_the_program_of_another_size_is_compiled_while_batches_before_it_run(tiny):
