@@ -107,6 +107,7 @@ class Children:
         print(json.dumps(request), file=process.stdin, flush=True)
         reply = process.stdout.readline()
         if not reply:
+            process.wait()  # until its log is whole
             raise RuntimeError(f"{name} ended while it was asked {work}: see {self.build / f'{name}.log'}")
         return Measurement(**json.loads(reply))
 

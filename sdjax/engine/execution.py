@@ -16,6 +16,7 @@ from sdjax.checkpoints.checkpoint import Checkpoint
 from sdjax.checkpoints.tensors import Params
 from sdjax.diffusion.sample import Previews
 from sdjax.engine import batches, latents
+from sdjax.engine.device import program_for
 from sdjax.engine.devices import Devices, Program, shapes_of
 from sdjax.engine.inputs import BY_IMAGE, BY_SECOND_AXIS, REPLICATED, SHARDING, EncoderInputs
 from sdjax.engine.latents import latent_shape
@@ -111,12 +112,8 @@ class Execution:
         config = self.model.unet.config
         if not isinstance(config, UNetConfig):
             return params
-        return {**params, WINOGRAD: self._transformed(winograd.kernels_of(config, params[UNET]))}
-
-    def _transformed(self, kernels: Mapping[winograd.Path, Any]) -> Mapping[winograd.Path, Any]:
-        program = Program(("winograd", tuple(kernels)), _transformed, REPLICATED, REPLICATED)
-        made: Mapping[winograd.Path, Any] = self.devices.run(program, {}, dict(kernels))
-        return made
+        kernels = winograd.kernels_of(config, params[UNET])
+        return {**params, WINOGRAD: program_for("cpu", _transformed)(kernels)}
 
     @property
     def merged_loras(self) -> Any:
@@ -292,12 +289,10 @@ class Execution:
                 [by_network(networks, np.float32(each.weight), np.float32(each.text_weight)) for each in weighted],
             )
             key = "merge", jax.tree.structure(given), shapes_of(given)
-            merge = Program(key, lambda params, given: changed(params, *given), REPLICATED, REPLICATED)
-            leaves = self.devices.run(merge, self.params, given)
+            leaves, kernels = self.devices.run(Program(key, _merged_leaves, REPLICATED, REPLICATED), self.params, given)
             params = replaced(self.params, leaves)
-            merged = {path[1:-1]: leaf for path, leaf in leaves.items() if path[0] == UNET and path[-1] == "kernel"}
-            if again := {path: leaf for path, leaf in merged.items() if path in params.get(WINOGRAD, {})}:
-                params[WINOGRAD] = {**params[WINOGRAD], **self._transformed(again)}
+            if kernels:
+                params[WINOGRAD] = {**params[WINOGRAD], **kernels}
             self._merged = (loras, params)
         return self._merged[1]
 
@@ -438,8 +433,16 @@ class Execution:
         return images
 
 
-def _transformed(params: Params, kernels: Mapping[winograd.Path, Any]) -> Mapping[winograd.Path, Any]:
+def _transformed(kernels: Mapping[winograd.Path, Any]) -> Mapping[winograd.Path, Any]:
     return {path: winograd.transformed(kernel) for path, kernel in kernels.items()}
+
+
+def _merged_leaves(params: Params, given: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The leaves that LoRAs change, and the transformed ones of the kernels among them that are kept transformed."""
+    leaves = changed(params, *given)
+    kernels = {path[1:-1]: leaf for path, leaf in leaves.items() if path[0] == UNET and path[-1] == "kernel"}
+    kept = params.get(WINOGRAD, {})
+    return leaves, _transformed({path: kernel for path, kernel in kernels.items() if path in kept})
 
 
 def _goes_on(scale: int, size: tuple[int, int], height: int, width: int) -> bool:

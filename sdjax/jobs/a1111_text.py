@@ -182,7 +182,8 @@ def _sampler_options(metadata: Metadata) -> dict[str, Any]:
 
 
 def _accelerations(metadata: Metadata) -> dict[str, Any]:
-    names = [name for name in _ACCELERATIONS if metadata[name] != FIELDS[name].default]
+    # Metadata of versions before 0.5 have none of them.
+    names = [name for name in _ACCELERATIONS if metadata.get(name, FIELDS[name].default) != FIELDS[name].default]
     return _numbers(metadata, *names)
 
 
