@@ -184,5 +184,6 @@ def test_verify_reads_previews_whole(with_steps, tmp_path, problems):
     strips, animations = (sorted(out.glob(f"steps/*/{pattern}")) for pattern in ("*.png", "*.webp"))
     for path in (strips[0], animations[-1]):  # of two images
         data = path.read_bytes()
-        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+        kept = len(data) // 4  # a frame of WebP that is zeros from its middle on can be read
+        path.write_bytes(data[:kept] + bytes(len(data) - kept))
     assert [": a damaged" in problem for problem in problems(out)] == [True, True]
