@@ -5,11 +5,13 @@ transformed, multiplied place by place (sixteen matrix products over the channel
 The error is that of the plain convolution but for a factor of about two: the transforms only add, subtract and halve.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -20,6 +22,8 @@ from sdjax.models.unet_config import UNetConfig
 # Of a kernel: the rows (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2 and (0, 0, 1), along both sides.
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
+# Bytes of transformed kernels, up to which a UNet has all of them; and channels of a kernel from which on it pays.
+_SMALL, _LEAST_CHANNELS = 1 << 28, 64
 # Names of modules within a network, as flax has them.
 Path = tuple[str, ...]
 Kernels = Mapping[Path, Float[Array, "16 c d"]]
@@ -48,6 +52,7 @@ def _sums(places: list[Float[Array, "..."]]) -> list[Float[Array, "..."]]:
     return [zero + one + two, one - two - three]
 
 
+@jax.jit  # traced once for each shape, of which a network has few
 def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "16 c d"]) -> Float[Array, "b h w d"]:
     """The convolution of stride 1, padded with zeros so that the size stays.
 
@@ -68,27 +73,28 @@ def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "16 c d"]) -> Floa
 
 
 def kernels_of(config: UNetConfig, params: Mapping[str, Any]) -> dict[Path, Any]:
-    """The kernels of a UNet for which this pays, by path within it, not yet transformed.
+    """The kernels of a UNet for which this pays, by path within it, not yet transformed: of stride 1, and not narrow.
 
-    All of stride 1 but those of the lowest resolution, which would take most memory for the least time.
+    Of a large UNet without those of the lowest resolution, which would take most memory for the least time.
     """
+    found = {path: kernel for path, kernel in _kernels(params) if _pays(path, kernel.shape)}
+    if sum(16 * math.prod(kernel.shape[2:]) * kernel.dtype.itemsize for kernel in found.values()) <= _SMALL:
+        return found
     lowest = {"mid_block", "up_blocks_0", f"down_blocks_{len(config.block_out_channels) - 1}"}
-    found: dict[Path, Any] = {}
+    return {path: kernel for path, kernel in found.items() if path[0] not in lowest}
 
-    def look(tree: Mapping[str, Any], path: Path) -> None:
-        for name, inner in tree.items():
-            if isinstance(inner, Mapping):
-                look(inner, (*path, name))
-            elif name == "kernel" and inner.ndim == 4 and inner.shape[:2] == (3, 3) and _pays(path):
-                found[path] = inner
 
-    def _pays(path: Path) -> bool:
-        return path[-1] in ("conv1", "conv2") or path[-2:] == ("upsamplers_0", "conv")
+def _kernels(params: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    for name, inner in params.items():
+        if isinstance(inner, Mapping):
+            yield from _kernels(inner, (*path, name))
+        elif name == "kernel":
+            yield path, inner
 
-    for block, tree in params.items():
-        if isinstance(tree, Mapping) and block not in lowest:
-            look(tree, (block,))
-    return found
+
+def _pays(path: Path, shape: tuple[int, ...]) -> bool:
+    stride_1 = path[-1] in ("conv1", "conv2") or path[-2:] == ("upsamplers_0", "conv")
+    return stride_1 and shape[:2] == (3, 3) and min(shape[2:]) >= _LEAST_CHANNELS
 
 
 def convolving(kernels: Kernels) -> AbstractContextManager[None]:
