@@ -16,7 +16,7 @@ from benchmarks.peers.work import Work
 from sdjax.engine.device import program_for
 from sdjax.models.attention import dot_product_attention
 from sdjax.models.convolution import Conv
-from sdjax.models.winograd import convolve, convolving, kernels_of, transformed
+from sdjax.models.winograd import all_transformed, convolve, convolving, kernels_of, transformed
 
 
 def prepare(work: Work, model: Path, build: Path) -> Run:
@@ -31,15 +31,10 @@ def _unet(work: Work, folder: Path) -> Run:
     config = model.unet.config
     arrays = works.unet_inputs(work, config.in_channels, config.cross_attention_dim)
     params = model.params["unet"]
-    kernels = jax.jit(_transformed)(kernels_of(config, params)) if jax.default_backend() == "cpu" else {}
+    kernels = jax.jit(all_transformed)(kernels_of(config, params)) if jax.default_backend() == "cpu" else {}
     program = program_for(jax.default_backend(), _forward, model.unet)
     inputs = jax.device_put((params, kernels, *arrays))
     return lambda work: np.asarray(program(*inputs))
-
-
-def _transformed(kernels: Any) -> Any:
-    """As the engine keeps them on a CPU."""
-    return {path: transformed(kernel) for path, kernel in kernels.items()}
 
 
 def _forward(unet: Any, params: Any, kernels: Any, latents: Array, timesteps: Array, context: Array) -> Array:

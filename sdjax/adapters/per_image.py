@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
@@ -131,22 +132,11 @@ def arrays(
     return {
         part: {
             path[:-1]: _layer([each.get((part, *path), []) for each in acting], rank, kernel.shape, dtype)
-            for path, kernel in _kernels(tree)
-            if (rank := getattr(shape, _group((part, *path))))
+            for path, kernel in flatten_dict(tree).items()
+            if path[-1] == "kernel" and (rank := getattr(shape, _group((part, *path))))
         }
         for part, tree in params.items()
     }
-
-
-def _kernels(params: Mapping[str, Any], path: Path = ()) -> list[tuple[Path, Any]]:
-    """The kernels of a network with their paths."""
-    found: list[tuple[Path, Any]] = []
-    for name, inner in params.items():
-        if isinstance(inner, Mapping):
-            found += _kernels(inner, (*path, name))
-        elif name == "kernel":
-            found.append(((*path, name), inner))
-    return found
 
 
 def _layer(

@@ -86,7 +86,9 @@ def folder_to_file(
     _check_name(file)
     folder = of_folder(root, variant, pickled)
     if len(folder.family.text_networks) != 1:
-        raise CheckpointError(f"{root}: {folder.family.name} has no single file: the original code has one encoder")
+        raise CheckpointError(
+            f"{root}: {folder.family.name} has no single file: the original code has one text encoder"
+        )
     recorded = root / _WRITTEN
     if recorded.is_file() and not prune:
         targets, header = _as_recorded(root, recorded, folder.parameters)

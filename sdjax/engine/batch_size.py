@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-import jax
 from jax.stages import Compiled
 
 from sdjax.engine.execution import Execution
 from sdjax.engine.memory import free_bytes
 from sdjax.engine.passes import Task
 from sdjax.engine.uncomputed import Uncomputed
-from sdjax.engine.xla_settings import pinned
 from sdjax.library.opened import OpenLibrary
 
 # Images per device that are tried. More make no device faster, and leave more of the last batch of a run unused.
@@ -72,8 +70,7 @@ def largest(sizes: Sequence[int], needed: Callable[[int], int], limit: int) -> i
 def _programs(execution: Execution, task: Task, library: OpenLibrary, size: int) -> list[Compiled]:
     """The compiled programs of a task's passes, in batches of `size` images per device."""
     devices = Uncomputed(execution.devices)
-    with pinned(), jax.default_device(devices.all[0]):
-        execution.on(devices, size).begin([task], library)
+    execution.on(devices, size).begin([task], library)
     return devices.programs
 
 

@@ -35,12 +35,17 @@ def program_for(platform: str, function: Callable[..., Any], *settings: Any) -> 
       function: pure, of `settings` and then of arrays.
       settings: its first arguments, hashable.
     """
-
-    # A function of its own: of a partial one JAX takes the repr, with every array of a model in it.
-    def program(*arrays: Any) -> Any:
-        return function(*settings, *arrays)
-
+    program = as_function(functools.partial(function, *settings))
     return jax.jit(program, compiler_options=compiler_options(platform))
+
+
+def as_function(partial: Callable[..., Any]) -> Callable[..., Any]:
+    """A partial function as a plain one: of a partial one JAX takes the repr, with every array of a model in it."""
+
+    def program(*arrays: Any) -> Any:
+        return partial(*arrays)
+
+    return program
 
 
 def platform_of(params: Any) -> str:

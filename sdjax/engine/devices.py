@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from sdjax.engine.device import compiler_options
+from sdjax.engine.device import as_function, compiler_options
 from sdjax.engine.inputs import BY_IMAGE, REPLICATED
 
 # Programs that are kept: images may be of as many sizes.
@@ -98,14 +98,9 @@ class Devices:
 
     def _compile(self, program: Program, params: Any, inputs: Any) -> Callable[[Any, Any], Any]:
         program.on_compile()
-
-        # A function of its own: of a partial one JAX takes the repr, with every array of a model in it.
-        def share(params: Any, inputs: Any) -> Any:
-            return program.function(params, inputs)
-
         # Nothing crosses devices, and the loops of devices may differ in length: no replication to check.
         mapped = jax.shard_map(
-            share,
+            as_function(program.function),
             mesh=self.mesh,
             in_specs=(REPLICATED, program.inputs),
             out_specs=program.outputs,

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -113,7 +113,7 @@ class Execution:
         if not isinstance(config, UNetConfig):
             return params
         kernels = winograd.kernels_of(config, params[UNET])
-        return {**params, WINOGRAD: program_for("cpu", _transformed)(kernels)}
+        return {**params, WINOGRAD: program_for("cpu", winograd.all_transformed)(kernels)}
 
     @property
     def merged_loras(self) -> Any:
@@ -433,16 +433,12 @@ class Execution:
         return images
 
 
-def _transformed(kernels: Mapping[winograd.Path, Any]) -> Mapping[winograd.Path, Any]:
-    return {path: winograd.transformed(kernel) for path, kernel in kernels.items()}
-
-
 def _merged_leaves(params: Params, given: tuple[Any, Any]) -> tuple[Any, Any]:
     """The leaves that LoRAs change, and the transformed ones of the kernels among them that are kept transformed."""
     leaves = changed(params, *given)
     kernels = {path[1:-1]: leaf for path, leaf in leaves.items() if path[0] == UNET and path[-1] == "kernel"}
     kept = params.get(WINOGRAD, {})
-    return leaves, _transformed({path: kernel for path, kernel in kernels.items() if path in kept})
+    return leaves, winograd.all_transformed({path: kernel for path, kernel in kernels.items() if path in kept})
 
 
 def _goes_on(scale: int, size: tuple[int, int], height: int, width: int) -> bool:

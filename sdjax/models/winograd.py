@@ -2,25 +2,22 @@
 
 Lavin and Gray 2016, arXiv:1509.09308. An image is cut into tiles of 4x4 that overlap by 2; tiles and kernel are
 transformed, multiplied place by place (sixteen matrix products over the channels), and transformed back to 2x2 each.
-The error is that of the plain convolution but for a factor of about two: the transforms only add, subtract and halve.
+Results differ from those of the plain convolution by up to 1e-6 of the largest (320 to 2560 channels, float32).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax.traverse_util import flatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
 from sdjax.models.unet_config import UNetConfig
-
-# Of a kernel: the rows (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2 and (0, 0, 1), along both sides.
-_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 # Bytes of transformed kernels, up to which a UNet has all of them; and channels of a kernel from which on it pays.
 _SMALL, _LEAST_CHANNELS = 1 << 28, 64
@@ -30,7 +27,10 @@ Kernels = Mapping[Path, Float[Array, "16 c d"]]
 
 
 def transformed(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "16 c d"]:
-    """A kernel as `convolve` takes it."""
+    """A kernel as `convolve` takes it.
+
+    Its rows and columns are multiplied by (1, 0, 0), (1, 1, 1) / 2, (1, -1, 1) / 2 and (0, 0, 1).
+    """
 
     def along(axis: int, x: Float[Array, "..."]) -> Float[Array, "..."]:
         first, middle, last = (lax.index_in_dim(x, place, axis, keepdims=True) for place in range(3))
@@ -38,6 +38,11 @@ def transformed(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "16 c d"]:
         return jnp.concatenate([first, 0.5 * ends + half, 0.5 * ends - half, last], axis)
 
     return along(1, along(0, kernel)).reshape(16, *kernel.shape[2:])
+
+
+def all_transformed(kernels: Mapping[Path, Float[Array, "3 3 c d"]]) -> Kernels:
+    """Kernels as `convolving` takes them."""
+    return {path: transformed(kernel) for path, kernel in kernels.items()}
 
 
 def _differences(x: Float[Array, "..."], axis: int, tiles: int) -> list[Float[Array, "..."]]:
@@ -77,19 +82,12 @@ def kernels_of(config: UNetConfig, params: Mapping[str, Any]) -> dict[Path, Any]
 
     Of a large UNet without those of the lowest resolution, which would take most memory for the least time.
     """
-    found = {path: kernel for path, kernel in _kernels(params) if _pays(path, kernel.shape)}
+    leaves = flatten_dict(params).items()
+    found = {path[:-1]: leaf for path, leaf in leaves if path[-1] == "kernel" and _pays(path[:-1], leaf.shape)}
     if sum(16 * math.prod(kernel.shape[2:]) * kernel.dtype.itemsize for kernel in found.values()) <= _SMALL:
         return found
     lowest = {"mid_block", "up_blocks_0", f"down_blocks_{len(config.block_out_channels) - 1}"}
     return {path: kernel for path, kernel in found.items() if path[0] not in lowest}
-
-
-def _kernels(params: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for name, inner in params.items():
-        if isinstance(inner, Mapping):
-            yield from _kernels(inner, (*path, name))
-        elif name == "kernel":
-            yield path, inner
 
 
 def _pays(path: Path, shape: tuple[int, ...]) -> bool:

@@ -69,7 +69,7 @@ def test_with_a_device_the_programs_run_in_turns(monkeypatch: pytest.MonkeyPatch
 def test_splash_attention_compiles_and_its_traffic_is_that_of_the_formula(
     topology: str, tokens: int, keys: int, heads: int, width: int
 ) -> None:
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason="needs libtpu: make accelerator")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
@@ -94,6 +94,6 @@ def test_splash_attention_compiles_and_its_traffic_is_that_of_the_formula(
 def test_the_programs_compile_for_tpus_and_move_nothing_between_these_and_their_hosts(
     program: str, topology: str
 ) -> None:
-    pytest.importorskip("libtpu")
+    pytest.importorskip("libtpu", reason="needs libtpu: make accelerator")
     found = accelerator.counted(Case(program, "emoji", 4), "bfloat16", topology, None)
     assert found["roofline_ms"] >= found["arithmetic_ms"] > 0

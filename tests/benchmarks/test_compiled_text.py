@@ -35,7 +35,7 @@ ENTRY %main.3 (q: bf16[64,40,4096], k: bf16[64,40,4096], v: bf16[64,40,4096]) ->
   %while.1 = (s32[]{:T(128)}, f32[256,128]{1,0:T(8,128)}) while(%tuple.1), condition=%turns.2, body=%turn.3, metadata={}
   ROOT %out = bf16[64,4096,40]{2,1,0:T(8,128)(2,1)} get-tuple-element(%splash_mha_fwd_no_residuals.1), index=1
 }
-"""  # noqa: E501
+"""  # noqa: E501 (as the compiler writes it)
 
 
 def test_an_array_in_memory_is_filled_up_to_whole_tiles() -> None:

@@ -130,5 +130,5 @@ def test_a_family_of_a_package_without_the_pipeline_that_names_it_is_an_error(mo
 
 
 def test_a_family_of_two_text_encoders_has_no_single_file(folder):
-    with pytest.raises(CheckpointError, match="Two texts has no single file: the original code has one encoder"):
+    with pytest.raises(CheckpointError, match="Two texts has no single file: the original code has one text encoder"):
         convert.folder_to_file(folder, folder / "model.safetensors", CLIP)

@@ -17,10 +17,11 @@ def arrays(queries: int, keys: int, width: int, *, batch: int = 1, heads: int = 
     """Random (query, key, value) in bfloat16."""
     drawn = jax.random.split(jax.random.key(0), 3)
     lengths = queries, keys, keys
-    return tuple(  # type: ignore[return-value]
+    query, key, value = (
         jax.random.normal(key, (batch, length, heads, width), jnp.bfloat16)
         for key, length in zip(drawn, lengths, strict=True)
     )
+    return query, key, value
 
 
 def exact(query: Array, key: Array, value: Array) -> np.ndarray:
